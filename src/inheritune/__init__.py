@@ -1,0 +1,18 @@
+"""Turn a large trained language model into a smaller one that is as good: inherit, train, compare, grow."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .initialization import inherit
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "inherit"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import inheritune` and `inheritune --help` need not wait for torch."""
+    if name == "inherit":
+        from .initialization import inherit
+
+        return inherit
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
