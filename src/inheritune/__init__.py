@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .initialization import inherit
+    from inheritune.initialization import inherit
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "inherit"]
@@ -12,7 +12,7 @@ __all__ = ["__version__", "inherit"]
 def __getattr__(name: str) -> Any:
     """Import on first use: `import inheritune` and `inheritune --help` need not wait for torch."""
     if name == "inherit":
-        from .initialization import inherit
+        from inheritune.initialization import inherit
 
         return inherit
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,6 +7,7 @@ writer was killed and however full the disk was.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -67,8 +68,10 @@ def directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             temporary.rename(path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if _disk_is_full(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
     _sync_directory(path.parent)
 
@@ -90,6 +93,11 @@ def sha256(path: Path) -> str:
 
 def _temporary_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
+
+
+def _disk_is_full(error: BaseException) -> bool:
+    """Whether a library that has errors of its own (safetensors) ran into a full disk."""
+    return not isinstance(error, OSError) and os.strerror(errno.ENOSPC) in str(error)
 
 
 def _sync_directory(path: Path) -> None:

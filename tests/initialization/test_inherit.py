@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import ARCHITECTURES, LAYERS, tiny_model, tokens
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from inheritune import inherit
 from inheritune.initialization import append
 from inheritune.models.architecture import PER_LAYER_FIELDS, blocks, layer_count
+from tiny_models import ARCHITECTURES, LAYERS, tiny_model, tokens
 
 CUTS = (1, 2, 3, LAYERS)
 
@@ -155,7 +155,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"intermediate_size": 64', '"intermediate_size": 48'))
-    with pytest.raises(ValueError, match="size mismatch|another shape|cannot load the model"):
+    with pytest.raises(ValueError, match=r"size mismatch|another shape|cannot load"):
         inherit(tmp_path, 2)
 
 

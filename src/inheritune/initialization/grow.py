@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ..models.architecture import layer_count
-from .inherit import inherit
+from inheritune.initialization.inherit import inherit
+from inheritune.models.architecture import layer_count
 
 
 def append(

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ..models.architecture import blocks_name, cut_config
-from ..models.presets import freeze_biases
-from ..models.pretrained import load_config, load_model
+from inheritune.models.architecture import blocks_name, cut_config
+from inheritune.models.presets import freeze_biases
+from inheritune.models.pretrained import load_config, load_model
 
 
 def inherit(

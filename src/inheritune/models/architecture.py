@@ -11,7 +11,7 @@ import copy
 import logging
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 logger = logging.getLogger(__name__)
@@ -130,24 +130,33 @@ def cut_config(config: PretrainedConfig, layers: int) -> PretrainedConfig:
 
 
 def head_is_linear(model: PreTrainedModel) -> bool:
-    """Whether logits are just `head(last hidden state)`: no soft-capping, scaling or projection after it.
+    """Whether logits are just `head(last hidden state)`: no soft-capping, scaling or projection around it.
 
-    Tried on the model itself with a few tokens, so it holds for architectures nobody listed.
+    Tried on the model itself with a few tokens, so it holds for architectures nobody listed. The head's output
+    is made large for the trial, because soft-capping leaves the small logits of an untrained model alone.
     """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        return False
+    seen: dict[str, Tensor] = {}
+
+    def enlarge(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        seen["hidden"], seen["logits"] = inputs[0], 1000 * output
+        return seen["logits"]
+
     training = model.training
     model.eval()
+    hook = head.register_forward_hook(enlarge)
     try:
-        tokens = torch.arange(4, device=model.device)[None] % model.get_input_embeddings().num_embeddings
+        tokens = torch.arange(4, device=model.device)[None] % head.out_features
         with torch.no_grad():
             logits = model(input_ids=tokens, use_cache=False).logits
-            head = model.get_output_embeddings()
-            if not isinstance(head, nn.Linear):
-                return False
             hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-            # Experts may be summed in another order from call to call: equal to rounding is enough.
-            return bool(torch.allclose(head(hidden), logits, rtol=1e-3, atol=1e-4))
     finally:
+        hook.remove()
         model.train(training)
+    # Experts may be summed in another order from call to call: equal to rounding is enough.
+    return torch.equal(logits, seen["logits"]) and torch.allclose(hidden, seen["hidden"], rtol=1e-3, atol=1e-4)
 
 
 def parameter_count(model: PreTrainedModel) -> int:

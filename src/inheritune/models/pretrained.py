@@ -14,9 +14,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from .. import atomic
-from .architecture import blocks_name
-from .presets import freeze_biases
+from inheritune import atomic
+from inheritune.models.architecture import blocks_name
+from inheritune.models.presets import freeze_biases
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,5 @@
+"""`python -m inheritune`."""
+
+from inheritune.cli.main import main
+
+main()

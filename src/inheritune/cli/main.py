@@ -1,0 +1,95 @@
+"""The command `inheritune`: one verb for each job. No logic here: parse, call, print."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+import traceback
+from typing import Annotated
+
+import click
+import typer
+
+from inheritune import __version__
+from inheritune.cli.inherit import inherit_command
+from inheritune.cli.plan import plan_command
+from inheritune.cli.prepare import prepare_command
+from inheritune.cli.quickstart import quickstart_command
+from inheritune.cli.report import report_command
+from inheritune.cli.run import run_command
+from inheritune.cli.train import train_command
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="inheritune",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("quickstart")(quickstart_command)
+app.command("prepare")(prepare_command)
+app.command("inherit")(inherit_command)
+app.command("plan")(plan_command)
+app.command("run")(run_command)
+app.command("train")(train_command)
+app.command("report")(report_command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Show where in the program an error arose (works after any verb too)."),
+    ] = False,
+) -> None:
+    """Turn a large trained language model into a smaller one that is as good: inherit, train, compare, grow."""
+
+
+def main() -> None:
+    """Run the command; what users can mend is said in one sentence, with exit code 2."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        code = app(args=arguments, prog_name="inheritune", standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(INTERRUPTED)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        sentence = _sentence(error)
+        if debug or sentence is None:
+            traceback.print_exc()
+        if sentence is None:
+            sys.exit(1)
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(INTERRUPTED if type(error).__name__ == "Interrupted" else USER_ERROR)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user, or None if it is our mistake and not theirs."""
+    if isinstance(error, OSError):
+        if error.errno == errno.ENOSPC:
+            where = f" at {error.filename}" if error.filename else ""
+            return f"the disk is full{where}; nothing half-written counts as finished: free some space and repeat"
+        return f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
+    if isinstance(error, ValueError) or type(error).__name__ == "Interrupted":
+        return " ".join(str(error).split())
+    return None

@@ -1,0 +1,70 @@
+"""inheritune prepare: text to token shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def prepare_command(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="openwebtext, fineweb-edu, redpajama-1b, a Hugging Face data set, or local files, folders or "
+            "patterns: .txt (one document each), .jsonl, .parquet; text may be .gz, .xz or .zst.",
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the shards.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer: a Hugging Face model id, or a folder.")
+    ] = None,
+    train_tokenizer: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Train a byte-level BPE of N tokens on the sources instead."),
+    ] = None,
+    validation: Annotated[float, typer.Option(help="Fraction of the documents to hold out.")] = 0.005,
+    workers: Annotated[int | None, typer.Option(help="Encoding threads; one a core by default.")] = None,
+    text_field: Annotated[str, typer.Option(help="Field or column that holds the text.")] = "text",
+    split: Annotated[str, typer.Option(help="Split of a Hugging Face data set.")] = "train",
+    config: Annotated[str | None, typer.Option(help="Configuration of a Hugging Face data set.")] = None,
+    seed: Annotated[int, typer.Option(help="Changes which documents are held out.")] = 0,
+    max_documents: Annotated[int | None, typer.Option(help="Stop after this many documents.")] = None,
+    end_of_text: Annotated[
+        str | None, typer.Option(metavar="TOKEN", help="End-of-text token, where the tokenizer names none.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the tokenizer.")
+    ] = False,
+) -> None:
+    """Tokenize text into shards. Started again after an interruption, it goes on from where it stopped."""
+    from rich.console import Console
+
+    from inheritune.data.prepare import prepare
+    from inheritune.data.progress import shown
+    from inheritune.data.shards import MANIFEST
+
+    already = (output / MANIFEST).exists()
+    with shown() as progress:
+        manifest = prepare(
+            sources,
+            output,
+            tokenizer=tokenizer,
+            train_tokenizer=train_tokenizer,
+            validation=validation,
+            workers=workers,
+            text_field=text_field,
+            split=split,
+            config=config,
+            seed=seed,
+            max_documents=max_documents,
+            end_of_text=end_of_text,
+            trust_remote_code=trust_remote_code,
+            progress=progress,
+        )
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{output} {'was finished already; nothing is changed' if already else 'is finished'}")
+    for name, split_record in manifest.splits.items():
+        console.print(f"  {name}: {split_record.documents:,} documents, {split_record.tokens:,} tokens")

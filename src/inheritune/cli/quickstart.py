@@ -1,0 +1,34 @@
+"""`inheritune quickstart`: the whole paper in small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def quickstart_command(
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="Train on this text (.txt, .jsonl, .parquet; a file, folder or glob; repeatable)."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run directory.")] = Path("runs/quickstart"),
+) -> None:
+    """Train a small reference on the docstrings of the installed packages, or on --text, and shrink it."""
+    import shlex
+    import sys
+
+    from inheritune.cli.console import console, print_line, quiet
+    from inheritune.quickstart import quickstart
+    from inheritune.report import rounds_table, verdict_sentence, write_report
+    from inheritune.run_directory import RunDirectory
+
+    quiet()
+    if RunDirectory(output).finished:
+        print_line(f"{output} is finished; nothing was changed. Remove it to run again.")
+    summary = quickstart(output, text or (), command=shlex.join(["inheritune", *sys.argv[1:]]))
+    console.print(rounds_table(summary))
+    print_line(verdict_sentence(summary))
+    print_line(f"model:  {output / 'final'}")
+    print_line(f"report: {write_report(output)}")

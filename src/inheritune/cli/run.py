@@ -1,0 +1,36 @@
+"""`inheritune run`: Algorithm 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run_command(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run directory; by default runs/NAME.")
+    ] = None,
+) -> None:
+    """Inherit, train, compare, grow, until the small model is as good as the large one. Repeat it to go on."""
+    import shlex
+    import sys
+
+    from inheritune.cli.console import console, print_line, quiet
+    from inheritune.config import Recipe, load_recipe
+    from inheritune.recipe import run
+    from inheritune.report import rounds_table, verdict_sentence, write_report
+    from inheritune.run_directory import RunDirectory
+
+    quiet()
+    settings = load_recipe(recipe, Recipe)
+    directory = output or Path("runs") / settings.name
+    if RunDirectory(directory).finished:
+        print_line(f"{directory} is finished; nothing was changed.")
+    summary = run(settings, directory, command=shlex.join(["inheritune", *sys.argv[1:]]))
+    console.print(rounds_table(summary))
+    print_line(verdict_sentence(summary))
+    print_line(f"model:  {directory / 'final'}")
+    print_line(f"report: {write_report(directory)}")

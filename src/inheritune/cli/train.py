@@ -1,0 +1,32 @@
+"""`inheritune train`: a single model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train_command(
+    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML) with `model` and `training`.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory; by default runs/NAME.")
+    ] = None,
+) -> None:
+    """Train one model, from random weights or from a checkpoint. Repeat it to go on."""
+    import shlex
+    import sys
+
+    from inheritune.cli.console import print_line, quiet
+    from inheritune.config import TrainRecipe, load_recipe
+    from inheritune.single import train_model
+
+    quiet()
+    settings = load_recipe(recipe, TrainRecipe)
+    directory = output or Path("runs") / settings.name
+    losses = train_model(settings, directory, command=shlex.join(["inheritune", *sys.argv[1:]]))
+    print_line(
+        f"validation loss {losses.mean:.4f} +- {losses.standard_error:.4f} over {len(losses.losses)} windows"
+    )
+    print_line(f"model: {directory / 'model'}")

@@ -1,0 +1,76 @@
+"""From token shards to tensors of windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inheritune.config import Data
+from inheritune.data.shards import Split, open_split, verify
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The splits of prepared text, and how they are cut into windows."""
+
+    path: Path
+    train: Split
+    validation: Split
+    window: int
+    order: Literal["shuffled", "sequential"]
+
+    @property
+    def windows(self) -> int:
+        """Training windows in one epoch."""
+        return window_count(self.train, self.window)
+
+    @property
+    def validation_windows(self) -> int:
+        """Windows of the validation split."""
+        return window_count(self.validation, self.window)
+
+
+def open_data(settings: Data) -> TrainingData:
+    """Open the shards that a recipe names.
+
+    Raises:
+        ValueError: no shards there, a damaged file, or a split shorter than one window.
+    """
+    if settings.verify:
+        verify(settings.path)
+    train, validation = open_split(settings.path, "train"), open_split(settings.path, "validation")
+    for name, split in (("training", train), ("validation", validation)):
+        if window_count(split, settings.window) == 0:
+            raise ValueError(
+                f"the {name} split of {settings.path} has {split.tokens} tokens, fewer than one window "
+                f"of {settings.window}"
+            )
+    return TrainingData(settings.path, train, validation, settings.window, settings.order)
+
+
+def window_count(split: Split, window: int) -> int:
+    """How many non-overlapping windows a split has; the last needs one token more, for its target."""
+    return max(0, (split.tokens - 1) // window)
+
+
+def read_windows(split: Split, numbers: np.ndarray, window: int) -> Tensor:
+    """Windows by their numbers: int64 [len(numbers), window + 1]. Column t + 1 is the target of column t."""
+    rows = [split.read(int(n) * window, (int(n) + 1) * window + 1) for n in numbers]
+    return torch.from_numpy(np.stack(rows))
+
+
+def batches(
+    split: Split, numbers: np.ndarray, window: int, size: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets of these windows, int64 [at most `size`, window] each, on the device."""
+    for start in range(0, len(numbers), size):
+        windows = read_windows(split, numbers[start : start + size], window)
+        if device.type == "cuda":
+            windows = windows.pin_memory().to(device, non_blocking=True)
+        yield windows[:, :-1].contiguous(), windows[:, 1:].contiguous()

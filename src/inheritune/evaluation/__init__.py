@@ -1,0 +1,1 @@
+"""Is the small model as good as the large one?"""

@@ -1,0 +1,148 @@
+"""Validation loss per window, and the comparison of two models on the same windows."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from inheritune import atomic
+from inheritune.data.loader import TrainingData, batches, window_count
+from inheritune.data.shards import Split
+from inheritune.training.device import MICRO_BATCH_TOKENS, Hardware
+from inheritune.training.loop import Validate
+from inheritune.training.loss import NextTokenLoss
+
+Z95 = 1.959963984540054
+"""Half-width of a 95% interval of the normal distribution, in standard errors."""
+
+
+@dataclass(frozen=True)
+class WindowLosses:
+    """Validation loss of a model.
+
+    Args:
+        losses: mean loss of each window, nats per token, float64 [windows].
+        window: tokens of each.
+    """
+
+    losses: np.ndarray
+    window: int
+
+    @property
+    def mean(self) -> float:
+        """Validation loss, nats per token."""
+        return float(self.losses.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean over windows."""
+        return _standard_error(self.losses)
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, at once."""
+        values: dict[str, Any] = {
+            "loss": self.mean,
+            "standard_error": self.standard_error,
+            "windows": len(self.losses),
+            "window_tokens": self.window,
+            "losses": [float(x) for x in self.losses],
+        }
+        atomic.write_json(path, values)
+
+    @classmethod
+    def load(cls, path: Path) -> WindowLosses:
+        """Read what `save` wrote."""
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return cls(np.array(values["losses"], dtype=np.float64), values["window_tokens"])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A small model against its reference, window by window.
+
+    Args:
+        difference: mean of (target - reference), nats per token; negative means that the target is better.
+        standard_error: of that mean, over windows.
+        interval: 95% interval of the mean (normal approximation).
+        parity: whether the difference is at most the margin (Algorithm 1, step 3).
+    """
+
+    difference: float
+    standard_error: float
+    interval: tuple[float, float]
+    parity: bool
+
+
+def validate(
+    model: PreTrainedModel,
+    split: Split,
+    window: int,
+    hardware: Hardware,
+    windows: int | Literal["all"] = "all",
+) -> WindowLosses:
+    """Loss of a model on the non-overlapping windows of a split.
+
+    Args:
+        model: on the hardware's device; put into evaluation mode for the time.
+        split: where the windows are.
+        window: tokens of each.
+        hardware: precision.
+        windows: all of them, or this many, spread evenly.
+
+    Raises:
+        ValueError: the split is shorter than one window.
+    """
+    available = window_count(split, window)
+    if available == 0:
+        raise ValueError(f"the validation split has {split.tokens} tokens, fewer than one window of {window}")
+    count = available if windows == "all" else min(windows, available)
+    numbers = np.arange(count, dtype=np.int64) * available // count
+    loss = NextTokenLoss(model)
+    size = max(1, MICRO_BATCH_TOKENS[hardware.device.type] // window)
+    mode = model.training
+    model.eval()
+    try:
+        losses = []
+        for inputs_bt, targets_bt in batches(split, numbers, window, size, hardware.device):
+            with hardware.autocast():
+                losses.append(loss.per_window(inputs_bt, targets_bt))
+        return WindowLosses(torch.cat(losses).double().cpu().numpy(), window)
+    finally:
+        model.train(mode)
+
+
+def validator(data: TrainingData, hardware: Hardware) -> Validate:
+    """Validation on this data, as the training loop calls it."""
+
+    def validate_on(model: PreTrainedModel, windows: int | Literal["all"]) -> WindowLosses:
+        return validate(model, data.validation, data.window, hardware, windows)
+
+    return validate_on
+
+
+def compare(target: WindowLosses, reference: WindowLosses, margin: float = 0.0) -> Comparison:
+    """Paired comparison on the same windows.
+
+    Raises:
+        ValueError: the two were not measured on the same windows.
+    """
+    if target.window != reference.window or len(target.losses) != len(reference.losses):
+        raise ValueError(
+            f"cannot pair {len(target.losses)} windows of {target.window} tokens with "
+            f"{len(reference.losses)} of {reference.window}: both models need the same validation windows"
+        )
+    differences = target.losses - reference.losses
+    mean, error = float(differences.mean()), _standard_error(differences)
+    interval = (mean - Z95 * error, mean + Z95 * error)
+    return Comparison(mean, error, interval, parity=mean <= margin)
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0

@@ -1,0 +1,64 @@
+"""From a model's name to a smaller checkpoint in a folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from inheritune.initialization.inherit import inherit
+from inheritune.models.architecture import layer_count, parameter_count
+from inheritune.models.pretrained import load_config, load_tokenizer, save_model
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What was made: layers kept, layers there were, parameters of the result."""
+
+    layers: int
+    of_layers: int
+    parameters: int
+
+
+def cut_to_folder(
+    model: str,
+    layers: int,
+    output: Path,
+    *,
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Cut:
+    """`inherit`, and save the result with its tokenizer and a model card.
+
+    Raises:
+        ValueError: as `inherit`, or an unknown dtype.
+        FileExistsError: there is something at `output` already.
+    """
+    if output.exists():
+        raise FileExistsError(f"{output} exists already; nothing was written")
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    depth = layer_count(load_config(model, revision=revision, trust_remote_code=trust_remote_code))
+    small = inherit(model, layers, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_model(small, output, tokenizer=tokenizer, card=_card(model, layers, depth))
+    return Cut(layers, depth, parameter_count(small))
+
+
+def _card(model: str, layers: int, depth: int) -> str:
+    name = Path(model).name if Path(model).exists() else model
+    base = "" if Path(model).exists() else f"base_model: {model}\n"
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+{base}tags: [inheritune]
+---
+# The first {layers} of {depth} layers of {name}
+
+Blocks 0 to {layers - 1}, all embeddings, the final norm and the head of {name}, as they are: the first step of
+*Inheritune: Training Smaller Yet More Attentive Language Models* (arXiv 2404.08634). It is meant to be trained
+further; as it is, it predicts far worse than {name}.
+"""

@@ -1,0 +1,72 @@
+"""How much a model costs: parameters, training FLOPs, memory."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from inheritune.models.architecture import blocks, parameter_count
+from inheritune.models.presets import freeze_biases
+
+
+def on_meta(config: PretrainedConfig) -> PreTrainedModel:
+    """The model without its weights: shapes only, whatever its size."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    freeze_biases(model)
+    return model
+
+
+def flops_per_token(model: PreTrainedModel, window: int) -> float:
+    """FLOPs of training on one token: forward, and twice that backward.
+
+    6 for each weight that a token is multiplied with (matrices in the blocks, and the head, tied or not; of
+    experts only those a token is sent to), and 12 * hidden attention width * context for each layer's
+    attention scores and values, as in PaLM (Chowdhery et al., 2022, appendix B). Sliding windows count as
+    the context they see; the causal half is not subtracted.
+    """
+    config = model.config.get_text_config()
+    matrices = sum(_active_weights(block, config) for block in blocks(model))
+    head = model.get_output_embeddings()
+    matrices += head.weight.numel()
+    heads = config.num_attention_heads if hasattr(config, "num_attention_heads") else 0
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // max(1, heads))
+    attention = sum(
+        12.0 * width * min(window, seen) for seen in _contexts(config, len(blocks(model)), window)
+    )
+    return 6.0 * matrices + attention
+
+
+def training_memory(model: PreTrainedModel) -> int:
+    """Bytes of weights, gradients and AdamW's two moments, all float32; activations come on top."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    return 16 * trained + 4 * frozen
+
+
+def _active_weights(block: nn.Module, config: PretrainedConfig) -> int:
+    """Entries of the block's weight matrices that one token meets."""
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    per_token = getattr(config, "num_experts_per_tok", None)
+    total = 0.0
+    for name, parameter in block.named_parameters():
+        if parameter.dim() < 2:
+            continue
+        share = per_token / experts if experts and per_token and "experts" in name else 1.0
+        total += share * parameter.numel()
+    return round(total)
+
+
+def _contexts(config: PretrainedConfig, layers: int, window: int) -> list[int]:
+    """How far back each layer looks, in tokens."""
+    sliding = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if not sliding:
+        return [window] * layers
+    if not kinds:
+        return [sliding] * layers
+    return [sliding if kind == "sliding_attention" else window for kind in kinds]
+
+
+__all__ = ["flops_per_token", "on_meta", "parameter_count", "training_memory"]

@@ -1,0 +1,271 @@
+"""Inheritune: the whole of Algorithm 1 (arXiv 2404.08634, section 2).
+
+reference <- a trained model of k layers
+n <- k / 2
+repeat
+    small <- the first n blocks of the reference, its embeddings, final norm and head
+    train small
+    if small's validation loss <= the reference's: done
+    n <- n + 2
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from inheritune.config import Recipe
+from inheritune.data.loader import TrainingData, open_data
+from inheritune.evaluation.validation import WindowLosses, compare, validator
+from inheritune.initialization import append, inherit
+from inheritune.models.architecture import layer_count, parameter_count
+from inheritune.models.presets import from_config
+from inheritune.models.pretrained import load_config, load_model
+from inheritune.models.size import flops_per_token, on_meta
+from inheritune.result import write_final, write_samples
+from inheritune.run_directory import ReferenceFigures, RoundFigures, RunDirectory, Summary, Verdict
+from inheritune.single import environment, scratch_config
+from inheritune.training.checks import check_fit, check_tied
+from inheritune.training.device import Hardware, choose_hardware
+from inheritune.training.loop import Outcome, train
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run at work: what was asked for, and where and on what it happens."""
+
+    recipe: Recipe
+    folder: RunDirectory
+    data: TrainingData
+    hardware: Hardware
+    summary: Summary
+
+
+def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
+    """Algorithm 1: inherit, train, compare, grow, until the small model is as good as the reference.
+
+    Called again on the same directory it goes on from where it stopped; on a finished one it only returns the
+    figures.
+
+    Args:
+        recipe: what to do.
+        directory: of the run; see `run_directory`.
+        command: what the user typed, for the record.
+
+    Raises:
+        ValueError: something the user can mend, in one sentence.
+        Interrupted: a signal asked to stop; everything is saved.
+    """
+    hardware = choose_hardware(recipe.training)
+    folder = RunDirectory(directory)
+    folder.open(recipe, environment(hardware, command))
+    if folder.finished:
+        return folder.read_summary()
+    summary = Summary(name=recipe.name, margin=recipe.parity.margin)
+    this = Run(recipe, folder, open_data(recipe.data), hardware, summary)
+
+    reference = obtain_reference(this)
+    layers = first_cut(recipe.start_layers, reference.layers)
+    previous: Path | None = None
+    for number in count(1):
+        small = one_round(this, reference, number, layers, previous)
+        summary.verdict = verdict(this, reference, number, layers)
+        if summary.verdict:
+            break
+        previous, layers = small, layers + recipe.grow.layers
+
+    finish(this, reference, small)
+    folder.record("finished", number, summary)
+    return summary
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The large model, on disk: it is read only as far as it is needed."""
+
+    source: str | Path
+    revision: str | None
+    trust_remote_code: bool
+    config: PretrainedConfig
+    losses: WindowLosses
+    training_flops: float | None
+
+    @property
+    def layers(self) -> int:
+        """Its depth, k."""
+        return layer_count(self.config)
+
+
+def obtain_reference(this: Run) -> Reference:
+    """Train the reference, or find the trained one; measure its validation loss either way."""
+    this.folder.record("reference", 0, this.summary)
+    source = this.recipe.reference
+    location, outcome = trained_here(this) if source.architecture is not None else found(this)
+    revision, trust = source.revision, source.trust_remote_code
+    config = load_config(location, revision=revision, trust_remote_code=trust)
+    losses = WindowLosses.load(this.folder.reference / "validation.json")
+    shape = on_meta(config)
+    flops = outcome.flops if outcome else None
+    if source.training_tokens is not None:
+        flops = flops_per_token(shape, this.data.window) * source.training_tokens
+    this.summary.reference = ReferenceFigures(
+        layers=layer_count(config),
+        parameters=parameter_count(shape),
+        loss=losses.mean,
+        windows=len(losses.losses),
+        training_flops=flops,
+        steps=outcome.steps if outcome else None,
+    )
+    return Reference(location, revision, trust, config, losses, flops)
+
+
+def trained_here(this: Run) -> tuple[Path, Outcome]:
+    """Train the reference from random weights."""
+    source = this.recipe.reference
+    training = source.training
+    assert training is not None, "the recipe fills it in"
+    config = scratch_config(source, this.data)
+    _, outcome = train(
+        lambda: from_config(config, training.seed),
+        this.data,
+        training,
+        this.folder.reference,
+        hardware=this.hardware,
+        validate=validator(this.data, this.hardware),
+        title=f"reference, {layer_count(config)} layers",
+    )
+    return this.folder.reference / "model", outcome
+
+
+def found(this: Run) -> tuple[str, None]:
+    """Measure a reference that is trained already."""
+    source = this.recipe.reference
+    assert source.pretrained is not None
+    revision, trust = source.revision, source.trust_remote_code
+    path = this.folder.reference / "validation.json"
+    if not path.exists():
+        config = load_config(source.pretrained, revision=revision, trust_remote_code=trust)
+        check_fit(config, this.data)
+        model = load_model(source.pretrained, config=config, revision=revision, trust_remote_code=trust)
+        losses = validator(this.data, this.hardware)(model.to(this.hardware.device), "all")
+        path.parent.mkdir(exist_ok=True)
+        losses.save(path)
+    return source.pretrained, None
+
+
+def first_cut(start_layers: int | Literal["half"], depth: int) -> int:
+    """Layers of the first round.
+
+    Raises:
+        ValueError: as many as the reference has, or more.
+    """
+    layers = max(1, depth // 2) if start_layers == "half" else start_layers
+    if layers >= depth:
+        raise ValueError(
+            f"start_layers is {layers}, but the reference has {depth} layers: nothing would be saved"
+        )
+    return layers
+
+
+def one_round(this: Run, reference: Reference, number: int, layers: int, previous: Path | None) -> Path:
+    """Inherit or grow, train, compare. The figures go into the summary; returns where the model is."""
+    directory = this.folder.round(number, layers)
+    this.folder.record("round", number, this.summary)
+
+    def first_weights() -> PreTrainedModel:
+        model = initial_weights(this, reference, layers, previous)
+        check_tied(model)
+        return model
+
+    def at_parity(losses: WindowLosses) -> bool:
+        parity, same_windows = this.recipe.parity, len(losses.losses) == len(reference.losses.losses)
+        return (
+            parity.stop_at_parity and same_windows and compare(losses, reference.losses, parity.margin).parity
+        )
+
+    model, outcome = train(
+        first_weights,
+        this.data,
+        this.recipe.training,
+        directory,
+        hardware=this.hardware,
+        validate=validator(this.data, this.hardware),
+        stop=at_parity,
+        inherited=True,
+        trust_remote_code=reference.trust_remote_code,
+        title=f"round {number}, {layers} layers",
+    )
+    losses = WindowLosses.load(directory / "validation.json")
+    figures = figures_of(this.summary, reference, number, directory.name, model, losses, outcome)
+    this.summary.rounds.append(figures)
+    this.folder.record("round", number, this.summary)
+    return directory / "model"
+
+
+def initial_weights(this: Run, reference: Reference, layers: int, previous: Path | None) -> PreTrainedModel:
+    """A round's first weights: cut from the reference, or grown from the round before."""
+    revision, trust = reference.revision, reference.trust_remote_code
+    if previous is None or this.recipe.grow.mode == "reinherit":
+        return inherit(
+            reference.source, layers, dtype=torch.float32, revision=revision, trust_remote_code=trust
+        )
+    trained = load_model(previous, trust_remote_code=trust)
+    return append(trained, reference.source, layers, revision=revision, trust_remote_code=trust)
+
+
+def figures_of(
+    summary: Summary,
+    reference: Reference,
+    number: int,
+    directory: str,
+    model: PreTrainedModel,
+    losses: WindowLosses,
+    outcome: Outcome,
+) -> RoundFigures:
+    """A round's result, compared with the reference window by window."""
+    comparison = compare(losses, reference.losses, summary.margin)
+    total = outcome.flops + sum(earlier.training_flops for earlier in summary.rounds)
+    return RoundFigures(
+        round=number,
+        layers=layer_count(model.config),
+        parameters=parameter_count(model),
+        loss=losses.mean,
+        difference=comparison.difference,
+        standard_error=comparison.standard_error,
+        interval=comparison.interval,
+        parity=comparison.parity,
+        training_flops=outcome.flops,
+        total_training_flops=total,
+        cost_to_parity=total / reference.training_flops if reference.training_flops else None,
+        steps=outcome.steps,
+        seconds=outcome.seconds,
+        directory=directory,
+    )
+
+
+def verdict(this: Run, reference: Reference, number: int, layers: int) -> Verdict | None:
+    """Parity, or the end of growth without it, or None: grow on."""
+    grow = this.recipe.grow
+    if this.summary.rounds[-1].parity:
+        return "parity"
+    if number == grow.max_rounds or layers + grow.layers >= reference.layers:
+        return "no parity"
+    return None
+
+
+def finish(this: Run, reference: Reference, small: Path) -> None:
+    """Leave samples of both models, and the small one as the final checkpoint."""
+    trust = reference.trust_remote_code
+    models = [
+        load_model(reference.source, revision=reference.revision, trust_remote_code=trust),
+        load_model(small, trust_remote_code=trust),
+    ]
+    for model in models:
+        model.to(this.hardware.device)
+    write_samples(this.folder.samples, this.recipe, this.data, models[0], models[1])
+    write_final(this.folder.final, this.recipe, this.data, small, this.summary)

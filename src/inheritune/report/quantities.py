@@ -1,0 +1,77 @@
+"""Numbers as a person reads them: three digits, and the unit that fits."""
+
+from __future__ import annotations
+
+import math
+
+MINUS = "\N{MINUS SIGN}"  # on the page; in the terminal it stays a hyphen, which can be copied
+COUNT_PREFIXES = ("", "K", "M", "B", "T")
+FLOP_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """`digits` significant digits without an exponent, thousands separated: 0.0123, 1.48, 1,234."""
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def count(value: float) -> str:
+    """A number of parameters or tokens: 812K, 124M, 1.54B."""
+    return _with_prefix(value, COUNT_PREFIXES, "")
+
+
+def flops(value: float, unit: str = "FLOP") -> str:
+    """An amount of computation, or with `unit="FLOP/s"` a rate: 1.2 PFLOP, 312 TFLOP/s."""
+    return _with_prefix(value, FLOP_PREFIXES, f" {{}}{unit}")
+
+
+def flop_scale(largest: float) -> tuple[float, str]:
+    """The divisor and the unit in which an axis up to `largest` FLOPs has readable numbers."""
+    power = min(int(math.log10(largest)) // 3, len(FLOP_PREFIXES) - 1) if largest >= 1 else 0
+    return 1000.0**power, f"{FLOP_PREFIXES[power]}FLOP"
+
+
+def memory(value: float) -> str:
+    """A number of bytes: 512 MiB, 79.1 GiB."""
+    mebibytes = value / 2**20
+    return f"{significant(mebibytes)} MiB" if mebibytes < 1000 else f"{significant(mebibytes / 1024)} GiB"
+
+
+def duration(seconds: float) -> str:
+    """A time span in its two largest units: 42 s, 12 min 30 s, 3 h 5 min, 2 d 4 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{significant(seconds, 2)} s"
+    for size, name, smaller_size, smaller_name in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= size:
+            rest = whole % size // smaller_size
+            return f"{whole // size} {name}" + (f" {rest} {smaller_name}" if rest else "")
+    raise AssertionError("a minute or more has a unit")
+
+
+def loss_decimals(interval: tuple[float, float]) -> int:
+    """How many decimals a difference with this interval deserves: 3, or more if the interval is narrow."""
+    half_width = (interval[1] - interval[0]) / 2
+    return min(5, max(3, -math.floor(math.log10(half_width)))) if half_width > 0 else 3
+
+
+def signed_interval(interval: tuple[float, float], decimals: int) -> str:
+    """The interval with the signs of its ends: [-0.025, +0.003]."""
+    return f"[{interval[0]:+.{decimals}f}, {interval[1]:+.{decimals}f}]"
+
+
+def _with_prefix(value: float, prefixes: tuple[str, ...], unit: str) -> str:
+    power = 0
+    # 999.5 is the smallest value that three digits round up to 1000.
+    while abs(value) >= 999.5 and power < len(prefixes) - 1:
+        value /= 1000
+        power += 1
+    suffix = unit.format(prefixes[power]) if unit else prefixes[power]
+    return significant(value) + suffix

@@ -1,0 +1,1 @@
+"""Training one model: loss, optimizer, schedule, step, checkpoints, and the loop that joins them."""

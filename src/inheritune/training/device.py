@@ -1,0 +1,104 @@
+"""What a machine can do: device, precision, compilation, micro-batch, memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from inheritune.config import Training
+
+# Tokens in one forward pass when the recipe leaves it open: enough to keep the device busy, little enough
+# that the activations of a billion-parameter model fit a common GPU, and those of a small one a laptop.
+MICRO_BATCH_TOKENS = {"cpu": 8_192, "cuda": 16_384}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The choices that `auto` stands for, made for this machine."""
+
+    device: torch.device
+    bf16: bool
+    compile: bool
+
+    def autocast(self) -> torch.autocast:
+        """Context in which the forward pass computes: bfloat16, or float32 as it is."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def memory_bytes(self) -> int:
+        """Peak memory of the GPU so far; on a CPU the memory the process holds now."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return psutil.Process().memory_info().rss
+
+
+def choose_hardware(training: Training) -> Hardware:
+    """Device, precision and compilation for a training.
+
+    Raises:
+        ValueError: the recipe asks for what the machine does not have.
+    """
+    if training.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "the recipe asks for `device: cuda`, but torch sees no CUDA GPU here; use `auto` or `cpu`"
+        )
+    use_cuda = torch.cuda.is_available() if training.device == "auto" else training.device == "cuda"
+    device = torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
+    bf16 = computes_in_bf16(device) if training.precision == "auto" else training.precision == "bf16"
+    compiled = use_cuda if training.compile == "auto" else training.compile
+    return Hardware(device, bf16, compiled)
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices itself, so that it is faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def micro_batch(training: Training, window: int, device: torch.device) -> int:
+    """Windows in one forward pass: a divisor of the windows of a step.
+
+    Raises:
+        ValueError: the step is not a whole number of windows or micro-batches.
+    """
+    windows, rest = divmod(training.tokens_per_step, window)
+    if rest or not windows:
+        raise ValueError(
+            f"tokens_per_step ({training.tokens_per_step}) must be a multiple of the window ({window} tokens)"
+        )
+    if training.micro_batch == "auto":
+        fitting = max(1, MICRO_BATCH_TOKENS[device.type] // window)
+        return max(size for size in range(1, min(windows, fitting) + 1) if windows % size == 0)
+    if windows % training.micro_batch:
+        raise ValueError(f"micro_batch ({training.micro_batch}) must divide the {windows} windows of a step")
+    return training.micro_batch
+
+
+def describe(hardware: Hardware) -> dict[str, str | int]:
+    """The machine in words, to stand beside every result."""
+    on_gpu = hardware.device.type == "cuda"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(hardware.device) if on_gpu else "cpu",
+        "precision": "bf16 autocast" if hardware.bf16 else "fp32",
+        "compile": "yes" if hardware.compile else "no",
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - not a file one would write to
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        return names[0] if names else platform.processor()
+    except OSError:
+        return platform.processor()

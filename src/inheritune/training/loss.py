@@ -1,0 +1,89 @@
+"""Next-token cross entropy, without ever holding more logits than needed.
+
+Letters: B windows, T tokens, D hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from inheritune.models.architecture import head_is_linear
+
+CHUNK = 4_096
+"""Tokens whose logits are held at once where torch has no fused loss."""
+
+
+class NextTokenLoss(nn.Module):
+    """Mean cross entropy of a batch of windows, in nats per token.
+
+    Where logits are a linear map of the last hidden state, head and cross entropy are computed together
+    (`torch.nn.functional.linear_cross_entropy`); models that do more to their logits (soft-capping in Gemma 2,
+    scaling in Cohere) compute them themselves.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.linear_head = head_is_linear(model)
+
+    def forward(self, inputs_bt: Tensor, targets_bt: Tensor) -> Tensor:
+        """Scalar loss."""
+        if not self.linear_head:
+            logits_btv = self.model(input_ids=inputs_bt, use_cache=False).logits
+            return F.cross_entropy(logits_btv.float().flatten(0, 1), targets_bt.flatten())
+        hidden_btd = self.model.base_model(input_ids=inputs_bt, use_cache=False).last_hidden_state
+        head = self.model.get_output_embeddings()
+        return linear_cross_entropy(hidden_btd.flatten(0, 1), head.weight, head.bias, targets_bt.flatten())
+
+    @torch.no_grad()
+    def per_window(self, inputs_bt: Tensor, targets_bt: Tensor) -> Tensor:
+        """Mean loss of each window: float32 [B]. Logits are held for one window at a time."""
+        if not self.linear_head:
+            logits_btv = self.model(input_ids=inputs_bt, use_cache=False).logits
+            rows = [F.cross_entropy(row.float(), t) for row, t in zip(logits_btv, targets_bt, strict=True)]
+            return torch.stack(rows)
+        hidden_btd = self.model.base_model(input_ids=inputs_bt, use_cache=False).last_hidden_state
+        head = self.model.get_output_embeddings()
+        rows = [F.cross_entropy(head(h).float(), t) for h, t in zip(hidden_btd, targets_bt, strict=True)]
+        return torch.stack(rows)
+
+
+def linear_cross_entropy(
+    hidden_nd: Tensor, weight_vd: Tensor, bias_v: Tensor | None, targets_n: Tensor
+) -> Tensor:
+    """Mean cross entropy of `hidden @ weight.T + bias` against class indices.
+
+    On a GPU the logits of all tokens would be the largest tensor of the step, so they are made in chunks. On a
+    CPU the chunked form costs more time than it saves memory (measured), so they are made at once.
+    """
+    if hidden_nd.device.type == "cpu":
+        return F.cross_entropy(F.linear(hidden_nd, weight_vd, bias_v).float(), targets_n)
+    if hasattr(F, "linear_cross_entropy"):
+        options = nn.LinearCrossEntropyOptions()
+        return F.linear_cross_entropy(hidden_nd, weight_vd, targets_n, linear_bias=bias_v, options=options)
+    return chunked_cross_entropy(hidden_nd, weight_vd, bias_v, targets_n)
+
+
+def chunked_cross_entropy(
+    hidden_nd: Tensor, weight_vd: Tensor, bias_v: Tensor | None, targets_n: Tensor, chunk: int = CHUNK
+) -> Tensor:
+    """The same value as `linear_cross_entropy`; each chunk's logits are made again in the backward pass."""
+
+    def summed(hidden_cd: Tensor, weight: Tensor, bias: Tensor | None, targets_c: Tensor) -> Tensor:
+        return F.cross_entropy(F.linear(hidden_cd, weight, bias).float(), targets_c, reduction="sum")
+
+    total = hidden_nd.new_zeros((), dtype=torch.float32)
+    for hidden_cd, targets_c in zip(hidden_nd.split(chunk), targets_n.split(chunk), strict=True):
+        total = total + checkpoint(summed, hidden_cd, weight_vd, bias_v, targets_c, use_reentrant=False)
+    return total / len(targets_n)
+
+
+def uniform_loss(vocabulary: int) -> float:
+    """Loss of guessing every token with the same probability: ln V."""
+    return math.log(vocabulary)

@@ -1,0 +1,85 @@
+"""`metrics.jsonl`: the truth about a training, one JSON object a line; TensorBoard and others copy from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from inheritune import atomic
+from inheritune.config import Training
+
+FILE = "metrics.jsonl"
+
+
+class Metrics:
+    """Appends to a training's `metrics.jsonl`, and to TensorBoard and Weights & Biases where asked to.
+
+    Args:
+        directory: of the training.
+        training: what to log to.
+        step: of the checkpoint that training goes on from; later lines are of steps that will be done again,
+            so they are removed.
+    """
+
+    def __init__(self, directory: Path, training: Training, step: int) -> None:
+        path = directory / FILE
+        kept = [row for row in read(path) if row["step"] <= step] if path.exists() and step else []
+        atomic.write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
+        self.file = path.open("a", encoding="utf-8")
+        self.writers: list[Any] = []
+        if training.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writers.append(
+                _TensorBoard(
+                    SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else None)
+                )
+            )
+        if training.wandb:
+            self.writers.append(_wandb(training, directory))
+
+    def log(self, kind: str, step: int, **values: float) -> None:
+        """Write one line: `kind` is `train` or `validation`, `step` the number of steps done."""
+        row = {"kind": kind, "step": step, **values}
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        for writer in self.writers:
+            writer.log({f"{kind}/{name}": value for name, value in values.items()}, step)
+
+    def close(self) -> None:
+        """Flush everything."""
+        self.file.close()
+        for writer in self.writers:
+            writer.finish()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line that a killed program left unfinished is passed over."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+class _TensorBoard:
+    def __init__(self, writer: Any) -> None:
+        self.writer = writer
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def finish(self) -> None:
+        self.writer.close()
+
+
+def _wandb(training: Training, directory: Path) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError("the recipe asks for `wandb`, which is not installed: pip install wandb") from error
+    return wandb.init(project=training.wandb, name=directory.name, dir=directory, resume="allow")

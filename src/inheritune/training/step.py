@@ -1,0 +1,76 @@
+"""One optimizer step: forward and backward over the micro-batches, clip, update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from inheritune.config import Training
+from inheritune.training.device import Hardware
+from inheritune.training.loss import NextTokenLoss
+from inheritune.training.schedule import learning_rate
+
+
+class NonFiniteError(ValueError):
+    """The loss or the gradient of a step is NaN or infinite; the weights were not touched by it."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step reports: mean loss (nats per token), gradient norm before clipping, learning rate."""
+
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+
+
+class Stepper:
+    """Trains a model by one step at a time.
+
+    Args:
+        model: its trainable parameters are updated in place.
+        optimizer: over those parameters.
+        training: learning rate schedule and gradient clip.
+        hardware: precision and compilation.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, training: Training, hardware: Hardware
+    ) -> None:
+        self.loss = NextTokenLoss(model)
+        self.optimizer = optimizer
+        self.training = training
+        self.hardware = hardware
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.forward = torch.compile(self.loss) if hardware.compile else self.loss
+
+    def __call__(self, step: int, micro_batches: Iterable[tuple[Tensor, Tensor]], count: int) -> StepResult:
+        """Run step `step` (0-based) over `count` micro-batches of equal size.
+
+        Raises:
+            NonFiniteError: before the weights are touched.
+        """
+        self.loss.train()
+        rate = learning_rate(step, self.training)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        total = torch.zeros((), device=self.hardware.device)
+        for inputs_bt, targets_bt in micro_batches:
+            with self.hardware.autocast():
+                loss = self.forward(inputs_bt, targets_bt) / count
+            loss.backward()
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.training.optimizer.gradient_clip)
+        loss_value, norm_value = torch.stack([total, norm]).tolist()  # one synchronisation for both
+        if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
+            self.optimizer.zero_grad(set_to_none=True)
+            what = "gradient" if math.isfinite(loss_value) else "loss"
+            raise NonFiniteError(f"the {what} of step {step} is not finite")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(loss_value, norm_value, rate)

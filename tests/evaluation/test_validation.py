@@ -1,0 +1,90 @@
+"""Loss per window and paired comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tiny_data
+from inheritune.config import Training
+from inheritune.data.shards import open_split
+from inheritune.evaluation.validation import WindowLosses, compare, validate
+from inheritune.training.device import choose_hardware
+from tiny_models import tiny_model
+from tiny_recipes import training
+
+HARDWARE = choose_hardware(Training.model_validate(training()))
+
+
+def test_every_window_is_measured_once_and_alone(tmp_path: Path) -> None:
+    split = open_split(tiny_data.write_shards(tmp_path, validation=1000), "validation")
+    model = tiny_model("gpt2").train()
+    losses = validate(model, split, 32, HARDWARE)
+    assert model.training, "the mode is put back"
+    tokens = torch.from_numpy(split.read(0, split.tokens))
+    expected = []
+    for start in range(0, 31 * 32, 32):
+        window = tokens[start : start + 33]
+        with torch.no_grad():
+            logits = tiny_model("gpt2")(window[None, :-1]).logits[0]
+        expected.append(F.cross_entropy(logits, window[1:]).item())
+    assert losses.losses.tolist() == pytest.approx(expected, rel=1e-5)
+    assert losses.mean == pytest.approx(np.mean(expected))
+    some = validate(model, split, 32, HARDWARE, windows=5)
+    assert some.losses.tolist() == pytest.approx([expected[i * 31 // 5] for i in range(5)], rel=1e-5)
+
+
+def test_a_split_shorter_than_a_window(tmp_path: Path) -> None:
+    split = open_split(tiny_data.write_shards(tmp_path, validation=32), "validation")
+    with pytest.raises(ValueError, match="32 tokens, fewer than one window of 32"):
+        validate(tiny_model("gpt2"), split, 32, HARDWARE)
+
+
+losses = st.lists(st.floats(0, 20), min_size=2, max_size=50)
+
+
+@given(losses, st.floats(-3, 3))
+def test_a_constant_difference_is_certain(reference: list[float], shift: float) -> None:
+    base = np.array(reference)
+    comparison = compare(WindowLosses(base + shift, 8), WindowLosses(base, 8))
+    assert comparison.difference == pytest.approx(shift, abs=1e-9)
+    assert comparison.standard_error == pytest.approx(0, abs=1e-9)
+    assert comparison.parity == (comparison.difference <= 0)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(4000):
+        base = generator.normal(3, 1, 100)
+        low, high = compare(
+            WindowLosses(base + generator.normal(0.1, 0.5, 100), 8), WindowLosses(base, 8)
+        ).interval
+        covered += low <= 0.1 <= high
+    assert 0.93 < covered / 4000 < 0.96
+
+
+def test_the_margin_decides_parity() -> None:
+    base = np.array([3.0, 3.0, 4.0])
+    worse = WindowLosses(base + 0.01, 8)
+    assert not compare(worse, WindowLosses(base, 8)).parity
+    assert compare(worse, WindowLosses(base, 8), margin=0.02).parity
+
+
+def test_other_windows_cannot_be_paired() -> None:
+    with pytest.raises(ValueError, match="cannot pair 3 windows of 8 tokens with 2 of 8"):
+        compare(WindowLosses(np.zeros(3), 8), WindowLosses(np.zeros(2), 8))
+
+
+def test_losses_survive_the_disk_exactly(tmp_path: Path) -> None:
+    values = WindowLosses(np.random.default_rng(0).normal(3, 1, 17), 64)
+    values.save(tmp_path / "validation.json")
+    again = WindowLosses.load(tmp_path / "validation.json")
+    assert np.array_equal(again.losses, values.losses)
+    assert again.window == 64

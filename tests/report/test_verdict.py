@@ -1,0 +1,149 @@
+"""What the sentence claims in each outcome, and the table in terminals of several widths."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from inheritune.report import rounds_table, verdict_sentence
+from report.synthetic_run import reference_summary, round_summary, run_summary
+
+
+def with_rounds(*intervals: tuple[float, float], margin: float = 0.0, **changes: Any) -> dict[str, Any]:
+    """A summary whose rounds have these intervals; each difference is the middle."""
+    rounds = []
+    for number, (low, high) in enumerate(intervals, start=1):
+        middle = (low + high) / 2
+        rounds.append(
+            round_summary(
+                number, difference=middle, loss=3.43 + middle, interval=[low, high], parity=middle <= margin
+            )
+        )
+    return run_summary(rounds=rounds, margin=margin, **changes)
+
+
+def test_parity_beyond_chance() -> None:
+    assert verdict_sentence(run_summary()) == (
+        "Parity after round 2: 6 of 8 layers, 0.61 of the parameters, validation loss 3.412 against the "
+        "reference's 3.430 (difference -0.018, 95% interval [-0.025, -0.011]), "
+        "for 1.48 times the reference's training FLOPs."
+    )
+
+
+def test_parity_by_mean_only() -> None:
+    sentence = verdict_sentence(with_rounds((0.03, 0.05), (-0.012, 0.006)))
+    assert sentence.startswith("Parity by mean loss, but not beyond chance, after round 2: 6 of 8 layers")
+    assert "(difference -0.003, 95% interval [-0.012, +0.006], which includes 0)" in sentence
+
+
+def test_parity_within_a_margin() -> None:
+    sentence = verdict_sentence(with_rounds((0.002, 0.008), margin=0.01))
+    assert sentence.startswith("Parity within the margin of 0.01 after round 1: 4 of 8 layers")
+    assert "(difference +0.005, 95% interval [+0.002, +0.008])" in sentence
+    doubtful = verdict_sentence(with_rounds((0.002, 0.016), margin=0.01))
+    assert doubtful.startswith(
+        "Parity within the margin of 0.01 by mean loss, but not beyond chance, after round 1"
+    )
+
+
+def test_no_parity_names_the_closest_round_and_the_cost_of_all() -> None:
+    sentence = verdict_sentence(with_rounds((0.01, 0.02), (0.03, 0.05), verdict="no parity"))
+    assert sentence.startswith("No parity after 2 rounds: the closest is round 1 with 4 of 8 layers")
+    assert sentence.endswith(", having used 1.48 times the reference's training FLOPs.")
+
+
+def test_no_parity_that_may_be_chance() -> None:
+    sentence = verdict_sentence(with_rounds((-0.004, 0.008), verdict="no parity"))
+    assert sentence.startswith("No parity after 1 round, though not beyond chance: 4 of 8 layers")
+    assert "[-0.004, +0.008], which includes 0" in sentence
+
+
+def test_no_verdict_yet() -> None:
+    assert verdict_sentence({}) == "No verdict yet: no round is finished."
+    assert verdict_sentence(run_summary(verdict=None, rounds=[])) == (
+        "No verdict yet: the reference (8 layers) has a validation loss of 3.430, no round is finished."
+    )
+    sentence = verdict_sentence(run_summary(verdict=None, rounds=[round_summary(1)]))
+    assert sentence.startswith("No verdict yet, after 1 round: 4 of 8 layers, 0.52 of the parameters")
+    assert sentence.endswith("having used 0.59 times the reference's training FLOPs.")
+
+
+def test_the_cost_is_not_known() -> None:
+    summary = run_summary(
+        reference=reference_summary(training_flops=None, steps=None),
+        rounds=[round_summary(number, cost_to_parity=None) for number in (1, 2)],
+    )
+    assert verdict_sentence(summary).endswith(
+        ", for 3.55 PFLOP of training "
+        "(the reference's training FLOPs are not known, so neither is the cost to parity)."
+    )
+
+
+def test_the_cost_is_computed_where_only_flops_are_given() -> None:
+    summary = run_summary(rounds=[round_summary(number, cost_to_parity=None) for number in (1, 2)])
+    assert "for 1.48 times the reference's" in verdict_sentence(summary)
+
+
+def test_a_narrow_interval_gets_more_digits() -> None:
+    sentence = verdict_sentence(with_rounds((-0.0006, -0.0002)))
+    assert "loss 3.4296 against the reference's 3.4300" in sentence
+    assert "(difference -0.0004, 95% interval [-0.0006, -0.0002])" in sentence
+
+
+@pytest.mark.parametrize(
+    ("summary", "message"),
+    [
+        ({"rounds": [round_summary(1)]}, "no loss of the reference"),
+        ({"verdict": "parity"}, "a verdict but no rounds"),
+        (run_summary(rounds=[round_summary(1, interval=[0.0])]), "rounds.0.interval"),
+        (run_summary(rounds=[round_summary(1, loss=float("nan"))]), "rounds.0.loss"),
+        (["not", "an", "object"], "the summary is not as `inheritune run` writes it"),
+    ],
+)
+def test_a_summary_that_is_none(summary: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        verdict_sentence(summary)
+    assert "\n" not in str(caught.value)
+
+
+def lines_of(summary: dict[str, Any], width: int) -> list[str]:
+    console = Console(width=width, file=io.StringIO())
+    console.print(rounds_table(summary))
+    return console.file.getvalue().rstrip("\n").split("\n")
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("flops_known", [True, False])
+def test_the_table_is_whole_in_a_terminal(width: int, flops_known: bool) -> None:
+    changes: dict[str, Any] = {} if flops_known else {"reference": reference_summary(training_flops=None)}
+    costs = {} if flops_known else {"cost_to_parity": None}
+    summary = run_summary(rounds=[round_summary(1, **costs), round_summary(2, **costs)], **changes)
+    lines = lines_of(summary, width)
+    text = "\n".join(lines)
+    assert all(len(line) <= width for line in lines)
+    assert "…" not in text
+    for value in (
+        "ref.",
+        "3.430",
+        "1.65M",
+        "3.512",
+        "+0.082",
+        "[+0.075,+0.089]",
+        "-0.018",
+        "[-0.025,-0.011]",
+    ):
+        assert value in text
+    assert ("1.48x" in text) is flops_known
+    assert ("3.55 PFLOP" in text) is not flops_known
+
+
+def test_one_line_a_round_in_80_columns() -> None:
+    assert len(lines_of(run_summary(), 80)) == 4
+
+
+def test_the_table_of_a_run_without_rounds() -> None:
+    assert "3.430" in "\n".join(lines_of(run_summary(verdict=None, rounds=[]), 60))
+    assert lines_of({}, 60)[0].startswith("Round")

@@ -1,0 +1,52 @@
+"""Recipes that run in a second or two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from inheritune.config import Recipe, parse_recipe
+
+ARCHITECTURE = {
+    "model_type": "gpt2",
+    "n_layer": 4,
+    "n_embd": 32,
+    "n_head": 2,
+    "activation_function": "gelu_pytorch_tanh",
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "attn_pdrop": 0.0,
+    "frozen_biases": True,
+}
+
+
+def training(**changes: Any) -> dict[str, Any]:
+    """Values of a `training` of 12 steps in float32 on the CPU."""
+    return {
+        "steps": 12,
+        "tokens_per_step": 128,
+        "precision": "fp32",
+        "device": "cpu",
+        "optimizer": {"learning_rate": 3e-3},
+        "schedule": {"warmup_steps": 2, "final_learning_rate": 1e-4},
+        "checkpoints": {"every": 3},
+        "log_every": 2,
+        "tensorboard": False,
+        **changes,
+    }
+
+
+def values(data: Path, **changes: Any) -> dict[str, Any]:
+    """Values of a recipe whose reference is trained first."""
+    return {
+        "name": "tiny",
+        "data": {"path": str(data), "window": 32},
+        "reference": {"architecture": ARCHITECTURE},
+        "training": training(),
+        **changes,
+    }
+
+
+def recipe(data: Path, **changes: Any) -> Recipe:
+    """A recipe whose reference is trained first."""
+    return parse_recipe(values(data, **changes), Recipe)
