@@ -13,6 +13,7 @@ import logging
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -62,7 +63,7 @@ def save(
         save_file(_optimizer_tensors(model, optimizer), temporary / OPTIMIZER)
         files = sorted(entry.name for entry in temporary.iterdir())
         record = {**asdict(state), "sha256": {name: atomic.sha256(temporary / name) for name in files}}
-        atomic.write_json(temporary / RECORD, record)
+        atomic.write_json(temporary / RECORD, {**record, "checksum": _checksum(record)})
     for old in _all(folder)[:-keep]:
         shutil.rmtree(old)
     return path
@@ -131,6 +132,10 @@ def _all(folder: Path) -> list[Path]:
 def _verified(path: Path) -> TrainState:
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        if record.pop("checksum") != _checksum(record):
+            raise DamagedCheckpointError(
+                f"the checkpoint {path} is damaged: {RECORD} has changed since it was written"
+            )
         checksums = record.pop("sha256")
         state = TrainState(**record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -142,3 +147,7 @@ def _verified(path: Path) -> TrainState:
                 f"the checkpoint {path} is damaged: {name} has changed since it was written"
             )
     return state
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,203 @@
+"""Checkpoints: complete or absent, checked when read, and enough to go on exactly."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+import tiny_data
+from inheritune.recipe import run
+from inheritune.training import checkpoint, loop
+from inheritune.training.loop import Interrupted
+from tiny_recipes import recipe, training, values
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_data.write_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    directory = tmp_path_factory.mktemp("undisturbed") / "run"
+    run(recipe(data, parity={"margin": 100.0}), directory)
+    return final_weights(directory)
+
+
+def final_weights(directory: Path) -> bytes:
+    return (directory / "final/model.safetensors").read_bytes()
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Send SIGTERM to this process while it works on the given step of the reference."""
+    original = loop.Stepper.__call__
+
+    def call(self: loop.Stepper, number: int, *rest: object) -> object:
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, number, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop.Stepper, "__call__", call)
+
+
+def test_a_signal_finishes_the_step_and_saves(
+    data: Path, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe(data, parity={"margin": 100.0})
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(Interrupted, match="stopped after step 8; the same command goes on from there"):
+            run(settings, tmp_path / "run")
+    assert (tmp_path / "run/reference/checkpoints/step-0000008").is_dir()
+    run(settings, tmp_path / "run")
+    assert final_weights(tmp_path / "run") == undisturbed
+
+
+@pytest.mark.parametrize("victim", ["model.safetensors", "optimizer.safetensors", "training.json"])
+def test_a_flipped_byte_sends_back_to_the_checkpoint_before(
+    data: Path,
+    undisturbed: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    victim: str,
+) -> None:
+    settings = recipe(data, parity={"margin": 100.0})
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(Interrupted):
+            run(settings, tmp_path / "run")
+    path = tmp_path / "run/reference/checkpoints/step-0000008" / victim
+    flipped = bytearray(path.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    path.write_bytes(flipped)
+    found = checkpoint.newest(path.parents[1], checkpoint.fingerprint(settings.training))
+    assert found is not None
+    assert found[1].step == 6
+    assert f"step-0000008 is damaged: {victim}" in caplog.text
+    run(settings, tmp_path / "run")
+    assert final_weights(tmp_path / "run") == undisturbed
+
+
+def test_all_checkpoints_damaged(tmp_path: Path) -> None:
+    for name in ("step-0000001", "step-0000002"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "training.json").write_text("{")
+    with pytest.raises(ValueError, match=f"every checkpoint in {tmp_path} is damaged"):
+        checkpoint.newest(tmp_path, "x")
+
+
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "step-0000001.0a1b2c3d.tmp").mkdir()
+    assert checkpoint.newest(tmp_path, "x") is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_the_newest_are_kept(data: Path, tmp_path: Path) -> None:
+    run(recipe(data, parity={"margin": 100.0}), tmp_path / "run")
+    kept = sorted(path.name for path in (tmp_path / "run/reference/checkpoints").iterdir())
+    assert kept == ["step-0000009", "step-0000012"]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    data: Path, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe(data, parity={"margin": 100.0})
+    original, saves = checkpoint.save_file, 0
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 3:
+            path.write_bytes(b"what still fitted")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        original(tensors, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            run(settings, tmp_path / "run")
+    assert caught.value.errno == errno.ENOSPC
+    names = sorted(path.name for path in (tmp_path / "run/reference/checkpoints").iterdir())
+    assert names == ["step-0000003", "step-0000006"]
+    run(settings, tmp_path / "run")
+    assert final_weights(tmp_path / "run") == undisturbed
+
+
+def test_a_disk_that_is_really_full(data: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        settings = recipe(data, parity={"margin": 100.0})
+        with pytest.raises(OSError, match="No space left"):
+            run(settings, small / "run")
+        folder = small / "run/reference/checkpoints"
+        assert not list(folder.glob("*.tmp"))
+        for path in folder.iterdir():
+            assert checkpoint._verified(path).step > 0
+        subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
+        assert run(settings, small / "run").verdict == "parity"
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_metrics_of_steps_done_again_are_written_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe(data, parity={"margin": 100.0}, training=training(checkpoints={"every": 5}))
+    original, calls = loop.Stepper.__call__, 0
+
+    def fail(self: loop.Stepper, number: int, *rest: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 9:
+            raise RuntimeError("power cut")
+        return original(self, number, *rest)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Stepper, "__call__", fail)
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(settings, tmp_path / "run")
+    run(settings, tmp_path / "run")
+    rows = loop.json.loads(
+        "[" + ",".join((tmp_path / "run/reference/metrics.jsonl").read_text().splitlines()) + "]"
+    )
+    steps = [row["step"] for row in rows if row["kind"] == "train"]
+    assert steps == [2, 4, 6, 8, 10, 12]
+    assert all(row["tokens_per_second"] > 0 for row in rows if row["kind"] == "train")
+
+
+def test_the_command_stops_on_sigterm_and_goes_on(data: Path, tmp_path: Path) -> None:
+    """As a user meets it: the real command, a real signal, exit code 130, and the same command again."""
+    path = tmp_path / "recipe.yaml"
+    long = training(steps=3000, checkpoints={"every": 1000}, log_every=1)
+    path.write_text(loop.json.dumps(values(data, training=long)))
+    command = [sys.executable, "-m", "inheritune", "run", str(path), "-o", str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "run/reference/metrics.jsonl"
+    timer = threading.Timer(120, process.kill)
+    timer.start()
+    while process.poll() is None and not (log.exists() and log.stat().st_size > 2000):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    timer.cancel()
+    assert process.returncode == 130, errors
+    assert "the same command goes on from there" in errors
+    assert "Traceback" not in errors
+    assert len(list((tmp_path / "run/reference/checkpoints").iterdir())) == 1
