@@ -8,6 +8,8 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests share `tiny_models`
 
+# Tiny models are fastest on one thread, and tests run in as many processes as there are cores.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 

@@ -280,6 +280,9 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
         if entry["type"] == "extra_forbidden":
             path.append(str(entry["loc"][-1]))
         by_key.setdefault(".".join(path), []).append(entry)
+    # What is wrong in `training` is wrong in the reference's copy of it too: told once.
+    copies = {f"reference.{key}" for key in by_key}
+    by_key = {key: entries for key, entries in by_key.items() if key not in copies}
     # An unknown key is told first: a misspelt key is also a missing one.
     key, entries = min(by_key.items(), key=lambda item: item[1][0]["type"] != "extra_forbidden")
     more = f" (and {len(by_key) - 1} more)" if len(by_key) > 1 else ""

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from inheritune import atomic
 from inheritune.models.architecture import blocks_name
@@ -70,15 +73,16 @@ def load_model(
             )
         raise ValueError(f"{source} has a configuration but no weights (no .safetensors file)")
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with _without_load_report():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=config,
+                dtype=dtype,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(_explain(source, error)) from error
     _check_complete(source, model, report)
@@ -119,6 +123,17 @@ def load_tokenizer(
     except (OSError, ValueError, KeyError, ImportError, AttributeError):
         return None
     return tokenizer if len(tokenizer) > 0 else None
+
+
+@contextmanager
+def _without_load_report() -> Iterator[None]:
+    """Keep transformers from listing every tensor that a cut leaves behind; `_check_complete` looks at them."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _check_complete(source: str | Path, model: PreTrainedModel, report: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""What attention matrices say about a model: ranks, masses, lazy layers."""

@@ -1,0 +1,179 @@
+"""Which heads are degenerate, which layers lazy, and where to cut.
+
+A head is degenerate if one singular value holds its attention on most sequences: mean k* of at most `DEGENERATE`
+over sequences. A layer is lazy if every head in it is (paper, section 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from inheritune.analysis.mass import column_mass
+from inheritune.analysis.probe import probe_attention
+from inheritune.analysis.rank import approximate_rank
+from inheritune.analysis.result import Cut, LayerFigures, Spread
+from inheritune.models.architecture import layer_count
+
+DEGENERATE = 1.5
+"""Mean k* up to which a head is degenerate: "about 1", with rank 1 on at least half of the sequences."""
+
+LAYER_BYTES = 2**28
+"""What one layer's attention matrices may take where the number of sequences at once is left open."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """k* and m* of every head on every sequence: for each layer one int64 tensor [H, N]."""
+
+    ranks: list[Tensor]
+    masses: list[Tensor]
+
+
+def measure_heads(
+    model: PreTrainedModel,
+    inputs_nt: Tensor,
+    *,
+    tau: float,
+    mass: float,
+    batch: int | None = None,
+    padding_mask_nt: Tensor | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Heads:
+    """Rank and mass of every head on every sequence, in one forward pass of each sequence.
+
+    Args:
+        model: the matrices are measured on its device.
+        inputs_nt: token ids, int64 [N, T], on the CPU.
+        tau: fraction of the squared singular values that k* of them must hold.
+        mass: fraction of the squared entries that m* columns must hold.
+        batch: sequences at once; memory is a few times one layer's matrices of so many sequences.
+        padding_mask_nt: 1 for tokens and 0 for padding, [N, T]; padding does not count.
+        tick: is called after each layer of each batch.
+    """
+    depth = layer_count(model.config)
+    ranks: list[list[Tensor]] = [[] for _ in range(depth)]
+    masses: list[list[Tensor]] = [[] for _ in range(depth)]
+    size = batch or batch_size(model, inputs_nt.shape[1])
+    for start in range(0, len(inputs_nt), size):
+        inputs_bt = inputs_nt[start : start + size].to(model.device)
+        mask_bt = None if padding_mask_nt is None else padding_mask_nt[start : start + size].to(model.device)
+
+        def measure(layer: int, attention_bhtt: Tensor, mask_bt: Tensor | None = mask_bt) -> None:
+            if mask_bt is not None:
+                # Rows and columns of zeros change neither singular values nor masses.
+                attention_bhtt = attention_bhtt * (mask_bt[:, None, :, None] * mask_bt[:, None, None, :])
+            ranks[layer].append(approximate_rank(attention_bhtt, tau).cpu())
+            masses[layer].append(column_mass(attention_bhtt, mass).cpu())
+            tick()
+
+        probe_attention(model, inputs_bt, measure, padding_mask_bt=mask_bt)
+    return Heads([torch.cat(parts).T for parts in ranks], [torch.cat(parts).T for parts in masses])
+
+
+def batch_size(model: PreTrainedModel, window: int) -> int:
+    """How many sequences of `window` tokens have one layer's matrices within `LAYER_BYTES`; at least one."""
+    heads = model.config.get_text_config().num_attention_heads
+    one = (max(heads) if isinstance(heads, list) else heads) * window**2 * model.dtype.itemsize
+    return max(1, LAYER_BYTES // one)
+
+
+def layer_figures(heads: Heads, degenerate: float = DEGENERATE) -> list[LayerFigures]:
+    """What the figures show of each layer, and which heads of it are degenerate."""
+    figures = []
+    for layer, (ranks_hn, masses_hn) in enumerate(zip(heads.ranks, heads.masses, strict=True), start=1):
+        mean_h = ranks_hn.double().mean(1)
+        weak = (mean_h <= degenerate).nonzero().flatten().tolist()
+        figures.append(
+            LayerFigures(
+                layer=layer,
+                max_rank=_spread(_highest(ranks_hn)),
+                mean_rank=_spread(ranks_hn.double().mean(0)),
+                max_mass=_spread(_highest(masses_hn)),
+                mean_mass=_spread(masses_hn.double().mean(0)),
+                degenerate_heads=weak,
+                lazy=len(weak) == len(ranks_hn),
+            )
+        )
+    return figures
+
+
+def judge_cut(lazy: Sequence[bool], degenerate: float = DEGENERATE) -> Cut:
+    """What it means for the cut that these layers, in order, are lazy.
+
+    What a cut drops should be lazy. So the smallest depth that the ranks support is that of the last layer that is
+    not, and the paper's k/2 is supported if it is no smaller.
+    """
+    depth = len(lazy)
+    half = max(1, depth // 2)
+    lazy_layers = [layer for layer, is_lazy in enumerate(lazy, start=1) if is_lazy]
+    keeps_active = max((layer for layer, is_lazy in enumerate(lazy, start=1) if not is_lazy), default=0)
+    dropped = [layer for layer in range(half + 1, depth + 1) if not lazy[layer - 1]]
+    cut = f"a first cut at {half}"
+    if depth == 1:
+        sentence = "A model of one layer cannot be cut."
+    elif not lazy_layers:
+        sentence = (
+            f"No layer is lazy: each has a head with a mean rank above {degenerate:g}. The ranks speak for no cut; "
+            f"{cut} would rest on the paper's k/2 alone."
+        )
+    elif len(lazy_layers) == depth:
+        sentence = (
+            f"Every layer is lazy: no head has a mean rank above {degenerate:g}. That tells no layer from another; "
+            f"{cut} would rest on the paper's k/2 alone."
+        )
+    elif dropped:
+        instead = (
+            f"{keeps_active} layers keep every layer that is not lazy"
+            if keeps_active < depth
+            else "no cut keeps every layer that is not lazy, for the last is none"
+        )
+        sentence = (
+            f"{_layers(lazy_layers).capitalize()} lazy; {cut} is too deep: it drops {_ranges(dropped)}, "
+            f"not lazy; {instead}."
+        )
+    else:
+        sentence = f"{_layers(lazy_layers).capitalize()} lazy; {cut} is supported: all that it drops is lazy"
+        sentence += (
+            f", and {keeps_active} layers would keep every layer that is not." if keeps_active < half else "."
+        )
+    undecided = depth == 1 or len(lazy_layers) in (0, depth)
+    return Cut(
+        lazy_layers=lazy_layers,
+        half=half,
+        verdict="undecided" if undecided else "too deep" if dropped else "supported",
+        keeps_active=keeps_active,
+        suggested=keeps_active if 0 < keeps_active < depth else half,
+        sentence=sentence,
+    )
+
+
+def _highest(values_hn: Tensor) -> Tensor:
+    """The values [N] of the head whose mean over sequences is the largest."""
+    return values_hn[values_hn.double().mean(1).argmax()]
+
+
+def _spread(values_n: Tensor) -> Spread:
+    values = values_n.double()
+    return Spread(
+        mean=float(values.mean()), deviation=float(values.std(correction=1)) if len(values) > 1 else 0.0
+    )
+
+
+def _layers(numbers: list[int]) -> str:
+    return f"layer {numbers[0]} is" if len(numbers) == 1 else f"layers {_ranges(numbers)} are"
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Ascending numbers as people list them: 3, 7-9."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -1,0 +1,259 @@
+"""From documents to shards.
+
+While it works everything stands in OUTPUT/unfinished, with a record of how far the files are good (`progress.json`,
+replaced every few seconds). A new start with the same arguments reads the documents up to there again, makes sure
+that they are the same ones, and goes on. At the end the files move up to OUTPUT, the manifest last.
+
+Which split a document falls into depends on its text and the seed alone: not on its place, its neighbours or the
+number of threads. Copies of a document are in the same split.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+
+from inheritune import atomic
+from inheritune.data import tokenizer as tokenizers
+from inheritune.data.pipeline import Position, in_order, key_and_hash, read_batches
+from inheritune.data.progress import Progress, Reporter
+from inheritune.data.shards import (
+    MANIFEST,
+    TOKENIZER,
+    Manifest,
+    SplitName,
+    SplitRecord,
+    TokenizerRecord,
+    read_manifest,
+    sha256_of_directory,
+)
+from inheritune.data.sources import IN_MEMORY, Documents, Source, resolve
+from inheritune.data.unfinished import (
+    PROGRESS,
+    Arguments,
+    Saved,
+    finished,
+    load_saved,
+    publish,
+    work_directory,
+)
+from inheritune.data.writer import SplitWriter
+
+_SMALLEST_VOCABULARY = 257  # all bytes, and end-of-text
+
+
+def prepare(
+    sources: str | Path | Sequence[str | Path | Iterable[str]],
+    output: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    train_tokenizer: int | None = None,
+    validation: float = 0.005,
+    workers: int | None = None,
+    text_field: str = "text",
+    split: str = "train",
+    config: str | None = None,
+    seed: int = 0,
+    max_documents: int | None = None,
+    end_of_text: str | None = None,
+    trust_remote_code: bool = False,
+    shard_tokens: int = 100_000_000,
+    save_every: float = 15.0,
+    progress: Callable[[Progress], None] | None = None,
+) -> Manifest:
+    """Tokenize documents into shards, and give the manifest.
+
+    `sources`: presets, files, folders, glob patterns, hub ids (see `sources.resolve`), or iterables of documents, as
+    in `prepare([["one document", "another"]], "data", train_tokenizer=1000)`. Give either `tokenizer` (hub id or
+    folder) or `train_tokenizer` (the size of a byte-level BPE to train on the sources). `validation` is the fraction
+    of documents held out, `workers` the number of encoding threads (one a core), `save_every` is in seconds.
+
+    A finished directory is left as it is; an unfinished one is gone on with. Raises ValueError or FileNotFoundError
+    for wrong arguments (others than those the directory was begun with, too) and for text that cannot be read, and
+    OSError for a full disk or a network that fails: the same call then goes on from where it stopped.
+    """
+    if isinstance(sources, str | Path):
+        sources = [sources]
+    arguments = Arguments(
+        sources=[str(source) if isinstance(source, str | Path) else IN_MEMORY for source in sources],
+        tokenizer=None if tokenizer is None else str(tokenizer),
+        train_tokenizer=train_tokenizer,
+        end_of_text=end_of_text,
+        validation=validation,
+        text_field=text_field,
+        split=split,
+        config=config,
+        seed=seed,
+        max_documents=max_documents,
+        shard_tokens=shard_tokens,
+    )
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    _check(arguments, workers)
+    output = Path(output)
+    if (output / MANIFEST).exists():
+        return finished(output, arguments)
+    opened = [
+        one
+        for source in sources
+        for one in resolve(source, text_field=text_field, split=split, config=config, seed=seed)
+    ]
+    with work_directory(output) as work:
+        if (output / MANIFEST).exists():  # finished by another process just now
+            return finished(output, arguments)
+        saved = load_saved(work, arguments)
+        if not (work / MANIFEST).exists():
+            report = Reporter(opened, max_documents, progress)
+            if not (work / TOKENIZER).exists():
+                _make_tokenizer(work / TOKENIZER, arguments, opened, trust_remote_code, report)
+            encoder = tokenizers.Encoder(work / TOKENIZER, end_of_text, trust_remote_code)
+            with tokenizers.one_thread_per_call():
+                splits = _write_splits(work, saved, opened, encoder, workers, save_every, report)
+            manifest = Manifest(
+                tokenizer=TokenizerRecord(
+                    name=arguments.tokenizer or f"byte-level BPE of {encoder.vocabulary} tokens",
+                    sha256=sha256_of_directory(work / TOKENIZER),
+                    vocabulary=encoder.vocabulary,
+                    end_of_text=encoder.end_of_text,
+                ),
+                dtype="uint16" if encoder.dtype.itemsize == 2 else "uint32",
+                source=arguments.sources,
+                splits=splits,
+                arguments=arguments.model_dump(),
+            )
+            atomic.write_json(work / MANIFEST, manifest.model_dump())
+        publish(work, output)
+    return read_manifest(output)
+
+
+def _write_splits(
+    work: Path,
+    saved: Saved,
+    sources: list[Source],
+    encoder: tokenizers.Encoder,
+    workers: int,
+    save_every: float,
+    report: Reporter,
+) -> dict[SplitName, SplitRecord]:
+    """Encode all documents after those of `saved`, saving now and then."""
+    arguments = saved.arguments
+    position, source_tokens, smallest_key = saved.position, saved.source_tokens, saved.smallest_key
+    names: list[SplitName] = ["train", "validation"]
+    train, validation = writers = [
+        SplitWriter(work, name, encoder.dtype, arguments.shard_tokens, saved.splits.get(name))
+        for name in names
+    ]
+    spent: set[int] = set()
+
+    def save() -> dict[SplitName, SplitRecord]:
+        splits = {name: writer.sync() for name, writer in zip(names, writers, strict=True)}
+        state = Saved(
+            arguments=arguments,
+            position=position,
+            source_tokens=source_tokens,
+            smallest_key=smallest_key,
+            splits=splits,
+        )
+        atomic.write_json(work / PROGRESS, state.model_dump())
+        return splits
+
+    batches = read_batches(sources, position, arguments.seed, spent)
+    threads = workers if encoder.is_parallel else 1
+    last_saved = time.monotonic()
+    try:
+        with closing(in_order(batches, encoder, threads)) as encoded:
+            for batch, documents in encoded:
+                if train.documents + validation.documents == arguments.max_documents:
+                    break
+                index = batch.source
+                if index in spent:
+                    continue  # was read ahead
+                for key, tokens in zip(batch.keys, documents, strict=True):
+                    smallest_key = min(smallest_key, key)
+                    (validation if key < arguments.validation else train).append(tokens)
+                    source_tokens += len(tokens)
+                    if source_tokens >= (sources[index].tokens or math.inf):
+                        spent.add(index)
+                        break
+                    if train.documents + validation.documents == arguments.max_documents:
+                        break
+                position = Position(source=index + 1) if index in spent else batch.end
+                if position.source > index:
+                    source_tokens = 0
+                report("encoding", train.documents + validation.documents, train.tokens + validation.tokens)
+                if time.monotonic() - last_saved >= save_every:
+                    save()
+                    last_saved = time.monotonic()
+        _check_splits(work, arguments, train.documents, validation.documents, smallest_key)
+        splits = save()
+    finally:
+        for writer in writers:
+            with suppress(OSError):  # a full disk: the error that brought us here says so
+                writer.close()
+    return {name: record for name, record in splits.items() if record.tokens}
+
+
+def _make_tokenizer(
+    directory: Path, arguments: Arguments, sources: list[Source], trust_remote_code: bool, report: Reporter
+) -> None:
+    if arguments.train_tokenizer is None:
+        assert arguments.tokenizer is not None
+        tokenizers.save(arguments.tokenizer, directory, trust_remote_code)
+        return
+    if any(isinstance(source, Documents) and source.once for source in sources):
+        raise ValueError("a tokenizer can only be trained on documents that can be read twice: give a list")
+    sample = tokenizers.Sample()
+    count = 0
+    texts = itertools.chain.from_iterable(source.documents() for source in sources)
+    for count, text in enumerate(itertools.islice(texts, arguments.max_documents), start=1):
+        key, _ = key_and_hash(text, arguments.seed)
+        if key >= arguments.validation:
+            sample.offer(key, text)
+        if count % 1000 == 0:
+            report("reading for the tokenizer", count, 0)
+    report("training the tokenizer", count, 0)
+    tokenizers.train(sample.texts(), arguments.train_tokenizer, directory)
+
+
+def _check(arguments: Arguments, workers: int) -> None:
+    if not arguments.sources:
+        raise ValueError("no source is given")
+    if (arguments.tokenizer is None) == (arguments.train_tokenizer is None):
+        raise ValueError("give either a tokenizer or the size of one to train")
+    size = arguments.train_tokenizer
+    if size is not None and size < _SMALLEST_VOCABULARY:
+        raise ValueError(f"a byte-level tokenizer has at least {_SMALLEST_VOCABULARY} tokens, not {size}")
+    if not 0 <= arguments.validation < 1:
+        raise ValueError(f"the fraction for validation is {arguments.validation}, not from 0 to below 1")
+    limits = {
+        "max_documents": arguments.max_documents,
+        "shard_tokens": arguments.shard_tokens,
+        "workers": workers,
+    }
+    for name, value in limits.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}, not at least 1")
+
+
+def _check_splits(work: Path, arguments: Arguments, train: int, validation: int, smallest_key: float) -> None:
+    """ValueError for a split without documents. The work is of no use then, whatever comes next."""
+    if train and (validation or not arguments.validation):
+        return
+    (work / PROGRESS).unlink(missing_ok=True)
+    if not train + validation:
+        raise ValueError(f"there is no document with text in {', '.join(arguments.sources)}")
+    if train + validation == 1:
+        raise ValueError(
+            "there is only one document, of which no validation split can be made: set validation to 0"
+        )
+    if not train:
+        raise ValueError(f"all {validation} documents fall into validation: make the fraction smaller")
+    enough = min(math.ceil(smallest_key * 1000 + 1) / 1000, 0.999)
+    raise ValueError(
+        f"none of the {train} documents falls into validation with a fraction of {arguments.validation}: "
+        f"a fraction of {enough} gives one (or set it to 0 for no validation split)"
+    )

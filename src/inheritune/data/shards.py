@@ -1,0 +1,211 @@
+"""Shards: token files on disk, and how they are read.
+
+    DIR/manifest.json           what is there; written last, so its presence means that the directory is finished
+    DIR/train-00000.bin ...     little-endian uint16 (vocabulary of at most 65536) or uint32 token ids, no header
+    DIR/validation-00000.bin ...
+    DIR/tokenizer/              the tokenizer that wrote them
+
+The tokens of a split are those of its files one after the other; each document ends with the end-of-text token.
+Folders made by nanoGPT (`train.bin` and `val.bin`, uint16) are read as they are.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from inheritune import atomic
+
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
+
+SplitName = Literal["train", "validation"]
+
+# nanoGPT's data/openwebtext/prepare.py writes GPT-2 tokens.
+_GPT2_VOCABULARY = 50257
+_GPT2_END_OF_TEXT = 50256
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileRecord(_Record):
+    """One token file. Documents and SHA-256 are not known for nanoGPT's files."""
+
+    name: str
+    tokens: int
+    documents: int | None
+    sha256: str | None
+
+
+class SplitRecord(_Record):
+    """The files of a split, in the order of their tokens."""
+
+    documents: int | None
+    tokens: int
+    files: list[FileRecord]
+
+
+class TokenizerRecord(_Record):
+    """The tokenizer that wrote the tokens: all ids are smaller than `vocabulary`."""
+
+    name: str
+    sha256: str | None
+    vocabulary: int
+    end_of_text: int | None
+
+
+class Manifest(_Record):
+    """What a directory of shards holds, and the arguments it was prepared with."""
+
+    format: Literal[1] = 1
+    tokenizer: TokenizerRecord
+    dtype: Literal["uint16", "uint32"]
+    source: list[str]
+    splits: dict[SplitName, SplitRecord]
+    arguments: dict[str, Any] = {}
+
+
+class Split:
+    """The tokens of one split, memory-mapped.
+
+    Pickles as its directory and name, so that loader processes map the files themselves.
+    """
+
+    def __init__(self, directory: Path, name: SplitName, manifest: Manifest) -> None:
+        record = manifest.splits[name]
+        self.directory = directory
+        self.name = name
+        self.tokens = record.tokens
+        self.vocabulary = manifest.tokenizer.vocabulary
+        self.end_of_text = manifest.tokenizer.end_of_text
+        self._starts = list(itertools.accumulate((file.tokens for file in record.files), initial=0))
+        self._files: list[npt.NDArray[Any]] = []
+        dtype = np.dtype(manifest.dtype).newbyteorder("<")
+        for file in record.files:
+            _check_size(directory / file.name, file.tokens * dtype.itemsize)
+            self._files.append(np.asarray(np.memmap(directory / file.name, dtype, mode="r")))
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Tokens `start` to `stop` (exclusive) of the split, across the boundaries of files, as int64."""
+        assert 0 <= start <= stop <= self.tokens, f"no tokens {start}:{stop} among {self.tokens}"
+        parts = [np.empty(0, np.int64)]
+        index = bisect.bisect_right(self._starts, start) - 1
+        while start < stop:
+            first, end = self._starts[index], min(stop, self._starts[index + 1])
+            parts.append(self._files[index][start - first : end - first])
+            start, index = end, index + 1
+        return np.concatenate(parts, dtype=np.int64)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_split, (self.directory, self.name)
+
+
+def read_manifest(directory: Path | str) -> Manifest:
+    """What is in a directory of shards (or of nanoGPT's `train.bin` and `val.bin`).
+
+    Raises FileNotFoundError where there are no finished shards and ValueError for a manifest that is not one.
+    """
+    directory = Path(directory)
+    path = directory / MANIFEST
+    if path.is_file():
+        try:
+            return Manifest.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"]) or "file"
+            raise ValueError(f"{path} is not a manifest of format 1: {where}: {problem['msg']}") from error
+    if (directory / "train.bin").is_file():
+        return _nanogpt_manifest(directory)
+    if not directory.is_dir():
+        raise FileNotFoundError(f"there is no directory {directory}")
+    raise FileNotFoundError(
+        f"{directory} holds no finished shards ({MANIFEST} is missing): run `inheritune prepare` on it to the end"
+    )
+
+
+def open_split(directory: Path | str, name: SplitName) -> Split:
+    """Memory-map one split. Raises ValueError for a split that is not there and for a file of the wrong size."""
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    if name not in manifest.splits or manifest.splits[name].tokens == 0:
+        raise ValueError(f"{directory} has no {name} split")
+    return Split(directory, name, manifest)
+
+
+def verify(directory: Path | str) -> None:
+    """Compare size and SHA-256 of every file with the manifest, on all cores.
+
+    Raises ValueError naming the first damaged file. nanoGPT's files carry no checksum: only their size is checked.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    itemsize = np.dtype(manifest.dtype).itemsize
+    files = [file for split in manifest.splits.values() for file in split.files]
+
+    def check(file: FileRecord) -> None:
+        path = directory / file.name
+        _check_size(path, file.tokens * itemsize)
+        if file.sha256 is not None and atomic.sha256(path) != file.sha256:
+            raise ValueError(f"{path} is damaged: its SHA-256 is not that of the manifest")
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(check, files))
+    expected = manifest.tokenizer.sha256
+    if expected is not None and sha256_of_directory(directory / TOKENIZER) != expected:
+        raise ValueError(f"{directory / TOKENIZER} is damaged: its SHA-256 is not that of the manifest")
+
+
+def sha256_of_directory(directory: Path) -> str:
+    """One SHA-256 for the names and contents of all files under a directory."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(directory).as_posix()}\0{atomic.sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _check_size(path: Path, size: int) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    if path.stat().st_size != size:
+        raise ValueError(f"{path} is damaged: it has {path.stat().st_size} bytes instead of {size}")
+
+
+def _nanogpt_manifest(directory: Path) -> Manifest:
+    splits: dict[SplitName, SplitRecord] = {}
+    names: list[tuple[SplitName, str]] = [("train", "train.bin"), ("validation", "val.bin")]
+    for split, name in names:
+        path = directory / name
+        if path.is_file():
+            size = path.stat().st_size
+            if size == 0 or size % 2:
+                raise ValueError(f"{path} is not a file of uint16 tokens: it has {size} bytes")
+            file = FileRecord(name=name, tokens=size // 2, documents=None, sha256=None)
+            splits[split] = SplitRecord(documents=None, tokens=file.tokens, files=[file])
+    vocabulary = _GPT2_VOCABULARY
+    end_of_text: int | None = _GPT2_END_OF_TEXT
+    if (directory / "meta.pkl").exists():
+        # nanoGPT's character-level data. The pickle is not loaded (it could run code): the ids tell the size.
+        tokens = [np.memmap(directory / split.files[0].name, "<u2", mode="r") for split in splits.values()]
+        vocabulary, end_of_text = 1 + max(int(part.max()) for part in tokens), None
+    return Manifest(
+        tokenizer=TokenizerRecord(
+            name="gpt2" if end_of_text else "characters",
+            sha256=None,
+            vocabulary=vocabulary,
+            end_of_text=end_of_text,
+        ),
+        dtype="uint16",
+        source=[f"nanoGPT: {directory.name}"],
+        splits=splits,
+    )

@@ -1,0 +1,93 @@
+"""Where documents come from: local files, a Hugging Face data set, or memory.
+
+A source gives its documents, as strings, in an order that is the same every time. It raises ValueError with one
+sentence that names the place where its text cannot be read.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from pathlib import Path
+from typing import Protocol
+
+from inheritune.data import hub
+from inheritune.data.documents import check_text
+from inheritune.data.files import EXPECTED, Files, file_format
+
+IN_MEMORY = "documents in memory"
+
+
+class Source(Protocol):
+    """Something to read documents from."""
+
+    name: str
+    tokens: int | None  # how many tokens to take from this source; all of them if None
+    size: int | None  # what `read` will be at the end, where that is known
+    read: int  # how much the newest iterator has read, in the unit of `size`
+
+    def documents(self) -> Iterator[str]:
+        """All documents from the first on, each time it is called."""
+        ...
+
+
+def resolve(
+    source: str | Path | Iterable[str],
+    *,
+    text_field: str = "text",
+    split: str = "train",
+    config: str | None = None,
+    seed: int = 0,
+) -> Sequence[Source]:
+    """The sources that a name (preset, file, folder, glob pattern, hub id) or an iterable of documents stands for.
+
+    A .txt file is one document; .jsonl (.json, .ndjson) has one object a line; .parquet one row each. All but
+    Parquet may be compressed (.gz, .xz, .zst). Files of a folder are taken in the order of their names.
+    Raises FileNotFoundError or ValueError when there is nothing of that name.
+    """
+    if not isinstance(source, str | Path):
+        return [Documents(source)]
+    name = str(source)
+    if name in hub.PRESETS:
+        return hub.preset(name, seed)
+    path = Path(source)
+    if path.is_file():
+        if not file_format(path):
+            raise ValueError(f"{path} has no known format: expected {EXPECTED}")
+        return [Files(name, [path], text_field)]
+    if path.is_dir():
+        paths = sorted(file for file in path.rglob("*") if file.is_file() and file_format(file))
+        if not paths:
+            raise ValueError(f"the folder {path} has no files to read: expected {EXPECTED}")
+        return [Files(name, paths, text_field)]
+    if glob.has_magic(name):
+        paths = sorted(Path(file) for file in glob.glob(name, recursive=True) if Path(file).is_file())  # noqa: PTH207 (absolute patterns)
+        if not paths:
+            raise FileNotFoundError(f"no file matches {name}")
+        for path in paths:
+            if not file_format(path):
+                raise ValueError(f"{path} has no known format: expected {EXPECTED}")
+        return [Files(name, paths, text_field)]
+    if file_format(path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise FileNotFoundError(f"there is no file or folder {name}")
+    return [hub.HubDataset(name, text_field=text_field, split=split, config=config)]
+
+
+class Documents:
+    """Documents that are in memory already."""
+
+    def __init__(self, documents: Iterable[str]) -> None:
+        self.name = IN_MEMORY
+        self.tokens: int | None = None
+        self.size: int | None = len(documents) if isinstance(documents, Sized) else None
+        self.read = 0
+        self.once = iter(documents) is documents  # a generator: it cannot be read a second time
+        self._documents = documents
+
+    def documents(self) -> Iterator[str]:
+        """All documents from the first on."""
+        self.read = 0
+        for number, text in enumerate(self._documents, start=1):
+            self.read = number
+            yield check_text(text, f"document {number}")

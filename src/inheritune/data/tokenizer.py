@@ -1,0 +1,208 @@
+"""The tokenizer of a data set: found, or trained on its text; kept beside the shards; used to encode them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from inheritune import atomic
+from inheritune.data.documents import one_line
+
+END_OF_TEXT = "<|endoftext|>"
+
+# Training sees at most this many characters of the source. More does not change the merges that matter.
+SAMPLE_CHARACTERS = 32 * 2**20
+
+# Longer documents are encoded in pieces of this many characters.
+PIECE = 2**20
+_SPACE_BETWEEN_LETTERS = re.compile(r"[^\W\d_] (?=[^\W\d_])")
+
+Tokens = npt.NDArray[Any]
+
+_PROBE = "Hello world! Ünïcödé, 漢字 and 123\n\n\tdef f(x): return x  "
+
+
+class Encoder:
+    """Documents to token ids. Special tokens written out in a document are plain text, never control tokens."""
+
+    def __init__(
+        self, directory: Path, end_of_text: str | None = None, trust_remote_code: bool = False
+    ) -> None:
+        self.tokenizer = load_tokenizer(str(directory), trust_remote_code)
+        self.end_of_text = _end_of_text_id(self.tokenizer, end_of_text)
+        self.vocabulary = vocabulary_size(self.tokenizer)
+        self.dtype = np.dtype("<u2" if self.vocabulary <= 2**16 else "<u4")
+        self._end = np.array([self.end_of_text], self.dtype)
+        # The fast tokenizers of transformers keep a `tokenizers.Tokenizer`; it may be used by many threads at once.
+        self.backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        self.is_parallel = self.backend is not None
+        if self.backend is not None:
+            self.backend.encode_special_tokens = True
+            self.backend.no_truncation()
+            self.backend.no_padding()
+
+    def __call__(self, texts: list[str]) -> list[Tokens]:
+        """The token ids of each document, with end-of-text after them."""
+        short = iter(self._encode([text for text in texts if len(text) <= PIECE]))
+        return [
+            np.concatenate([*([next(short)] if len(text) <= PIECE else self._in_pieces(text)), self._end])
+            for text in texts
+        ]
+
+    def _in_pieces(self, text: str) -> Iterator[Tokens]:
+        # An encoding takes about 120 bytes of memory a character until its ids are taken out.
+        for piece in pieces(text):
+            yield from self._encode([piece])
+
+    def _encode(self, texts: list[str]) -> list[Tokens]:
+        if self.backend is not None:
+            encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+            return [np.array(encoding.ids, self.dtype) for encoding in encodings]
+        encode = self.tokenizer.encode
+        return [
+            np.array(encode(text, add_special_tokens=False, split_special_tokens=True), self.dtype)
+            for text in texts
+        ]
+
+
+def pieces(text: str, length: int = PIECE) -> Iterator[str]:
+    """Cut a long text into pieces that can be encoded one by one.
+
+    Cuts are made before a space between two letters. There a byte-level tokenizer starts a new word in any case, so
+    that the tokens are the same as those of the whole text; a SentencePiece one may add a space token. A text
+    without such a place is cut anywhere.
+    """
+    start = 0
+    while len(text) - start > length:
+        window = text[start : start + length]
+        places = [match.end() - 1 for match in _SPACE_BETWEEN_LETTERS.finditer(window, length // 2)]
+        stop = start + (places[-1] if places else length)
+        yield text[start:stop]
+        start = stop
+    yield text[start:]
+
+
+def save(name: str, directory: Path, trust_remote_code: bool = False) -> None:
+    """Copy a tokenizer (hub id or folder) to a directory that needs nothing else."""
+    tokenizer = load_tokenizer(name, trust_remote_code)
+    _save_checked(tokenizer, directory, trust_remote_code)
+
+
+def train(texts: Iterable[str], vocabulary: int, directory: Path) -> None:
+    """Train a byte-level BPE like GPT-2's on the texts and save it. The same texts give the same tokenizer."""
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT)
+    _save_checked(tokenizer, directory)
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a hub id or folder. Raises ValueError if there is none, or if its vocabulary is empty."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=trust_remote_code)
+    except Exception as error:  # OSError, KeyError, bare Exception of tokenizers: whatever the files are not
+        if Path(name).exists():
+            raise ValueError(f"{name} is not a folder with a tokenizer: {one_line(error)}") from error
+        raise ValueError(
+            f"the tokenizer {name!r} is no local folder, and the Hugging Face hub does not give it: {one_line(error)}"
+        ) from error
+    if vocabulary_size(tokenizer) <= 1 or not tokenizer.encode("a", add_special_tokens=False):
+        raise ValueError(f"the tokenizer {name} has no vocabulary: a file such as tokenizer.json is missing")
+    return tokenizer
+
+
+def vocabulary_size(tokenizer: Any) -> int:
+    """One more than the largest id, added tokens included."""
+    return 1 + max(tokenizer.get_vocab().values(), default=-1)
+
+
+class Sample:
+    """The documents with the smallest keys that fit into a number of characters.
+
+    Which these are does not depend on the order in which documents are offered. Never holds more than twice as much.
+    """
+
+    def __init__(self, characters: int = SAMPLE_CHARACTERS) -> None:
+        self.limit = characters
+        self.held = 0
+        self._documents: list[tuple[float, str]] = []
+
+    def offer(self, key: float, text: str) -> None:
+        """Consider one document."""
+        self._documents.append((key, text))
+        self.held += len(text)
+        if self.held > 2 * self.limit:
+            self._cut()
+
+    def texts(self) -> Iterator[str]:
+        """The sample, in the order of its keys."""
+        self._cut()
+        return (text for _, text in self._documents)
+
+    def _cut(self) -> None:
+        self._documents.sort()
+        characters = kept = 0
+        for _, text in self._documents:
+            if kept and characters + len(text) > self.limit:
+                break
+            characters += len(text)
+            kept += 1
+        del self._documents[kept:]
+        self.held = characters
+
+
+@contextmanager
+def one_thread_per_call() -> Iterator[None]:
+    """Keep `tokenizers` from starting a thread per core for each call: prepare makes its calls from threads."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _save_checked(tokenizer: Any, directory: Path, trust_remote_code: bool = False) -> None:
+    """Save, and make sure that what was saved gives the same ids."""
+    with atomic.directory(directory) as temporary:
+        tokenizer.save_pretrained(temporary)
+        again = load_tokenizer(str(temporary), trust_remote_code)
+        same = again.get_vocab() == tokenizer.get_vocab() and again.encode(_PROBE) == tokenizer.encode(_PROBE)
+        if not same:
+            raise ValueError(
+                f"the tokenizer {tokenizer.name_or_path} gives other ids once it is saved and loaded again"
+            )
+
+
+def _end_of_text_id(tokenizer: Any, token: str | None) -> int:
+    if token is not None:
+        if token not in tokenizer.get_vocab():
+            raise ValueError(f"the end-of-text token {token!r} is not in the vocabulary of the tokenizer")
+        return tokenizer.get_vocab()[token]
+    if tokenizer.eos_token_id is None:
+        raise ValueError("the tokenizer has no end-of-text token: name one with --end-of-text TOKEN")
+    return tokenizer.eos_token_id

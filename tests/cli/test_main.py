@@ -1,0 +1,201 @@
+"""The command as users meet it: help, exit codes, one sentence for each mistake."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM
+
+import tiny_data
+from inheritune.cli import main as cli
+from tiny_models import tiny_model
+from tiny_recipes import training, values
+
+VERBS = ("quickstart", "prepare", "inherit", "plan", "run", "train", "report")
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["inheritune", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Result(ended.value.code, out, err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_data.write_shards(tmp_path_factory.mktemp("shards"))
+
+
+def write_recipe(path: Path, recipe: dict[str, object]) -> Path:
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_help_names_every_verb(command) -> None:
+    result = command("--help")
+    assert result.code == 0
+    assert all(verb in result.out for verb in VERBS)
+    for verb in VERBS:
+        assert command(verb, "--help").code == 0
+
+
+def test_version(command) -> None:
+    assert command("--version").out.strip() == "0.1.0"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ("inherit", "MODEL", "--layers", 0, "-o", "OUT"),
+            "cannot keep 0 layers of a model with 4: choose 1 to 4",
+        ),
+        (
+            ("inherit", "MODEL", "--layers", 5, "-o", "OUT"),
+            "cannot keep 5 layers of a model with 4: choose 1 to 4",
+        ),
+        (("inherit", "./nowhere", "--layers", 2, "-o", "OUT"), "there is no model at ./nowhere"),
+        (("inherit", "MODEL", "--layers", 2, "-o", "MODEL"), "exists already; nothing was written"),
+        (("inherit", "MODEL", "--layers", 2, "-o", "OUT", "--dtype", "int3"), "unknown dtype 'int3'"),
+        (("run", "missing.yaml"), "No such file or directory: missing.yaml"),
+        (("report", "./nowhere"), "nowhere does not exist"),
+        (("plan", "missing.yaml"), "No such file or directory: missing.yaml"),
+    ],
+)
+def test_mistakes_exit_with_2_and_one_sentence(
+    command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[object, ...],
+    sentence: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_model("gpt2").save_pretrained(tmp_path / "MODEL")
+    result = command(*arguments)
+    assert result.code == 2, result.err
+    assert sentence in result.err
+    assert result.err.count("\n") == 1
+    assert "Traceback" not in result.err
+    assert not (tmp_path / "OUT").exists()
+
+
+def test_a_missing_option_exits_with_2(command) -> None:
+    result = command("inherit", "model")
+    assert result.code == 2
+    assert "--layers" in result.err
+
+
+def test_debug_shows_where(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = command("run", "missing.yaml", "--debug")
+    assert result.code == 2
+    assert "Traceback" in result.err
+    assert result.err.rstrip().endswith("error: No such file or directory: missing.yaml")
+
+
+def test_our_own_mistakes_are_not_disguised(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise AssertionError("this is our fault")
+
+    monkeypatch.setattr("inheritune.config.load_recipe", broken)
+    result = command("run", "any.yaml")
+    assert result.code == 1
+    assert "Traceback" in result.err
+
+
+def test_a_full_disk_is_told_plainly(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/x")
+
+    monkeypatch.setattr("inheritune.config.load_recipe", full)
+    result = command("run", "any.yaml")
+    assert result.code == 2
+    assert "the disk is full at runs/x" in result.err
+
+
+def test_inherit_writes_a_standard_checkpoint(command, tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "large")
+    result = command("inherit", tmp_path / "large", "--layers", 2, "-o", tmp_path / "made/small")
+    assert result.code == 0, result.err
+    assert "2 of 4 layers" in result.out
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "made/small")
+    assert model.config.num_hidden_layers == 2
+    card = (tmp_path / "made/small/README.md").read_text()
+    assert "first 2 of 4 layers of large" in card
+    assert str(tmp_path) not in card
+
+
+def test_run_report_and_run_again(command, data: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", values(data, parity={"margin": 100.0}))
+    first = command("run", path, "-o", tmp_path / "run")
+    assert first.code == 0, first.err
+    assert "Parity" in first.out
+    html = (tmp_path / "run/report.html").read_text()
+    assert "<svg" in html
+    again = command("run", path, "-o", tmp_path / "run")
+    assert again.code == 0
+    assert "is finished; nothing was changed." in again.out
+    assert command("report", tmp_path / "run").code == 0
+    recorded = json.loads((tmp_path / "run/environment.json").read_text())["command"]
+    assert recorded.startswith("inheritune run ")
+
+
+def test_train_one_model(command, data: Path, tmp_path: Path) -> None:
+    recipe = {
+        "data": {"path": str(data), "window": 32},
+        "model": {"architecture": values(data)["reference"]["architecture"]},
+        "training": training(),
+    }
+    result = command("train", write_recipe(tmp_path / "one.yaml", recipe), "-o", tmp_path / "one")
+    assert result.code == 0, result.err
+    assert "validation loss" in result.out
+
+
+def test_plan_tells_every_stage(command, data: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", values(data, start_layers=1, grow={"layers": 1}))
+    result = command("plan", path, "--flops-per-second", "1e9")
+    assert result.code == 0, result.err
+    assert [f"round {n}" in result.out for n in (1, 2, 3, 4)] == [True, True, True, False]
+    assert "Times at 1e+09 FLOP/s (given)." in result.out
+    measured = command("plan", path, "--measure")
+    assert measured.code == 0, measured.err
+    assert "(measured here)" in measured.out
+    assert command("plan", path, "--flops-per-second", "-1").code == 2
+
+
+def test_a_recipe_with_a_misspelt_key(command, data: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", values(data, training={"stpes": 3}))
+    result = command("run", path, "-o", tmp_path / "run")
+    assert result.code == 2
+    assert "unknown key `training.stpes`; did you mean `steps`?" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("place", ["recipe.yaml/run", "/proc/run"])
+def test_an_unwritable_place(
+    command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = write_recipe(tmp_path / "recipe.yaml", values(data))
+    result = command("run", path, "-o", place)
+    assert result.code == 2
+    assert result.err.startswith("error: ")
+    assert place.rsplit("/", maxsplit=1)[-1] in result.err
+    assert result.err.count("\n") == 1

@@ -1,0 +1,126 @@
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from inheritune.cli.prepare import prepare_command
+from inheritune.data.progress import Progress, shown
+from inheritune.data.shards import read_manifest
+
+app = typer.Typer()
+app.command()(prepare_command)
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "source.jsonl"
+    path.write_text("".join(json.dumps({"content": f"document number {n}"}) + "\n" for n in range(200)))
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_prepare_and_prepare_again(tmp_path, source):
+    command = (
+        source,
+        "-o",
+        tmp_path / "out",
+        "--train-tokenizer",
+        300,
+        "--text-field",
+        "content",
+        "--validation",
+        0.1,
+    )
+    first = run(*command)
+    assert first.exit_code == 0, first.exception
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.tokenizer.vocabulary == 300
+    train = manifest.splits["train"]
+    assert "out is finished" in first.output
+    assert f"train: {train.documents} documents, {train.tokens:,} tokens" in first.output
+    again = run(*command)
+    assert again.exit_code == 0
+    assert "was finished already; nothing is changed" in again.output
+
+
+def test_every_option_arrives(tmp_path, source):
+    options = {
+        "--train-tokenizer": 300,
+        "--text-field": "content",
+        "--validation": 0.25,
+        "--seed": 5,
+        "--max-documents": 100,
+        "--workers": 1,
+        "--split": "test",
+        "--config": "small",
+        "--end-of-text": "<|endoftext|>",
+    }
+    result = run(source, "-o", tmp_path / "out", *(part for option in options.items() for part in option))
+    assert result.exit_code == 0, result.exception
+    arguments = read_manifest(tmp_path / "out").arguments
+    for option, value in options.items():
+        if option != "--workers":
+            assert arguments[option[2:].replace("-", "_")] == value
+    documents = [split.documents for split in read_manifest(tmp_path / "out").splits.values()]
+    assert sum(documents) == 100
+
+
+def test_errors_are_left_to_the_caller(tmp_path):
+    result = run(tmp_path / "nothing.txt", "-o", tmp_path / "out", "--train-tokenizer", 300)
+    assert isinstance(result.exception, FileNotFoundError)
+
+
+def test_help_is_quick():
+    script = (
+        "import sys\nfrom inheritune.cli.prepare import prepare_command\n"
+        "heavy = ('torch', 'transformers', 'datasets', 'tokenizers', 'pyarrow')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
+
+
+def reports():
+    for number in range(5):
+        yield Progress("encoding", number * 10, number * 1000, number / 4)
+
+
+def test_lines_where_there_is_no_terminal():
+    out = io.StringIO()
+    with shown(Console(file=out, width=40)) as show:
+        for report in reports():
+            show(report)
+    # One line for each stage at least, no control characters, and no line for every report.
+    assert out.getvalue() == "encoding, 0 documents, 0%\n"
+
+
+def test_lines_now_and_then(monkeypatch):
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("inheritune.data.progress.time.monotonic", lambda: float(next(clock)))
+    out = io.StringIO()
+    with shown(Console(file=out, width=40, soft_wrap=True)) as show:
+        for report in reports():
+            show(report)
+    lines = out.getvalue().splitlines()
+    assert len(lines) > 2
+    assert "50%" in lines[-2] or "75%" in lines[-2]
+    assert all("M tokens/s" in line and " left" in line for line in lines[1:])
+
+
+def test_a_bar_where_there_is_one():
+    out = io.StringIO()
+    with shown(Console(file=out, force_terminal=True, width=120)) as show:
+        for report in reports():
+            show(report)
+    assert "encoding" in out.getvalue()
+    assert "40 documents" in out.getvalue()
