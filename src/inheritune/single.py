@@ -9,9 +9,11 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import __version__
-from inheritune.config import ModelSource, Training, TrainRecipe
+from inheritune.config import ModelSource, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.evaluation.validation import WindowLosses, validator
+from inheritune.initialization import select
+from inheritune.models.architecture import choose_layers
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.models.pretrained import load_config, load_model
 from inheritune.run_directory import RunDirectory
@@ -31,7 +33,7 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
     RunDirectory(directory).open(recipe, environment(hardware, command))
     data = open_data(recipe.data)
     train(
-        initial_model(recipe.model, data, recipe.training),
+        initial_model(recipe, data),
         data,
         recipe.training,
         directory,
@@ -43,18 +45,27 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
     return WindowLosses.load(directory / "validation.json")
 
 
-def initial_model(
-    source: ModelSource, data: TrainingData, training: Training
-) -> Callable[[], PreTrainedModel]:
+def initial_model(recipe: TrainRecipe, data: TrainingData) -> Callable[[], PreTrainedModel]:
     """What makes the model that a recipe names, after checking that the data fits it."""
+    source, part, seed = recipe.model, recipe.initialization, recipe.training.seed
     if source.architecture is not None:
         config = scratch_config(source, data)
-        return lambda: from_config(config, training.seed)
+        return lambda: from_config(config, seed)
     assert source.pretrained is not None
     name, revision, trust = source.pretrained, source.revision, source.trust_remote_code
     config = load_config(name, revision=revision, trust_remote_code=trust)
     check_fit(config, data)
-    return lambda: load_model(name, config=config, revision=revision, trust_remote_code=trust)
+    if part is None:
+        return lambda: load_model(name, config=config, revision=revision, trust_remote_code=trust)
+    choose_layers(config, part.layers)  # a layer that is not there is told before anything is read
+    return lambda: select(
+        name,
+        part.layers,
+        random_blocks=part.random_blocks,
+        seed=seed,
+        revision=revision,
+        trust_remote_code=trust,
+    )
 
 
 def scratch_config(source: ModelSource, data: TrainingData) -> PretrainedConfig:

@@ -2,5 +2,6 @@
 
 from inheritune.initialization.grow import append
 from inheritune.initialization.inherit import inherit
+from inheritune.initialization.select import select
 
-__all__ = ["append", "inherit"]
+__all__ = ["append", "inherit", "select"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -116,17 +117,31 @@ def cut_config(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     depth = layer_count(config)
     if not 1 <= layers <= depth:
         raise ValueError(f"cannot keep {layers} layers of a model with {depth}: choose 1 to {depth}")
-    cut = copy.deepcopy(config)
-    text = cut.get_text_config()
+    return choose_layers(config, range(layers))
+
+
+def choose_layers(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
+    """The same configuration with these layers (0-based) only, in this order; `config` itself is not changed.
+
+    Raises:
+        ValueError: no layers, or one that the model does not have.
+    """
+    depth = layer_count(config)
+    missing = [layer for layer in layers if not 0 <= layer < depth]
+    if missing or not layers:
+        wrong = f"layer {missing[0]}" if missing else "an empty list of layers"
+        raise ValueError(f"cannot take {wrong} of a model with {depth}: its layers are 0 to {depth - 1}")
+    chosen = copy.deepcopy(config)
+    text = chosen.get_text_config()
     if text.model_type == "gpt_neo":
         # GPT-Neo writes its layers as repeated groups; spell them out, one group of one repetition.
-        text.attention_types = [[list(text.attention_layers[:layers]), 1]]
+        text.attention_types = [[[text.attention_layers[layer] for layer in layers], 1]]
     for field in PER_LAYER_FIELDS:
         values = getattr(text, field, None)
         if isinstance(values, (list, tuple)) and len(values) == depth:
-            setattr(text, field, type(values)(values[:layers]))
-    text.num_hidden_layers = layers
-    return cut
+            setattr(text, field, type(values)(values[layer] for layer in layers))
+    text.num_hidden_layers = len(layers)
+    return chosen
 
 
 def head_is_linear(model: PreTrainedModel) -> bool:
@@ -156,7 +171,9 @@ def head_is_linear(model: PreTrainedModel) -> bool:
         hook.remove()
         model.train(training)
     # Experts may be summed in another order from call to call: equal to rounding is enough.
-    return torch.equal(logits, seen["logits"]) and torch.allclose(hidden, seen["hidden"], rtol=1e-3, atol=1e-4)
+    return torch.equal(logits, seen["logits"]) and torch.allclose(
+        hidden, seen["hidden"], rtol=1e-3, atol=1e-4
+    )
 
 
 def parameter_count(model: PreTrainedModel) -> int:
