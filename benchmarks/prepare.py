@@ -130,9 +130,10 @@ def main() -> None:
             for clock in ("seconds", "cpu")
         )
         peak = max(result["peak"] for result in results[kind]) / 2**30
+        speed = results[kind][0]["tokens"] / seconds / 1e6
         print(
-            f"{kind:18} {seconds:6.1f} s (best {min(times):.1f})   "
-            f"{results[kind][0]['tokens'] / seconds / 1e6:5.2f} M tokens/s   peak {peak:.2f} GiB   prepare: {ratio:.2f} times this, CPU {cpu:.2f} times"
+            f"{kind:18} {seconds:6.1f} s (best {min(times):.1f})   {speed:5.2f} M tokens/s   peak {peak:.2f} GiB   "
+            f"prepare: {ratio:.2f} times this, CPU {cpu:.2f} times"
         )
 
 

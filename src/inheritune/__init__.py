@@ -3,16 +3,21 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inheritune.initialization import inherit
+    from inheritune.analysis.analyze import analyze
+    from inheritune.initialization.inherit import inherit
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "inherit"]
+__all__ = ["__version__", "analyze", "inherit"]
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: `import inheritune` and `inheritune --help` need not wait for torch."""
     if name == "inherit":
-        from inheritune.initialization import inherit
+        from inheritune.initialization.inherit import inherit
 
         return inherit
+    if name == "analyze":
+        from inheritune.analysis.analyze import analyze
+
+        return analyze
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

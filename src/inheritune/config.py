@@ -98,6 +98,8 @@ class Training(Settings):
     checkpoints: Checkpoints = Checkpoints()
     log_every: Count = 10
     """Steps between two lines of `metrics.jsonl`."""
+    gradient_norms: bool = False
+    """Record the gradient norm of every layer's query and key weights at each validation."""
     tensorboard: bool = True
     wandb: str | None = None
     """Project of Weights & Biases to log to (needs the extra `wandb`)."""
@@ -179,13 +181,30 @@ class Samples(Settings):
     tokens: Count = 48
 
 
+class Initialization(Settings):
+    """Which part of a pretrained model a single model starts from."""
+
+    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    """Blocks to take, from 0, in this order: the last ones, every other one, ..."""
+    random_blocks: bool = False
+    """As many blocks, but with random weights; embeddings, final norm and head are still the model's."""
+
+
 class TrainRecipe(Settings):
     """One model, trained: what `inheritune train` takes."""
 
     name: str = "training"
     data: Data
     model: ModelSource
+    initialization: Initialization | None = None
+    """Part of the pretrained `model` to start from; by default all of it."""
     training: Training = Training()
+
+    @model_validator(mode="after")
+    def _parts_of_something(self) -> TrainRecipe:
+        if self.initialization is not None and self.model.pretrained is None:
+            raise ValueError("`initialization` takes layers of a `pretrained` model, and `model` names none")
+        return self
 
 
 class Recipe(Settings):
@@ -194,8 +213,9 @@ class Recipe(Settings):
     name: str = "inheritune"
     data: Data
     reference: Reference
-    start_layers: Count | Literal["half"] = "half"
-    """Layers of the first round; `half` is the paper's k/2."""
+    start_layers: Count | Literal["half", "auto"] = "half"
+    """Layers of the first round; `half` is the paper's k/2, `auto` as many as keep every layer of the reference
+    whose attention is not lazy."""
     training: Training = Training()
     """Every round's training; the reference's too, except for what `reference.training` sets."""
     grow: Grow = Grow()

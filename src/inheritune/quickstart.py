@@ -1,6 +1,7 @@
 """The whole paper in small: a few minutes on two CPU cores, nothing to download.
 
-Trains a tokenizer and a reference of eight layers on real text, then runs Algorithm 1 on it.
+Trains a tokenizer and a reference of eight layers on real text, runs Algorithm 1 on it, and looks at the
+attention matrices of both models.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from inheritune.analysis.analyze import analyze_run
 from inheritune.config import Recipe, parse_recipe
 from inheritune.data.docstrings import docstring_documents
 from inheritune.data.prepare import prepare
@@ -36,7 +38,9 @@ def quickstart(directory: Path, text: Sequence[str] = (), *, command: str = "") 
         train_tokenizer=VOCABULARY,
         validation=VALIDATION_SHARE,
     )
-    return run(quickstart_recipe(data), directory, command=command)
+    summary = run(quickstart_recipe(data), directory, command=command)
+    analyze_run(directory)
+    return summary
 
 
 def quickstart_recipe(data: Path) -> Recipe:

@@ -19,6 +19,9 @@ from typing import Literal
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from inheritune.analysis.analyze import analyze
+from inheritune.analysis.probe import check_attention
+from inheritune.analysis.result import FILE, load_analyses, save_analyses
 from inheritune.config import Recipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.evaluation.validation import WindowLosses, compare, validator
@@ -70,7 +73,8 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
     this = Run(recipe, folder, open_data(recipe.data), hardware, summary)
 
     reference = obtain_reference(this)
-    layers = first_cut(recipe.start_layers, reference.layers)
+    layers = suggested_cut(this, reference) if recipe.start_layers == "auto" else recipe.start_layers
+    layers = first_cut(layers, reference.layers)
     previous: Path | None = None
     for number in count(1):
         small = one_round(this, reference, number, layers, previous)
@@ -130,6 +134,8 @@ def trained_here(this: Run) -> tuple[Path, Outcome]:
     training = source.training
     assert training is not None, "the recipe fills it in"
     config = scratch_config(source, this.data)
+    if this.recipe.start_layers == "auto":
+        check_attention(config)
     _, outcome = train(
         lambda: from_config(config, training.seed),
         this.data,
@@ -158,13 +164,30 @@ def found(this: Run) -> tuple[str, None]:
     return source.pretrained, None
 
 
-def first_cut(start_layers: int | Literal["half"], depth: int) -> int:
-    """Layers of the first round.
+def suggested_cut(this: Run, reference: Reference) -> int:
+    """The smallest depth that keeps every layer of the reference whose attention is not lazy (section 3)."""
+    path = this.folder.reference / FILE
+    if not path.exists():
+        analysis = analyze(
+            reference.source,
+            this.data.path,
+            window=this.data.window,
+            device=this.hardware.device,
+            revision=reference.revision,
+            trust_remote_code=reference.trust_remote_code,
+        )
+        save_analyses(path, [analysis])
+    cut = load_analyses(path)[0].cut  # why it is so stands beside it, and in the report
+    return cut.suggested
+
+
+def first_cut(start_layers: int | Literal["half", "auto"], depth: int) -> int:
+    """Layers of the first round; before the reference is analyzed, `auto` is taken for `half`.
 
     Raises:
         ValueError: as many as the reference has, or more.
     """
-    layers = max(1, depth // 2) if start_layers == "half" else start_layers
+    layers = max(1, depth // 2) if isinstance(start_layers, str) else start_layers
     if layers >= depth:
         raise ValueError(
             f"start_layers is {layers}, but the reference has {depth} layers: nothing would be saved"

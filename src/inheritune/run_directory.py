@@ -7,6 +7,7 @@
     reference/             validation.json; and if it was trained here: metrics.jsonl, checkpoints/, model/
     round-1-12-layers/     metrics.jsonl, validation.json, checkpoints/, model/
     final/                 the result, a Hugging Face checkpoint
+    reference/analysis.json, final/analysis.json    attention of both models, if it was analyzed
     samples.json           continuations by both models
     report.html
 

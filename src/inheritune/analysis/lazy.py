@@ -130,14 +130,14 @@ def judge_cut(lazy: Sequence[bool], degenerate: float = DEGENERATE) -> Cut:
         instead = (
             f"{keeps_active} layers keep every layer that is not lazy"
             if keeps_active < depth
-            else "no cut keeps every layer that is not lazy, for the last is none"
+            else "no cut keeps every layer that is not lazy, since the last one is not"
         )
         sentence = (
-            f"{_layers(lazy_layers).capitalize()} lazy; {cut} is too deep: it drops {_ranges(dropped)}, "
-            f"not lazy; {instead}."
+            f"{_lazy(lazy_layers)}; {cut} is too deep: it drops {_named(dropped)}, "
+            f"which {_are(dropped)} not lazy; {instead}."
         )
     else:
-        sentence = f"{_layers(lazy_layers).capitalize()} lazy; {cut} is supported: all that it drops is lazy"
+        sentence = f"{_lazy(lazy_layers)}; {cut} is supported: all that it drops is lazy"
         sentence += (
             f", and {keeps_active} layers would keep every layer that is not." if keeps_active < half else "."
         )
@@ -164,8 +164,16 @@ def _spread(values_n: Tensor) -> Spread:
     )
 
 
-def _layers(numbers: list[int]) -> str:
-    return f"layer {numbers[0]} is" if len(numbers) == 1 else f"layers {_ranges(numbers)} are"
+def _lazy(numbers: list[int]) -> str:
+    return f"{_named(numbers).capitalize()} {_are(numbers)} lazy"
+
+
+def _named(numbers: list[int]) -> str:
+    return f"layer {numbers[0]}" if len(numbers) == 1 else f"layers {_ranges(numbers)}"
+
+
+def _are(numbers: list[int]) -> str:
+    return "is" if len(numbers) == 1 else "are"
 
 
 def _ranges(numbers: list[int]) -> str:

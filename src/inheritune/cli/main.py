@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from inheritune import __version__
+from inheritune.cli.analyze import analyze_command
 from inheritune.cli.inherit import inherit_command
 from inheritune.cli.plan import plan_command
 from inheritune.cli.prepare import prepare_command
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command("quickstart")(quickstart_command)
 app.command("prepare")(prepare_command)
+app.command("analyze")(analyze_command)
 app.command("inherit")(inherit_command)
 app.command("plan")(plan_command)
 app.command("run")(run_command)

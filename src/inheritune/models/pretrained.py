@@ -115,14 +115,18 @@ def save_model(
 def load_tokenizer(
     source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that comes with a model or with token shards, or None if none does."""
+    """The tokenizer that comes with a model or with token shards, or None if none does.
+
+    For a folder without a tokenizer transformers makes one of some architectures that knows special tokens
+    only; that counts as none.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, ImportError, AttributeError):
         return None
-    return tokenizer if len(tokenizer) > 0 else None
+    return None if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens) else tokenizer
 
 
 @contextmanager

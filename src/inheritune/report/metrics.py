@@ -83,7 +83,8 @@ def read_metrics(directory: Path, notes: list[str]) -> Metrics | None:
             continue
         try:
             row = json.loads(line)
-            rows[row["kind"]][int(row["step"])] = row
+            if row["kind"] != "gradients":  # read by `attention`
+                rows[row["kind"]][int(row["step"])] = row
         except (ValueError, KeyError, TypeError, OverflowError):
             unreadable += 1
     if unreadable:

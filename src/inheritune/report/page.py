@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from inheritune import atomic
 from inheritune.report import figures
+from inheritune.report.attention import attention_section
 from inheritune.report.metrics import FloatArray, Training
 from inheritune.report.quantities import MINUS
 from inheritune.report.run_directory import Run, read_run
@@ -146,6 +147,7 @@ def reproduction_section(run: Run) -> Section:
 SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
     curves_section,
     rounds_section,
+    attention_section,
     samples_section,
     training_section,
     reproduction_section,

@@ -120,7 +120,8 @@ def train(
                 started = time.perf_counter()
                 windows = order.step(state.step)
                 micro_batches = batches(data.train, windows, data.window, size, hardware.device)
-                result = stepper(state.step, micro_batches, count)
+                validates = (state.step + 1) % every == 0 or state.step + 1 == training.steps
+                result = stepper(state.step, micro_batches, count, gradient_norms=validates)
                 state.step += 1
                 state.seconds += time.perf_counter() - started
 
@@ -185,6 +186,8 @@ class Meter:
     def stepped(self, state: TrainState, result: StepResult) -> None:
         """Take note of a step; write a line if one is due."""
         self.results.append(result)
+        if result.gradient_norms:
+            self.metrics.log("gradients", state.step, **result.gradient_norms)
         if state.step % self.training.log_every and state.step != self.training.steps:
             return
         steps = len(self.results)

@@ -40,7 +40,7 @@ class Metrics:
             self.writers.append(_wandb(training, directory))
 
     def log(self, kind: str, step: int, **values: float) -> None:
-        """Write one line: `kind` is `train` or `validation`, `step` the number of steps done."""
+        """Write one line: `kind` is `train`, `validation` or `gradients`, `step` the number of steps done."""
         row = {"kind": kind, "step": step, **values}
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from inheritune.analysis.gradients import QueryKeyGradients
 from inheritune.config import Training
 from inheritune.training.device import Hardware
 from inheritune.training.loss import NextTokenLoss
@@ -22,11 +23,15 @@ class NonFiniteError(ValueError):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step reports: mean loss (nats per token), gradient norm before clipping, learning rate."""
+    """What one step reports: mean loss (nats per token), gradient norm before clipping, learning rate.
+
+    `gradient_norms` are those of every layer's query and key weights, if they were taken.
+    """
 
     loss: float
     gradient_norm: float
     learning_rate: float
+    gradient_norms: dict[str, float] = field(default_factory=dict)
 
 
 class Stepper:
@@ -47,10 +52,19 @@ class Stepper:
         self.training = training
         self.hardware = hardware
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.gradients = QueryKeyGradients(model) if training.gradient_norms else None
         self.forward = torch.compile(self.loss) if hardware.compile else self.loss
 
-    def __call__(self, step: int, micro_batches: Iterable[tuple[Tensor, Tensor]], count: int) -> StepResult:
+    def __call__(
+        self,
+        step: int,
+        micro_batches: Iterable[tuple[Tensor, Tensor]],
+        count: int,
+        gradient_norms: bool = False,
+    ) -> StepResult:
         """Run step `step` (0-based) over `count` micro-batches of equal size.
+
+        With `gradient_norms` those of query and key weights are taken too, before clipping, if the recipe wants them.
 
         Raises:
             NonFiniteError: before the weights are touched.
@@ -65,6 +79,7 @@ class Stepper:
                 loss = self.forward(inputs_bt, targets_bt) / count
             loss.backward()
             total += loss.detach()
+        norms = self.gradients.norms() if self.gradients and gradient_norms else {}
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.training.optimizer.gradient_clip)
         loss_value, norm_value = torch.stack([total, norm]).tolist()  # one synchronisation for both
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
@@ -73,4 +88,4 @@ class Stepper:
             raise NonFiniteError(f"the {what} of step {step} is not finite")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss_value, norm_value, rate)
+        return StepResult(loss_value, norm_value, rate, norms)

@@ -1,0 +1,303 @@
+"""Attention analysis of a model, of two side by side, and of the models of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from inheritune.analysis.lazy import DEGENERATE, batch_size, judge_cut, layer_figures, measure_heads
+from inheritune.analysis.maps import Head, Maps, attention_maps, check_heads, telling_heads
+from inheritune.analysis.probe import check_attention
+from inheritune.analysis.result import FILE, AttentionAnalysis, load_analyses, save_analyses
+from inheritune.analysis.sequences import Sequences, Text, load_tokenizer, open_text
+from inheritune.config import Recipe, load_recipe
+from inheritune.models.architecture import context_length, layer_count, parameter_count
+from inheritune.models.pretrained import load_config, load_model
+from inheritune.progress import ProgressBar
+from inheritune.run_directory import RunDirectory
+
+Model: TypeAlias = PreTrainedModel | str | Path
+
+
+@dataclass(frozen=True)
+class Analyzed:
+    """An analysis, and the attention maps of a few heads on its first sequence."""
+
+    analysis: AttentionAnalysis
+    maps: Maps
+
+
+def analyze(
+    model: Model,
+    data: str | Path,
+    *,
+    sequences: int = 100,
+    window: int | None = None,
+    seed: int = 0,
+    tau: float = 0.90,
+    mass: float = 0.90,
+    degenerate: float = DEGENERATE,
+    batch: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str = torch.float32,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> AttentionAnalysis:
+    """Rank and mass of every attention head of a model: which layers are lazy, and where to cut.
+
+    Args:
+        model: a causal language model, its Hugging Face id, or the folder of its checkpoint. A model is analyzed
+            where it is and as it is; it is left unchanged.
+        data: folder of token shards (the validation split is read), or a text file, which the model's own
+            tokenizer reads.
+        sequences: how many random windows of the text; fewer if it has fewer.
+        window: tokens of each; by default 1024, or as many as the model or the text allows.
+        seed: of the choice of windows.
+        tau: fraction of the squared singular values that k* of them hold.
+        mass: fraction of the squared entries that m* columns hold.
+        degenerate: a head is degenerate if its mean k* is at most this; a layer is lazy if all its heads are.
+        batch: sequences at once; by default as many as have a layer's matrices in 256 MiB.
+        device: where to load a model that is given by name; by default a GPU if there is one.
+        dtype: of the weights of a model that is given by name; "auto" keeps the checkpoint's.
+        revision: branch, tag or commit of a model id.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        ValueError: something the user can mend, in one sentence.
+
+    Source: paper, section 2 and figure 1 (tau, mass and the number of sequences are the paper's).
+    """
+    options = Options(
+        sequences, window, seed, tau, mass, degenerate, batch, device, dtype, revision, trust_remote_code
+    )
+    return analyze_side_by_side([model], data, options)[0].analysis
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keyword arguments of `analyze`."""
+
+    sequences: int = 100
+    window: int | None = None
+    seed: int = 0
+    tau: float = 0.90
+    mass: float = 0.90
+    degenerate: float = DEGENERATE
+    batch: int | None = None
+    device: str | torch.device | None = None
+    dtype: torch.dtype | str = torch.float32
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def check(self) -> None:
+        """Refuse what no model could be analyzed with."""
+        for name, value in (("tau", self.tau), ("mass", self.mass)):
+            if not 0 < value <= 1:
+                raise ValueError(f"{name} is {value}, but must be above 0 and at most 1")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"batch is {self.batch}, but at least one sequence must be read at once")
+
+
+def analyze_side_by_side(
+    models: Sequence[Model],
+    data: str | Path,
+    options: Options,
+    *,
+    heads: Sequence[Head] | None = None,
+    maps: bool = False,
+) -> list[Analyzed]:
+    """Analyze models one after the other on the same sequences.
+
+    Args:
+        models: as in `analyze`, which see for errors too.
+        data: read by all of them.
+        options: of the analysis.
+        heads: whose attention maps to keep; those that a model does not have are left out.
+        maps: keep maps also where no heads are named: of a few telling ones.
+
+    Raises:
+        ValueError: also for models whose tokens differ, and for a head that no model has.
+    """
+    options.check()
+    subjects = [_subject(model, options) for model in models]
+    for subject in subjects:
+        check_attention(subject.config)
+    check_heads(heads or (), [subject.config for subject in subjects])
+    text = open_text(Path(data), subjects[0].tokenizer)
+    for subject in subjects:
+        _check_vocabulary(subject, text)
+        _check_same_tokens(subjects[0], subject)
+    contexts = [context for s in subjects if (context := context_length(s.config)) is not None]
+    chosen = text.choose(options.sequences, options.window, min(contexts, default=None), options.seed)
+    return [_analyze_one(subject, text, chosen, options, heads, maps) for subject in subjects]
+
+
+def analyze_run(
+    directory: Path, *, sequences: int = 16, device: str | torch.device | None = None
+) -> Mapping[str, AttentionAnalysis]:
+    """Analyze the reference and the final model of a finished run, on windows of its own validation split.
+
+    Writes `reference/analysis.json` and `final/analysis.json`, which the report shows. An analysis that is there
+    already (`start_layers: auto` makes one) is kept, and the other is made on as many sequences.
+
+    Raises:
+        ValueError: not the directory of a finished run, or a model without attention matrices.
+    """
+    folder = RunDirectory(directory)
+    if not (directory / "recipe.yaml").exists() or not folder.finished:
+        raise ValueError(f"{directory} is not the directory of a finished run")
+    recipe = load_recipe(directory / "recipe.yaml", Recipe)
+    places = {"reference": folder.reference, "final": folder.final}
+    source = recipe.reference
+    models: dict[str, Model] = {
+        "reference": source.pretrained or folder.reference / "model",
+        "final": folder.final,
+    }
+    found = {
+        name: load_analyses(place / FILE)[0] for name, place in places.items() if (place / FILE).exists()
+    }
+    for name in [name for name in places if name not in found]:
+        found[name] = analyze(
+            models[name],
+            recipe.data.path,
+            sequences=max((other.sequences for other in found.values()), default=sequences),
+            window=recipe.data.window,
+            device=device,
+            revision=source.revision if name == "reference" else None,
+            trust_remote_code=source.trust_remote_code,
+        )
+        save_analyses(places[name] / FILE, [found[name]])
+    return {name: found[name] for name in places}
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model that is to be analyzed: what can be known of it before its weights are read."""
+
+    name: str
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase | None
+    source: Model
+
+    def load(self, options: Options) -> PreTrainedModel:
+        if isinstance(self.source, PreTrainedModel):
+            return self.source
+        model = load_model(
+            self.source,
+            config=self.config,
+            dtype=options.dtype,
+            revision=options.revision,
+            trust_remote_code=options.trust_remote_code,
+        )
+        return model.to(_device(options.device))
+
+
+def _subject(model: Model, options: Options) -> _Subject:
+    how: dict[str, Any] = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
+    if isinstance(model, PreTrainedModel):
+        name = model.name_or_path
+        return _Subject(
+            name or model.config.model_type,
+            model.config,
+            load_tokenizer(name, **how) if name else None,
+            model,
+        )
+    return _Subject(str(model), load_config(model, **how), load_tokenizer(model, **how), model)
+
+
+def _analyze_one(
+    subject: _Subject,
+    text: Text,
+    chosen: Sequences,
+    options: Options,
+    heads: Sequence[Head] | None,
+    maps: bool,
+) -> Analyzed:
+    model = subject.load(options)
+    size = options.batch or batch_size(model, chosen.window)
+    work = layer_count(model.config) * -(-len(chosen.numbers) // size)
+    with ProgressBar(f"attention of {Path(subject.name).name}", work, "layers") as bar:
+        found = measure_heads(
+            model,
+            chosen.inputs_nt,
+            tau=options.tau,
+            mass=options.mass,
+            batch=size,
+            tick=lambda: bar.update(bar.done + 1),
+        )
+    layers = layer_figures(found, options.degenerate)
+    analysis = AttentionAnalysis(
+        model=subject.name,
+        model_type=model.config.model_type,
+        parameters=parameter_count(model),
+        dtype=str(model.dtype).removeprefix("torch."),
+        data=str(text.source),
+        window=chosen.window,
+        windows=chosen.numbers,
+        seed=options.seed,
+        tau=options.tau,
+        mass=options.mass,
+        degenerate=options.degenerate,
+        layers=layers,
+        cut=judge_cut([layer.lazy for layer in layers], options.degenerate),
+        ranks=[ranks_hn.tolist() for ranks_hn in found.ranks],
+        masses=[masses_hn.tolist() for masses_hn in found.masses],
+    )
+    wanted = heads if heads is not None else telling_heads(analysis) if maps else ()
+    return Analyzed(analysis, attention_maps(model, chosen.inputs_nt[:1], wanted))
+
+
+def _check_vocabulary(subject: _Subject, text: Text) -> None:
+    """The text's tokens exist in the model, and mean there what they mean in the text."""
+    size = subject.config.get_text_config().vocab_size
+    if text.vocabulary > size:
+        raise ValueError(
+            f"{text.source} was made with a tokenizer of {text.vocabulary} tokens, but the embedding of "
+            f"{subject.name} has {size}: prepare the text with the model's own tokenizer"
+        )
+    if (
+        text.tokenizer is not None
+        and subject.tokenizer is not None
+        and not _agree(text.tokenizer, subject.tokenizer)
+    ):
+        raise ValueError(
+            f"the tokens of {text.source} are not those of {subject.name}, which has another tokenizer: "
+            "prepare the text with the model's own"
+        )
+
+
+def _check_same_tokens(first: _Subject, second: _Subject) -> None:
+    """Both models read the same tokens, so that they can read the same sequences."""
+    if first.tokenizer is not None and second.tokenizer is not None:
+        same = _agree(first.tokenizer, second.tokenizer) or _agree(second.tokenizer, first.tokenizer)
+        what = "tokenizers"
+    else:
+        sizes = [subject.config.get_text_config().vocab_size for subject in (first, second)]
+        same, what = sizes[0] == sizes[1], f"vocabularies, of {sizes[0]} and {sizes[1]} tokens"
+    if not same:
+        raise ValueError(
+            f"{first.name} and {second.name} cannot be put side by side: they have different {what}"
+        )
+
+
+def _agree(small: PreTrainedTokenizerBase, large: PreTrainedTokenizerBase) -> bool:
+    """Every token of one has the same id in the other, which may have further ones."""
+    return bool(small.get_vocab().items() <= large.get_vocab().items())
+
+
+def _device(wanted: str | torch.device | None) -> torch.device:
+    if wanted is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ValueError(f"there is no device {wanted!r}: give cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("torch sees no CUDA GPU here: give the device cpu")
+    return device

@@ -1,0 +1,101 @@
+"""The sequences that an analysis reads: random windows of validation shards, or of a text file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from inheritune.data.loader import read_windows, window_count
+from inheritune.data.shards import TOKENIZER, Split, open_split
+from inheritune.data.tokenizer import pieces
+from inheritune.models.pretrained import load_tokenizer
+
+LONGEST = 1024
+"""Tokens of a sequence where its length is left open and the model could take more: the paper's."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Windows of a text, without overlap, in its order: token ids int64 [N, T], and their numbers from 0."""
+
+    inputs_nt: Tensor
+    numbers: list[int]
+
+    @property
+    def window(self) -> int:
+        """T, tokens of each."""
+        return self.inputs_nt.shape[1]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Token ids with what they mean: one past the largest possible id, and the tokenizer where it is known."""
+
+    source: Path
+    tokens: Split | np.ndarray
+    vocabulary: int
+    tokenizer: PreTrainedTokenizerBase | None
+
+    def choose(self, count: int, window: int | None, context: int | None, seed: int) -> Sequences:
+        """At most `count` random windows of `window` tokens; the same arguments give the same ones.
+
+        Raises:
+            ValueError: a window longer than the context or than the text.
+        """
+        if count < 1:
+            raise ValueError(f"cannot analyze {count} sequences: at least one is needed")
+        length = self.tokens.tokens - 1 if isinstance(self.tokens, Split) else len(self.tokens)
+        if window is None:
+            window = min(LONGEST, length, context or LONGEST)
+        if window < 2:
+            raise ValueError(f"a window of {window} tokens is too short: at least 2 are needed")
+        if context is not None and window > context:
+            raise ValueError(f"windows of {window} tokens are longer than the model's context of {context}")
+        available = length // window
+        if available == 0:
+            raise ValueError(f"{self.source} has {length} tokens, fewer than one window of {window}")
+        generator = np.random.Generator(np.random.PCG64(seed))
+        numbers = np.sort(generator.choice(available, min(count, available), replace=False))
+        if isinstance(self.tokens, Split):
+            assert available == window_count(self.tokens, window)
+            inputs_nt = read_windows(self.tokens, numbers, window)[:, :-1]
+        else:
+            inputs_nt = torch.from_numpy(
+                self.tokens[: available * window].reshape(available, window)[numbers]
+            )
+        return Sequences(inputs_nt.contiguous(), numbers.tolist())
+
+
+def open_text(data: Path, tokenizer: PreTrainedTokenizerBase | None) -> Text:
+    """The validation split of a folder of shards, or a text file as the model's tokenizer reads it.
+
+    Raises:
+        ValueError: nothing there, no text in it, or a text file without a tokenizer to read it.
+    """
+    if data.is_dir():
+        split = open_split(data, "validation")
+        own = load_tokenizer(data / TOKENIZER) if (data / TOKENIZER).is_dir() else None
+        return Text(data, split, split.vocabulary, own)
+    if not data.is_file():
+        raise ValueError(f"there is neither a folder of token shards nor a text file at {data}")
+    if tokenizer is None:
+        raise ValueError(
+            f"the model comes without a tokenizer to read {data} with: give token shards instead"
+        )
+    try:
+        text = data.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{data} is not a text file: byte {error.start} is not UTF-8") from None
+    ids = [
+        token
+        for piece in pieces(text)
+        for token in tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
+    ]
+    if not text.strip() or not ids:
+        raise ValueError(f"there is no text in {data}")
+    return Text(data, np.array(ids, dtype=np.int64), max(ids) + 1, tokenizer)

@@ -1,0 +1,86 @@
+"""`inheritune analyze`: which layers are lazy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def analyze_command(
+    model: Annotated[str, typer.Argument(help="Hugging Face model id, or folder of a checkpoint.")],
+    other: Annotated[
+        str | None, typer.Argument(metavar="[MODEL_B]", help="A second model, to be shown beside the first.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with token shards; their validation split is read.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="A text file, read with the model's own tokenizer.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for analysis.json and the figures.")
+    ] = None,
+    sequences: Annotated[int, typer.Option(help="How many random windows of the text.")] = 100,
+    window: Annotated[
+        int | None, typer.Option(help="Tokens of each; by default 1024, or what model and text allow.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Changes which windows are read.")] = 0,
+    tau: Annotated[float, typer.Option(help="Share of the squared singular values that k* hold.")] = 0.90,
+    mass: Annotated[float, typer.Option(help="Share of the squared attention that m* columns hold.")] = 0.90,
+    degenerate: Annotated[float, typer.Option(help="Mean rank up to which a head is degenerate.")] = 1.5,
+    heads: Annotated[
+        str | None,
+        typer.Option(help="Heads to draw, as L4H3,L7H0 (layers from 1, heads from 0); by default a few."),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Sequences at once; by default 256 MiB of matrices a layer.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU if any.")] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(help="Type of the weights: auto (as in the checkpoint), float32, bfloat16, float16."),
+    ] = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model id.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+) -> None:
+    """Rank and mass of every attention head: which layers are lazy, and how many to keep."""
+    from inheritune.analysis.analyze import Options, analyze_side_by_side
+    from inheritune.analysis.maps import parse_heads
+    from inheritune.cli.console import console, print_line, quiet
+    from inheritune.report.attention import analysis_table, labelled, write_analysis
+
+    quiet()
+    source = data or text
+    if source is None or (data is not None and text is not None):
+        raise ValueError("give either --data (token shards) or --text (a text file)")
+    if heads is not None and output is None:
+        raise ValueError("--heads says which attention maps to draw, so --output must say where to")
+    options = Options(
+        sequences,
+        window,
+        seed,
+        tau,
+        mass,
+        degenerate,
+        batch,
+        device,
+        dtype,
+        revision,
+        trust_remote_code,
+    )
+    analyzed = analyze_side_by_side(
+        [model] if other is None else [model, other],
+        source,
+        options,
+        heads=None if heads is None else parse_heads(heads),
+        maps=output is not None,
+    )
+    for name, analysis in labelled([one.analysis for one in analyzed]).items():
+        console.print(analysis_table(name, analysis))
+        print_line(analysis.cut.sentence)
+    for path in write_analysis(output, analyzed) if output else ():
+        print_line(str(path))

@@ -1,0 +1,125 @@
+"""`inheritune analyze` at the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
+
+from handmade_attention import handmade_model
+from inheritune.cli.analyze import analyze_command
+from tiny_data import write_shards
+
+app = typer.Typer()
+app.command()(analyze_command)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards, a reference whose second half is lazy, and a small model."""
+    path = tmp_path_factory.mktemp("analyze")
+    write_shards(path / "data")
+    handmade_model([(), (0, 1), range(4), range(4)]).save_pretrained(path / "reference")
+    handmade_model([(), (0, 1)]).save_pretrained(path / "small")
+    return path
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_table_sentence_and_files(folder: Path, tmp_path: Path) -> None:
+    result = invoke(
+        folder / "reference",
+        "--data",
+        folder / "data",
+        "-o",
+        tmp_path / "out",
+        "--sequences",
+        3,
+        "--window",
+        40,
+    )
+    assert result.exit_code == 0, result.exception
+    lines = result.output.splitlines()
+    assert "reference, 4 layers" in result.output
+    assert any(line.split()[-2:] == ["4/4", "lazy"] for line in lines)
+    assert "Layers 3-4 are lazy; a first cut at 2 is supported: all that it drops is lazy." in lines
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"analysis.json", "rank.svg", "mass.svg", "maps.svg"}
+    analysis = json.loads((tmp_path / "out" / "analysis.json").read_text())["analyses"][0]
+    assert len(analysis["ranks"]) == 4
+    assert [len(head) for head in analysis["ranks"][0]] == [3] * 4
+
+
+def test_two_models_in_one_picture(folder: Path, tmp_path: Path) -> None:
+    result = invoke(
+        folder / "reference",
+        folder / "small",
+        "--data",
+        folder / "data",
+        "-o",
+        tmp_path,
+        "--heads",
+        "L1H0,L3H1",
+    )
+    assert result.exit_code == 0, result.exception
+    for name in ("rank.svg", "mass.svg", "maps.svg"):
+        svg = (tmp_path / name).read_text()
+        assert "reference, 4 layers" in svg
+        assert "small, 2 layers" in svg
+    maps = (tmp_path / "maps.svg").read_text()
+    assert maps.count("<image") == 3, "L3H1 is in one of them only"
+    assert len(json.loads((tmp_path / "analysis.json").read_text())["analyses"]) == 2
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    invoke(
+        folder / "reference",
+        folder / "small",
+        "--data",
+        folder / "data",
+        "-o",
+        tmp_path,
+        "--heads",
+        "L1H0,L3H1",
+    )
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "give either --data (token shards) or --text (a text file)"),
+        (["--data", "data", "--text", "x"], "give either --data (token shards) or --text (a text file)"),
+        (["--data", "data", "--heads", "L1H0"], "so --output must say where to"),
+        (
+            ["--data", "data", "--heads", "L5H0", "-o", "out"],
+            "there is no head L5H0: the model has layers 1 to 4",
+        ),
+        (
+            ["--data", "data", "--window", "4096"],
+            "windows of 4096 tokens are longer than the model's context",
+        ),
+        (["--data", "nowhere"], "neither a folder of token shards nor a text file at nowhere"),
+        (["--data", "data", "--device", "abacus"], "there is no device 'abacus'"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], sentence: str
+) -> None:
+    monkeypatch.chdir(folder)
+    result = invoke("reference", *arguments)
+    assert isinstance(result.exception, ValueError)
+    assert sentence in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+def test_help_does_not_load_what_only_the_work_needs() -> None:
+    code = "import sys, inheritune.cli.analyze; print({'matplotlib', 'torch', 'transformers'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
