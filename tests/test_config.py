@@ -91,9 +91,7 @@ def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"recipe\.yaml is not a YAML file"):
         load_recipe(path, Recipe)
     path.write_text("- 1")
-    with pytest.raises(
-        ValueError, match="with the keys name, data, model, initialization, training"
-    ):
+    with pytest.raises(ValueError, match="with the keys name, data, model, initialization, training"):
         load_recipe(path, TrainRecipe)
     path.write_text("a: !!python/object/apply:os.system ['true']")
     with pytest.raises(ValueError, match="is not a YAML file"):

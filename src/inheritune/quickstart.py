@@ -67,6 +67,7 @@ def quickstart_recipe(data: Path) -> Recipe:
             "tokens_per_step": 2048,
             "optimizer": {"learning_rate": 2e-3},
             "schedule": {"warmup_steps": 40, "final_learning_rate": 2e-4},
+            "validation": {"every": 40, "windows": 48},
         },
     }
     return parse_recipe(values, Recipe)

@@ -14,7 +14,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from inheritune.analysis.lazy import DEGENERATE, batch_size, judge_cut, layer_figures, measure_heads
 from inheritune.analysis.maps import Head, Maps, attention_maps, check_heads, telling_heads
 from inheritune.analysis.probe import check_attention
-from inheritune.analysis.result import FILE, AttentionAnalysis, load_analyses, save_analyses
+from inheritune.analysis.result import FILE, AttentionAnalysis, load_analyses, save_analyses, short_name
 from inheritune.analysis.sequences import Sequences, Text, load_tokenizer, open_text
 from inheritune.config import Recipe, load_recipe
 from inheritune.models.architecture import context_length, layer_count, parameter_count
@@ -222,7 +222,7 @@ def _analyze_one(
     model = subject.load(options)
     size = options.batch or batch_size(model, chosen.window)
     work = layer_count(model.config) * -(-len(chosen.numbers) // size)
-    with ProgressBar(f"attention of {Path(subject.name).name}", work, "layers") as bar:
+    with ProgressBar(f"attention of {short_name(subject.name)}", work, "layers") as bar:
         found = measure_heads(
             model,
             chosen.inputs_nt,

@@ -132,3 +132,9 @@ def load_analyses(path: Path) -> list[AttentionAnalysis]:
         raise ValueError(
             f"{path} is not an attention analysis of format 1: {where or 'file'}: {first['msg']}"
         ) from None
+
+
+def short_name(model: str) -> str:
+    """What a model is called in titles: the last part of its path; a run's `reference/model` is `reference`."""
+    path = Path(model)
+    return path.parent.name if path.name == "model" and path.parent.name else path.name

@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from inheritune import atomic
-from inheritune.analysis.result import FILE, AttentionAnalysis, load_analyses, save_analyses
+from inheritune.analysis.result import FILE, AttentionAnalysis, load_analyses, save_analyses, short_name
 from inheritune.report import attention_figures as figures
 from inheritune.report.metrics import FloatArray, Training
 from inheritune.report.run_directory import Run
@@ -55,7 +55,7 @@ def run_analyses(directory: Path) -> dict[str, AttentionAnalysis]:
 
 def labelled(analyses: Sequence[AttentionAnalysis]) -> dict[str, AttentionAnalysis]:
     """Analyses by short names of their models, which no two share."""
-    names = [f"{Path(analysis.model).name}, {analysis.depth} layers" for analysis in analyses]
+    names = [f"{short_name(analysis.model)}, {analysis.depth} layers" for analysis in analyses]
     if len(set(names)) < len(names):
         names = [f"{'AB'[i]}: {name}" for i, name in enumerate(names)]
     return dict(zip(names, analyses, strict=True))
