@@ -42,10 +42,10 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Send SIGTERM to this process while it works on the given step of the reference."""
     original = loop.Stepper.__call__
 
-    def call(self: loop.Stepper, number: int, *rest: object) -> object:
+    def call(self: loop.Stepper, number: int, *rest: object, **options: object) -> object:
         if number == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, number, *rest)  # type: ignore[arg-type]
+        return original(self, number, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(loop.Stepper, "__call__", call)
 
@@ -162,12 +162,12 @@ def test_metrics_of_steps_done_again_are_written_once(
     settings = recipe(data, parity={"margin": 100.0}, training=training(checkpoints={"every": 5}))
     original, calls = loop.Stepper.__call__, 0
 
-    def fail(self: loop.Stepper, number: int, *rest: object) -> object:
+    def fail(self: loop.Stepper, number: int, *rest: object, **options: object) -> object:
         nonlocal calls
         calls += 1
         if calls == 9:
             raise RuntimeError("power cut")
-        return original(self, number, *rest)  # type: ignore[arg-type]
+        return original(self, number, *rest, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Stepper, "__call__", fail)
