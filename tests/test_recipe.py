@@ -132,6 +132,21 @@ def test_another_recipe_is_refused_with_the_difference(finished: tuple[Path, Sum
         run(other, directory)
 
 
+def test_a_mistake_found_at_once_does_not_lock_the_directory(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="start_layers is 4, but the reference has 4 layers"):
+        run(recipe(data, start_layers=4), tmp_path / "run")
+    assert not (tmp_path / "run/reference").exists(), "nothing was trained before the mistake was told"
+    with pytest.raises(ValueError, match="must be a multiple of the window"):
+        run(recipe(data, training=training(tokens_per_step=100)), tmp_path / "run")
+    assert run(recipe(data, parity={"margin": 100.0}), tmp_path / "run").verdict == "parity"
+
+
+def test_an_architecture_that_does_not_fit_together(data: Path, tmp_path: Path) -> None:
+    odd = {"model_type": "llama", "hidden_size": 32, "num_attention_heads": 3, "num_hidden_layers": 4}
+    with pytest.raises(ValueError, match=r"this 'llama' architecture does not fit together: .*multiple"):
+        run(recipe(data, reference={"architecture": odd}), tmp_path / "run")
+
+
 def test_a_directory_of_something_else_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="is not empty and not a run"):

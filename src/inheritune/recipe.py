@@ -134,6 +134,7 @@ def trained_here(this: Run) -> tuple[Path, Outcome]:
     training = source.training
     assert training is not None, "the recipe fills it in"
     config = scratch_config(source, this.data)
+    first_cut(this.recipe.start_layers, layer_count(config))  # told before anything is trained
     if this.recipe.start_layers == "auto":
         check_attention(config)
     _, outcome = train(
@@ -157,6 +158,7 @@ def found(this: Run) -> tuple[str, None]:
     if not path.exists():
         config = load_config(source.pretrained, revision=revision, trust_remote_code=trust)
         check_fit(config, this.data)
+        first_cut(this.recipe.start_layers, layer_count(config))
         model = load_model(source.pretrained, config=config, revision=revision, trust_remote_code=trust)
         losses = validator(this.data, this.hardware)(model.to(this.hardware.device), "all")
         path.parent.mkdir(exist_ok=True)

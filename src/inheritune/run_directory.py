@@ -125,18 +125,24 @@ class RunDirectory:
         path = self.path / "recipe.yaml"
         if path.exists():
             changed = differences(load_recipe(path, type(recipe)), recipe)
-            if changed:
+            if changed and self._has_work():
                 raise ValueError(
                     f"{self.path} holds a run of another recipe ({'; '.join(changed)}); "
                     "give another directory, or the recipe it was started with"
                 )
             atomic.remove_leftovers(self.path)
-            return
-        if self.path.exists() and any(self.path.iterdir()):
+            if not changed:
+                return
+        elif self.path.exists() and any(self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and not a run; give another directory")
         self.path.mkdir(parents=True, exist_ok=True)
         atomic.write_json(self.path / "environment.json", environment)
         atomic.write_text(path, to_yaml(recipe))
+
+    def _has_work(self) -> bool:
+        """Whether something was computed that another recipe would spoil; a mistake found at once leaves nothing."""
+        kept = ("checkpoints/step-*", "validation.json", "model")
+        return any(next(self.path.glob(place + name), None) for place in ("", "*/") for name in kept)
 
     def record(self, phase: Literal["reference", "round", "finished"], number: int, summary: Summary) -> None:
         """Say how far the run is."""

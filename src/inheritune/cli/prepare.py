@@ -42,10 +42,12 @@ def prepare_command(
     """Tokenize text into shards. Started again after an interruption, it goes on from where it stopped."""
     from rich.console import Console
 
+    from inheritune.cli.console import quiet
     from inheritune.data.prepare import prepare
     from inheritune.data.progress import shown
     from inheritune.data.shards import MANIFEST
 
+    quiet()
     already = (output / MANIFEST).exists()
     with shown() as progress:
         manifest = prepare(

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 GPT2_SIZES = {
@@ -55,7 +56,11 @@ def architecture_config(architecture: Mapping[str, Any], **defaults: Any) -> Pre
     values = {**special, **usable, **(_gpt2(str(preset)) if preset is not None else {}), **fields}
     if preset is not None and "vocab_size" in defaults and "vocab_size" not in given:
         values["vocab_size"] = max(50_304, defaults["vocab_size"])
-    return kind(**values)
+    try:
+        return kind(**values)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(f"this {model_type!r} architecture does not fit together: {reason}") from error
 
 
 def from_config(config: PretrainedConfig, seed: int) -> PreTrainedModel:
