@@ -18,6 +18,9 @@ from inheritune.run_directory import Summary
 
 VOCABULARY = 4096
 VALIDATION_SHARE = 0.01
+OWN_VALIDATION_SHARE = 0.05
+PIECE = 2_000
+LEAST_TEXT = 100_000
 
 
 def quickstart(directory: Path, text: Sequence[str] = (), *, command: str = "") -> Summary:
@@ -25,7 +28,7 @@ def quickstart(directory: Path, text: Sequence[str] = (), *, command: str = "") 
 
     Args:
         directory: gets `data/` and is the run's directory itself.
-        text: files to train on; by default the docstrings of the installed packages.
+        text: files, folders or patterns to train on; by default the docstrings of the installed packages.
         command: what the user typed, for the record.
 
     Raises:
@@ -33,14 +36,50 @@ def quickstart(directory: Path, text: Sequence[str] = (), *, command: str = "") 
     """
     data = directory.parent / f"{directory.name}-data"
     prepare(
-        list(text) or [list(docstring_documents())],
+        own_text(text) or [list(docstring_documents())],
         data,
         train_tokenizer=VOCABULARY,
-        validation=VALIDATION_SHARE,
+        validation=OWN_VALIDATION_SHARE if text else VALIDATION_SHARE,
     )
     summary = run(quickstart_recipe(data), directory, command=command)
     analyze_run(directory)
     return summary
+
+
+def own_text(names: Sequence[str]) -> list[Path | list[str]]:
+    """The user's files as sources of documents.
+
+    Raises:
+        ValueError: plain text files that are together too short to learn anything from.
+    """
+    sources = [pieces(Path(name)) for name in names]
+    pieced = [source for source in sources if isinstance(source, list)]
+    if names and len(pieced) == len(sources):
+        characters = sum(len(document) for source in pieced for document in source)
+        if characters < LEAST_TEXT:
+            raise ValueError(
+                f"{', '.join(names)}: {characters:,} characters are too little text for the quickstart; "
+                f"give at least {LEAST_TEXT:,}"
+            )
+    return sources
+
+
+def pieces(source: Path) -> Path | list[str]:
+    """A plain text file as documents of about `PIECE` characters, cut at line ends; other sources as they are.
+
+    Somebody's notes are often one long file, and a validation split needs documents to choose from.
+    """
+    if source.suffix != ".txt" or not source.is_file():
+        return source
+    documents: list[list[str]] = [[]]
+    length = 0
+    for line in source.read_text(encoding="utf-8").splitlines(keepends=True):
+        if length >= PIECE:
+            documents.append([])
+            length = 0
+        documents[-1].append(line)
+        length += len(line)
+    return ["".join(lines) for lines in documents]
 
 
 def quickstart_recipe(data: Path) -> Recipe:

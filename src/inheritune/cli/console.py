@@ -18,8 +18,8 @@ def print_line(text: str) -> None:
 def quiet() -> None:
     """Leave it to us to show progress and tell of trouble."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # after the import, which sets it

@@ -24,6 +24,7 @@ def plan_command(
     from inheritune.config import Recipe, load_recipe
     from inheritune.planning import measured_rate, plan
     from inheritune.progress import duration
+    from inheritune.report.quantities import count, memory
 
     quiet()
     if flops is not None and flops <= 0:
@@ -32,19 +33,17 @@ def plan_command(
     planned = plan(settings)
     rate = measured_rate(settings) if measure else flops
 
-    headings = ["stage", "layers", "parameters", "tokens", "epochs", "FLOPs", "memory"] + ["time"] * (
-        rate is not None
-    )
-    table = Table(*headings, title=settings.name)
+    headings = ("stage", "layers", "params", "tokens", "epochs", "FLOPs", "memory")
+    table = Table(*headings, *(("time",) if rate else ()), title=settings.name)
     for stage in planned.stages:
         cells = [
             stage.name,
             str(stage.layers),
-            f"{stage.parameters / 1e6:,.1f}M",
-            f"{stage.tokens / 1e6:,.0f}M" if stage.tokens else "trained",
+            count(stage.parameters),
+            count(stage.tokens) if stage.tokens else "trained",
             f"{stage.epochs:.2f}" if stage.epochs is not None else "?",
             f"{stage.flops:.2e}",
-            f"{stage.memory / 2**30:.2f} GiB",
+            memory(stage.memory),
         ]
         table.add_row(*cells, *([duration(stage.seconds(rate))] if rate else []))
     console.print(table)
