@@ -172,7 +172,7 @@ def test_parity_ends_the_run(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_round_can_stop_at_parity(data: Path, tmp_path: Path) -> None:
-    settings = training(validation={"every": 4})
+    settings = training(validation={"every": 4, "windows": 20})
     summary = run(
         recipe(data, training=settings, parity={"margin": 100.0, "stop_at_parity": True}), tmp_path / "run"
     )

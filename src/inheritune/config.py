@@ -170,7 +170,7 @@ class Parity(Settings):
     margin: float = 0.0
     """Nats per token by which the small model's mean validation loss may exceed the reference's."""
     stop_at_parity: bool = False
-    """End a round as soon as a validation during training shows parity."""
+    """End a round as soon as a validation during training shows parity (on the windows that it reads)."""
 
 
 class Samples(Settings):

@@ -208,10 +208,8 @@ def one_round(this: Run, reference: Reference, number: int, layers: int, previou
         return model
 
     def at_parity(losses: WindowLosses) -> bool:
-        parity, same_windows = this.recipe.parity, len(losses.losses) == len(reference.losses.losses)
-        return (
-            parity.stop_at_parity and same_windows and compare(losses, reference.losses, parity.margin).parity
-        )
+        parity, same_windows = this.recipe.parity, reference.losses.thinned(len(losses.losses))
+        return parity.stop_at_parity and compare(losses, same_windows, parity.margin).parity
 
     model, outcome = train(
         first_weights,

@@ -38,6 +38,8 @@ def test_every_window_is_measured_once_and_alone(tmp_path: Path) -> None:
     assert losses.mean == pytest.approx(np.mean(expected))
     some = validate(model, split, 32, HARDWARE, windows=5)
     assert some.losses.tolist() == pytest.approx([expected[i * 31 // 5] for i in range(5)], rel=1e-5)
+    assert losses.thinned(5).losses.tolist() == pytest.approx(some.losses.tolist(), rel=1e-5)
+    assert np.array_equal(losses.thinned("all").losses, losses.losses)
 
 
 def test_a_split_shorter_than_a_window(tmp_path: Path) -> None:

@@ -45,6 +45,10 @@ class WindowLosses:
         """Standard error of the mean over windows."""
         return _standard_error(self.losses)
 
+    def thinned(self, windows: int | Literal["all"]) -> WindowLosses:
+        """What `validate` would have measured on so many windows, out of the losses on all of them."""
+        return WindowLosses(self.losses[_spread(len(self.losses), windows)], self.window)
+
     def save(self, path: Path) -> None:
         """Write as JSON, at once."""
         values: dict[str, Any] = {
@@ -102,8 +106,7 @@ def validate(
     available = window_count(split, window)
     if available == 0:
         raise ValueError(f"the validation split has {split.tokens} tokens, fewer than one window of {window}")
-    count = available if windows == "all" else min(windows, available)
-    numbers = np.arange(count, dtype=np.int64) * available // count
+    numbers = _spread(available, windows)
     loss = NextTokenLoss(model)
     size = max(1, MICRO_BATCH_TOKENS[hardware.device.type] // window)
     mode = model.training
@@ -142,6 +145,12 @@ def compare(target: WindowLosses, reference: WindowLosses, margin: float = 0.0) 
     mean, error = float(differences.mean()), _standard_error(differences)
     interval = (mean - Z95 * error, mean + Z95 * error)
     return Comparison(mean, error, interval, parity=mean <= margin)
+
+
+def _spread(available: int, windows: int | Literal["all"]) -> np.ndarray:
+    """Numbers of so many windows, spread evenly over those there are."""
+    count = available if windows == "all" else min(windows, available)
+    return np.arange(count, dtype=np.int64) * available // count
 
 
 def _standard_error(values: np.ndarray) -> float:

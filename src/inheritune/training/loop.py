@@ -139,7 +139,7 @@ def train(
                 if interrupted():
                     raise Interrupted(f"stopped after step {state.step}; the same command goes on from there")
             losses = validate(model, "all")
-            meter.validated(state.step, losses)
+            meter.validated(state.step, losses.thinned(training.validation.windows))  # as the ones before it
             losses.save(directory / "validation.json")
         except NonFiniteError as error:
             raise NonFiniteError(_explain(error, directory, windows)) from error
