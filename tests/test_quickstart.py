@@ -39,6 +39,12 @@ def test_too_little_text_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.txt"]
 
 
+def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 30_000)
+    with pytest.raises(ValueError, match=r"latin\.txt"):
+        quickstart.quickstart(tmp_path / "run", [str(tmp_path / "latin.txt")])
+
+
 def test_the_users_own_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One .txt file is enough; the run is shortened here, nothing else is changed."""
     generator = random.Random(0)

@@ -71,9 +71,13 @@ def pieces(source: Path) -> Path | list[str]:
     """
     if source.suffix != ".txt" or not source.is_file():
         return source
+    try:
+        text = source.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return source  # `prepare` says what is wrong with it
     documents: list[list[str]] = [[]]
     length = 0
-    for line in source.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in text.splitlines(keepends=True):
         if length >= PIECE:
             documents.append([])
             length = 0
