@@ -27,9 +27,10 @@ def run_command(
     quiet()
     settings = load_recipe(recipe, Recipe)
     directory = output or Path("runs") / settings.name
-    if RunDirectory(directory).finished:
-        print_line(f"{directory} is finished; nothing was changed.")
+    was_finished = RunDirectory(directory).finished
     summary = run(settings, directory, command=shlex.join(["inheritune", *sys.argv[1:]]))
+    if was_finished:
+        print_line(f"{directory} is finished; nothing was changed.")
     console.print(rounds_table(summary))
     print_line(verdict_sentence(summary))
     print_line(f"model:  {directory / 'final'}")

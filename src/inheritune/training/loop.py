@@ -272,4 +272,7 @@ def _explain(error: NonFiniteError, directory: Path, windows: Any) -> str:
     saved = sorted((directory / "checkpoints").glob("step-*"))
     last = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
     shown = ", ".join(str(n) for n in windows[:8]) + (" ..." if len(windows) > 8 else "")
-    return f"{error} (windows {shown}); the weights were not touched by it, and {last}; try a lower learning rate"
+    return (
+        f"{error} (windows {shown}); the weights were not touched by it, and {last}; "
+        "try a lower learning rate in another directory"
+    )
