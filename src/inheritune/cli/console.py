@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from inheritune.run_directory import Summary
 
 console = Console(highlight=False)
 
@@ -13,6 +18,16 @@ console = Console(highlight=False)
 def print_line(text: str) -> None:
     """One line for the user, without markup."""
     console.print(text, markup=False, soft_wrap=True)
+
+
+def print_result(summary: Summary, directory: Path) -> None:
+    """How a run ended: table, verdict, and where model and report are; writes the report."""
+    from inheritune.report import rounds_table, verdict_sentence, write_report
+
+    console.print(rounds_table(summary))
+    print_line(verdict_sentence(summary))
+    print_line(f"model:  {directory / 'final'}")
+    print_line(f"report: {write_report(directory)}")
 
 
 def quiet() -> None:

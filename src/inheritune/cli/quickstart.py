@@ -19,16 +19,12 @@ def quickstart_command(
     import shlex
     import sys
 
-    from inheritune.cli.console import console, print_line, quiet
+    from inheritune.cli.console import print_line, print_result, quiet
     from inheritune.quickstart import quickstart
-    from inheritune.report import rounds_table, verdict_sentence, write_report
     from inheritune.run_directory import RunDirectory
 
     quiet()
     if RunDirectory(output).finished:
         print_line(f"{output} is finished; nothing was changed. Remove it to run again.")
     summary = quickstart(output, text or (), command=shlex.join(["inheritune", *sys.argv[1:]]))
-    console.print(rounds_table(summary))
-    print_line(verdict_sentence(summary))
-    print_line(f"model:  {output / 'final'}")
-    print_line(f"report: {write_report(output)}")
+    print_result(summary, output)

@@ -18,10 +18,9 @@ def run_command(
     import shlex
     import sys
 
-    from inheritune.cli.console import console, print_line, quiet
+    from inheritune.cli.console import print_line, print_result, quiet
     from inheritune.config import Recipe, load_recipe
     from inheritune.recipe import run
-    from inheritune.report import rounds_table, verdict_sentence, write_report
     from inheritune.run_directory import RunDirectory
 
     quiet()
@@ -31,7 +30,4 @@ def run_command(
     summary = run(settings, directory, command=shlex.join(["inheritune", *sys.argv[1:]]))
     if was_finished:
         print_line(f"{directory} is finished; nothing was changed.")
-    console.print(rounds_table(summary))
-    print_line(verdict_sentence(summary))
-    print_line(f"model:  {directory / 'final'}")
-    print_line(f"report: {write_report(directory)}")
+    print_result(summary, directory)

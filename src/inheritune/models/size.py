@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from inheritune.models.architecture import blocks, parameter_count
+from inheritune.models.architecture import blocks
 from inheritune.models.presets import freeze_biases
 
 
@@ -67,6 +67,3 @@ def _contexts(config: PretrainedConfig, layers: int, window: int) -> list[int]:
     if not kinds:
         return [sliding] * layers
     return [sliding if kind == "sliding_attention" else window for kind in kinds]
-
-
-__all__ = ["flops_per_token", "on_meta", "parameter_count", "training_memory"]
