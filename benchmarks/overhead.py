@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from inheritune.config import Data, Recipe, parse_recipe
+from inheritune.analysis.gradients import QueryKeyGradients
+from inheritune.config import Data, Recipe
 from inheritune.data import loader
 from inheritune.data.loader import open_data
 from inheritune.evaluation.validation import validator
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.quickstart import quickstart_recipe
+from inheritune.recipe_file import parse_recipe
 from inheritune.training import checkpoint, loop
 from inheritune.training.device import choose_hardware, describe
 from inheritune.training.metrics import Metrics
@@ -55,6 +57,7 @@ def main() -> None:
     loop.Meter.stepped = timed("logging", loop.Meter.stepped)
     loop.Metrics.__init__ = timed("logging", Metrics.__init__)
     checkpoint.save = timed("checkpoints", checkpoint.save)
+    QueryKeyGradients.norms = timed("gradient norms", QueryKeyGradients.norms)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
@@ -62,7 +65,7 @@ def main() -> None:
         for name, count in TOKENS.items():
             (path / name).write_bytes(generator.integers(0, VOCABULARY, count, dtype=np.uint16).tobytes())
         values = quickstart_recipe(path).model_dump(mode="json", exclude={"reference": {"training"}})
-        values["training"]["steps"] = options.steps
+        values["training"] |= {"steps": options.steps, "gradient_norms": True}
         recipe = parse_recipe(values, Recipe)
         data = open_data(Data(path=path, window=128))
         hardware = choose_hardware(recipe.training)

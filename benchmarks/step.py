@@ -34,6 +34,7 @@ from inheritune.training import loop
 from inheritune.training.checkpoint import TrainState
 from inheritune.training.device import Hardware, choose_hardware, describe, micro_batch
 from inheritune.training.metrics import Metrics
+from inheritune.training.loss import NextTokenLoss
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.schedule import learning_rate
 from inheritune.training.step import Stepper
@@ -77,7 +78,7 @@ def our_step(
 ) -> Callable[[], None]:
     """One turn of `training.loop.train`, with all that it does in a turn without validation or checkpoint."""
     model = make_model(size, hardware)
-    stepper = Stepper(model, make_optimizer(model, training.optimizer), training, hardware)
+    stepper = Stepper(NextTokenLoss(model), make_optimizer(model, training.optimizer), training, hardware)
     batch = micro_batch(training, data.window, hardware.device)
     order = Order(data.windows, size[4], training.seed)
     state = TrainState()

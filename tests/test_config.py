@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from inheritune.config import Recipe, TrainRecipe, differences, load_recipe, parse_recipe, to_yaml
+from inheritune.config import Recipe, TrainRecipe
+from inheritune.recipe_file import differences, load_recipe, parse_recipe, to_yaml
 
 MINIMAL: dict[str, Any] = {"data": {"path": "x"}, "reference": {"pretrained": "gpt2"}}
 

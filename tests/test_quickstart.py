@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from inheritune import quickstart
-from inheritune.config import parse_recipe
 from inheritune.data.docstrings import docstring_documents
 from inheritune.data.shards import read_manifest
+from inheritune.recipe_file import parse_recipe
 
 
 def test_docstrings_are_several_megabytes_and_always_the_same() -> None:

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny_data
-from inheritune.config import Recipe, TrainRecipe, parse_recipe
+from inheritune.config import Recipe, TrainRecipe
 from inheritune.data.shards import open_split
 from inheritune.evaluation.validation import WindowLosses
 from inheritune.models.pretrained import load_model
 from inheritune.models.size import flops_per_token
 from inheritune.recipe import first_cut, run
+from inheritune.recipe_file import parse_recipe
 from inheritune.run_directory import RunDirectory, Summary
 from inheritune.single import train_model
 from inheritune.training import metrics

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from inheritune.config import Recipe, parse_recipe
+from inheritune.config import Recipe
+from inheritune.recipe_file import parse_recipe
 
 ARCHITECTURE = {
     "model_type": "gpt2",

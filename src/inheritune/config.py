@@ -1,19 +1,17 @@
-"""Recipes: what a run is made of, as YAML, checked before anything runs.
+"""Recipes: what a run is made of, checked before anything runs.
 
-Every setting and every default of the program stands here and nowhere else. A recipe with an unknown key or
-a value of the wrong type is refused in one sentence that names the key. The hyper-parameters' defaults are
-the paper's for GPT-2 (section 4 and the official configuration files).
+Every setting and every default of the program stands here and nowhere else. The hyper-parameters' defaults are
+the paper's for GPT-2 (section 4 and the official configuration files). `recipe_file` reads and writes them.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Auto = Literal["auto"]
 Count = Annotated[int, Field(gt=0)]
@@ -35,6 +33,9 @@ class Data(Settings):
     """Tokens of context in each training and validation window."""
     order: Literal["shuffled", "sequential"] = "shuffled"
     """Windows in a fresh random order every epoch, or in the order of the text."""
+    tokens: Count | None = None
+    """Train on a fixed random sample of the windows, of at most so many tokens, epoch after epoch; by default on
+    all of them."""
     verify: bool = True
     """Compare the shards' checksums with the manifest before the run starts."""
 
@@ -181,13 +182,76 @@ class Samples(Settings):
     tokens: Count = 48
 
 
-class Initialization(Settings):
-    """Which part of a pretrained model a single model starts from."""
+Part = Literal["attention", "mlp", "layernorm", "embeddings", "final_norm", "head"]
+"""The parts a model's weights belong to: three kinds in every block, and three around the blocks."""
 
-    layers: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
-    """Blocks to take, from 0, in this order: the last ones, every other one, ..."""
-    random_blocks: bool = False
-    """As many blocks, but with random weights; embeddings, final norm and head are still the model's."""
+LAYERS = re.compile(r"(first|last|middle|ends|spread|every) [1-9]\d*|-?\d*:-?\d*(:\d+)?")
+"""How layers can be named in words; `initialization.layers` tells what they mean."""
+
+
+class Initialization(Settings):
+    """Which part of a pretrained model a single model starts from. What is not inherited is random."""
+
+    layers: tuple[Annotated[int, Field(ge=0)], ...] | str | None = None
+    """Blocks to take, in this order: their numbers from 0; a Python slice, `"0:24:2"`; or one of `first N`, `last N`,
+    `middle N`, `ends N` (all but the middle ones), `spread N` (evenly), `every N` (of `every 2` every other one, as
+    DistilBERT does). By default all."""
+    stack_to: Count | None = None
+    """Depth to reach by copying these blocks onto themselves (stacking); a multiple of their number."""
+    parts: tuple[Part, ...] | None = None
+    """What to inherit of the blocks and of what is around them, as a list, or joined in one word as in
+    `attention+layernorm`. By default everything."""
+    width: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the hidden size to keep, at full depth, by slicing every weight; 0.5 is the paper's half width."""
+    divide: Literal["heads", "head_size"] | None = None
+    """What a smaller `width` has fewer of: heads (the default), or dimensions in every head."""
+
+    @field_validator("parts", mode="before")
+    @classmethod
+    def _split_parts(cls, value: Any) -> Any:
+        return value.split("+") if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Initialization:
+        if isinstance(self.layers, str) and not LAYERS.fullmatch(self.layers):
+            raise ValueError(
+                f"`layers` is {self.layers!r}, but should be a list of block numbers, a slice such as '0:24:2', or "
+                "'first N', 'last N', 'middle N', 'ends N', 'spread N' or 'every N'"
+            )
+        for name in ("layers", "parts"):
+            if getattr(self, name) == ():
+                raise ValueError(f"`{name}` is an empty list: nothing would be inherited")
+        chosen = [name for name in ("layers", "stack_to", "parts") if getattr(self, name) is not None]
+        if self.width is not None and chosen:
+            raise ValueError(
+                f"`width` keeps all layers and parts, so it cannot be combined with `{chosen[0]}`"
+            )
+        if self.width is None and self.divide is not None:
+            raise ValueError("`divide` belongs to `width`, which is not given")
+        if self.width is None and not chosen:
+            raise ValueError("it is empty: give `layers`, `stack_to`, `parts` or `width`, or leave it out")
+        return self
+
+
+class Distillation(Settings):
+    """Learn from a teacher's logits too: alpha * KL(teacher || student) + (1 - alpha) * cross entropy."""
+
+    alpha: Annotated[float, Field(gt=0, le=1)] = 0.6
+    temperature: Positive = 1.0
+    """Both distributions are softened by it, and the KL term is scaled by its square (Hinton et al., 2015)."""
+
+
+class Taught(Distillation):
+    """Distillation of a single model, which has no reference that could be its teacher."""
+
+    teacher: ModelSource | None = None
+    """A pretrained model; by default the one that `initialization` takes its weights from."""
+
+    @model_validator(mode="after")
+    def _teacher_knows(self) -> Taught:
+        if self.teacher is not None and self.teacher.pretrained is None:
+            raise ValueError("a `teacher` must be `pretrained`: one with random weights teaches nothing")
+        return self
 
 
 class TrainRecipe(Settings):
@@ -198,12 +262,19 @@ class TrainRecipe(Settings):
     model: ModelSource
     initialization: Initialization | None = None
     """Part of the pretrained `model` to start from; by default all of it."""
+    distillation: Taught | None = None
     training: Training = Training()
 
     @model_validator(mode="after")
     def _parts_of_something(self) -> TrainRecipe:
         if self.initialization is not None and self.model.pretrained is None:
-            raise ValueError("`initialization` takes layers of a `pretrained` model, and `model` names none")
+            raise ValueError("`initialization` takes weights of a `pretrained` model, and `model` names none")
+        if (
+            self.distillation is not None
+            and self.distillation.teacher is None
+            and self.model.pretrained is None
+        ):
+            raise ValueError("`distillation` needs a `teacher`, as `model` is not a pretrained one")
         return self
 
 
@@ -219,6 +290,8 @@ class Recipe(Settings):
     training: Training = Training()
     """Every round's training; the reference's too, except for what `reference.training` sets."""
     grow: Grow = Grow()
+    distillation: Distillation | None = None
+    """Train every round with the reference as teacher."""
     parity: Parity = Parity()
     samples: Samples = Samples()
 
@@ -230,119 +303,32 @@ class Recipe(Settings):
             return values
         reference = values["reference"]
         shared, own = values.get("training") or {}, reference.get("training") or {}
-        if "architecture" in reference and isinstance(shared, Mapping) and isinstance(own, Mapping):
-            return {**values, "reference": {**reference, "training": _merge(shared, own)}}
+        if reference.get("architecture") is not None and isinstance(shared, Mapping) and isinstance(own, Mapping):
+            return {**values, "reference": {**reference, "training": merge(shared, own)}}
         return values
 
 
-AnyRecipe = TypeVar("AnyRecipe", Recipe, TrainRecipe)
+class Study(Settings):
+    """Runs that belong together, such as a table of the paper: what `inheritune study` takes."""
+
+    name: str = "study"
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    """Seeds of the trainings: the first one of all rows, the others of the `headline` rows and what they need."""
+    headline: tuple[str, ...] = ()
+    reference: str
+    """The row that all others are compared with."""
+    shared: dict[str, Any] = {}
+    """What the recipes of all rows have in common."""
+    rows: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    """Name -> a recipe, for `inheritune run` if it has a `reference` and for `inheritune train` if it has a `model`.
+    Where a recipe names a pretrained model, `row: NAME` is the result of another row. With `flops_of: [NAME, ...]`
+    a row trains for as many steps as all those rows' FLOPs pay for."""
 
 
-def load_recipe(path: Path, kind: type[AnyRecipe]) -> AnyRecipe:
-    """Read and check a recipe file.
-
-    Raises:
-        ValueError: one sentence that names the file, the key, and what would be right.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is not a YAML file: {reason}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} is not a recipe: it must be a mapping with the keys {_known(kind)}")
-    return parse_recipe(values, kind, origin=str(path))
-
-
-def parse_recipe(values: Mapping[str, Any], kind: type[AnyRecipe], origin: str = "recipe") -> AnyRecipe:
-    """Check a recipe given as plain values; errors as in `load_recipe`, with `origin` as the file."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(f"{origin}: {_explain(error, kind)}") from None
-
-
-def to_yaml(recipe: BaseModel) -> str:
-    """The recipe with every default filled in, as YAML that `load_recipe` reads back to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def differences(old: BaseModel, new: BaseModel) -> list[str]:
-    """One line `key: old -> new` for each setting in which two recipes differ."""
-    before, after = dict(_flatten(old.model_dump(mode="json"))), dict(_flatten(new.model_dump(mode="json")))
-    keys = sorted(before.keys() | after.keys())
-    return [
-        f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)
-    ]
-
-
-def _merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of a recipe with some of them changed, at any depth."""
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
-    """The first mistake, as one sentence."""
-    by_key: dict[str, list[Any]] = {}
-    for entry in error.errors():
-        path = [str(part) for part in entry["loc"] if str(part) in _all_keys(kind)]  # no union branches
-        if entry["type"] == "extra_forbidden":
-            path.append(str(entry["loc"][-1]))
-        by_key.setdefault(".".join(path), []).append(entry)
-    # What is wrong in `training` is wrong in the reference's copy of it too: told once.
-    copies = {f"reference.{key}" for key in by_key}
-    by_key = {key: entries for key, entries in by_key.items() if key not in copies}
-    # An unknown key is told first: a misspelt key is also a missing one.
-    key, entries = min(by_key.items(), key=lambda item: item[1][0]["type"] != "extra_forbidden")
-    more = f" (and {len(by_key) - 1} more)" if len(by_key) > 1 else ""
-    first = entries[0]
-    if first["type"] == "extra_forbidden":
-        *parents, name = key.split(".")
-        known = _keys_at(kind, parents)
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean `{nearest[0]}`?" if nearest else f"known keys are {', '.join(known)}"
-        return f"unknown key `{key}`; {hint}{more}"
-    if first["type"] == "missing":
-        return f"the key `{key}` is missing{more}"
-    if first["type"] == "value_error":
-        message = first["msg"].removeprefix("Value error, ")
-        return f"{key}: {message}{more}" if key else f"{message}{more}"
-    wishes = " or ".join(entry["msg"].removeprefix("Input should be ") for entry in entries)
-    return f"`{key}` is {first['input']!r}, but should be {wishes}{more}"
-
-
-def _all_keys(kind: type[BaseModel]) -> set[str]:
-    """Every key that a recipe knows, at any depth."""
-    keys = set(kind.model_fields)
-    for name in kind.model_fields:
-        for candidate in _models_in(kind, name):
-            keys |= _all_keys(candidate)
-    return keys
-
-
-def _models_in(kind: type[BaseModel], field: str) -> list[type[BaseModel]]:
-    annotation = kind.model_fields[field].annotation
-    candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-
-
-def _keys_at(kind: type[BaseModel], path: list[str]) -> list[str]:
-    """The keys a recipe knows at this place."""
-    for part in path:
-        kind = _models_in(kind, part)[0]
-    return list(kind.model_fields)
-
-
-def _known(kind: type[BaseModel]) -> str:
-    return ", ".join(kind.model_fields)

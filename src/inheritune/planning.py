@@ -12,12 +12,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 from inheritune.config import Recipe, Training
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.models.architecture import cut_config, layer_count, parameter_count
-from inheritune.models.presets import architecture_config, from_config
+from inheritune.models.presets import from_config
 from inheritune.models.pretrained import load_config
 from inheritune.models.size import flops_per_token, on_meta, training_memory
 from inheritune.recipe import first_cut
 from inheritune.single import scratch_config
 from inheritune.training.device import choose_hardware, micro_batch
+from inheritune.training.loss import NextTokenLoss
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.step import Stepper
 
@@ -96,7 +97,7 @@ def measured_rate(recipe: Recipe) -> float:
     config = reference_config(recipe, None)
     shallow = cut_config(config, min(MEASURED_LAYERS, layer_count(config)))
     model = from_config(shallow, seed=0).to(hardware.device)
-    stepper = Stepper(model, make_optimizer(model, training.optimizer), training, hardware)
+    stepper = Stepper(NextTokenLoss(model), make_optimizer(model, training.optimizer), training, hardware)
     size = micro_batch(training, window, hardware.device)
     vocabulary = config.get_text_config().vocab_size
     tokens = torch.randint(vocabulary, (size, window), device=hardware.device)
@@ -115,10 +116,7 @@ def reference_config(recipe: Recipe, data: TrainingData | None) -> PretrainedCon
         return load_config(
             source.pretrained, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
-    if data is not None:
-        return scratch_config(source, data)
-    assert source.architecture is not None
-    return architecture_config(source.architecture, max_position_embeddings=recipe.data.window)
+    return scratch_config(source, data, recipe.data.window)
 
 
 def stage(

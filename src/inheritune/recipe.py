@@ -11,6 +11,7 @@ repeat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -35,7 +36,9 @@ from inheritune.run_directory import ReferenceFigures, RoundFigures, RunDirector
 from inheritune.single import environment, scratch_config
 from inheritune.training.checks import check_fit, check_tied
 from inheritune.training.device import Hardware, choose_hardware
+from inheritune.training.distillation import taught_by
 from inheritune.training.loop import Outcome, train
+from inheritune.training.loss import NextTokenLoss
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,11 @@ class Reference:
         """Its depth, k."""
         return layer_count(self.config)
 
+    def load(self) -> PreTrainedModel:
+        """The model itself, in evaluation mode on the CPU."""
+        trust = self.trust_remote_code
+        return load_model(self.source, config=self.config, revision=self.revision, trust_remote_code=trust)
+
 
 def obtain_reference(this: Run) -> Reference:
     """Train the reference, or find the trained one; measure its validation loss either way."""
@@ -133,7 +141,7 @@ def trained_here(this: Run) -> tuple[Path, Outcome]:
     source = this.recipe.reference
     training = source.training
     assert training is not None, "the recipe fills it in"
-    config = scratch_config(source, this.data)
+    config = scratch_config(source, this.data, this.data.window)
     first_cut(this.recipe.start_layers, layer_count(config))  # told before anything is trained
     if this.recipe.start_layers == "auto":
         check_attention(config)
@@ -218,6 +226,7 @@ def one_round(this: Run, reference: Reference, number: int, layers: int, previou
         directory,
         hardware=this.hardware,
         validate=validator(this.data, this.hardware),
+        loss=objective(this, reference),
         stop=at_parity,
         inherited=True,
         trust_remote_code=reference.trust_remote_code,
@@ -228,6 +237,12 @@ def one_round(this: Run, reference: Reference, number: int, layers: int, previou
     this.summary.rounds.append(figures)
     this.folder.record("round", number, this.summary)
     return directory / "model"
+
+
+def objective(this: Run, reference: Reference) -> Callable[[PreTrainedModel], NextTokenLoss]:
+    """What a round minimises: cross entropy, or with `distillation` also the distance to the reference's logits."""
+    settings, device = this.recipe.distillation, this.hardware.device
+    return NextTokenLoss if settings is None else taught_by(reference.load, settings, device)
 
 
 def initial_weights(this: Run, reference: Reference, layers: int, previous: Path | None) -> PreTrainedModel:
@@ -283,11 +298,7 @@ def verdict(this: Run, reference: Reference, number: int, layers: int) -> Verdic
 
 def finish(this: Run, reference: Reference, small: Path) -> None:
     """Leave samples of both models, and the small one as the final checkpoint."""
-    trust = reference.trust_remote_code
-    models = [
-        load_model(reference.source, revision=reference.revision, trust_remote_code=trust),
-        load_model(small, trust_remote_code=trust),
-    ]
+    models = [reference.load(), load_model(small, trust_remote_code=reference.trust_remote_code)]
     for model in models:
         model.to(this.hardware.device)
     write_samples(this.folder.samples, this.recipe, this.data, models[0], models[1])

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from inheritune import atomic
-from inheritune.config import AnyRecipe, differences, load_recipe, to_yaml
+from inheritune.recipe_file import AnyRecipe, differences, load_recipe, to_yaml
 
 Verdict = Literal["parity", "no parity"]
 

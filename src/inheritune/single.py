@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import transformers
@@ -12,14 +13,18 @@ from inheritune import __version__
 from inheritune.config import ModelSource, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.evaluation.validation import WindowLosses, validator
-from inheritune.initialization import select
-from inheritune.models.architecture import choose_layers
+from inheritune.initialization import choose, half_width, select
+from inheritune.models.architecture import choose_layers, layer_count
+from inheritune.models.parts import PARTS
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.models.pretrained import load_config, load_model
+from inheritune.models.width import narrow_config
 from inheritune.run_directory import RunDirectory
 from inheritune.training.checks import check_fit
 from inheritune.training.device import Hardware, choose_hardware, describe
+from inheritune.training.distillation import check_teacher, taught_by
 from inheritune.training.loop import train
+from inheritune.training.loss import NextTokenLoss
 
 
 def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> WindowLosses:
@@ -39,6 +44,7 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
         directory,
         hardware=hardware,
         validate=validator(data, hardware),
+        loss=objective(recipe, data, hardware),
         trust_remote_code=recipe.model.trust_remote_code,
         title=recipe.name,
     )
@@ -46,40 +52,79 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
 
 
 def initial_model(recipe: TrainRecipe, data: TrainingData) -> Callable[[], PreTrainedModel]:
-    """What makes the model that a recipe names, after checking that the data fits it."""
+    """What makes the model that a recipe names, after checking that it can be made and that the data fits it."""
     source, part, seed = recipe.model, recipe.initialization, recipe.training.seed
-    if source.architecture is not None:
-        config = scratch_config(source, data)
-        return lambda: from_config(config, seed)
-    assert source.pretrained is not None
-    name, revision, trust = source.pretrained, source.revision, source.trust_remote_code
-    config = load_config(name, revision=revision, trust_remote_code=trust)
+    config = initial_config(recipe, data)
     check_fit(config, data)
+    if source.pretrained is None:
+        return lambda: from_config(config, seed)
+    name, revision, trust = source.pretrained, source.revision, source.trust_remote_code
     if part is None:
         return lambda: load_model(name, config=config, revision=revision, trust_remote_code=trust)
-    choose_layers(config, part.layers)  # a layer that is not there is told before anything is read
-    return lambda: select(
-        name,
-        part.layers,
-        random_blocks=part.random_blocks,
-        seed=seed,
-        revision=revision,
-        trust_remote_code=trust,
+    if part.width is not None:
+        width, divide = part.width, part.divide or "heads"
+        return lambda: half_width(name, width, divide=divide, revision=revision, trust_remote_code=trust)
+    depth = layer_count(load_config(name, revision=revision, trust_remote_code=trust))
+    layers, parts = choose(part.layers, depth, part.stack_to), part.parts or PARTS
+    return lambda: select(name, layers, parts=parts, seed=seed, revision=revision, trust_remote_code=trust)
+
+
+def initial_config(recipe: TrainRecipe, data: TrainingData | None) -> PretrainedConfig:
+    """Configuration of the model that a recipe names; without data, of one with its family's vocabulary.
+
+    Raises:
+        ValueError: there is no such model, or no such part of it.
+    """
+    source, part = recipe.model, recipe.initialization
+    if source.architecture is not None:
+        return scratch_config(source, data, recipe.data.window)
+    assert source.pretrained is not None
+    config = load_config(
+        source.pretrained, revision=source.revision, trust_remote_code=source.trust_remote_code
     )
+    if part is None:
+        return config
+    if part.width is not None:
+        return narrow_config(config, part.width, part.divide or "heads")
+    return choose_layers(config, choose(part.layers, layer_count(config), part.stack_to))
 
 
-def scratch_config(source: ModelSource, data: TrainingData) -> PretrainedConfig:
+def teacher_of(recipe: TrainRecipe) -> ModelSource | None:
+    """The model that a recipe distils."""
+    return (recipe.distillation.teacher or recipe.model) if recipe.distillation else None
+
+
+def objective(
+    recipe: TrainRecipe, data: TrainingData, hardware: Hardware
+) -> Callable[[PreTrainedModel], NextTokenLoss]:
+    """What a recipe minimises, after checking that the data fits the teacher."""
+    settings, teacher = recipe.distillation, teacher_of(recipe)
+    if settings is None or teacher is None:
+        return NextTokenLoss
+    assert teacher.pretrained is not None
+    name, revision, trust = teacher.pretrained, teacher.revision, teacher.trust_remote_code
+    config = load_config(name, revision=revision, trust_remote_code=trust)
+    check_fit(config, data)
+    check_teacher(config, initial_config(recipe, data))
+
+    load = partial(load_model, name, config=config, revision=revision, trust_remote_code=trust)
+    return taught_by(load, settings, hardware.device)
+
+
+def scratch_config(source: ModelSource, data: TrainingData | None, window: int) -> PretrainedConfig:
     """Configuration of a model made from random weights; vocabulary and context are the data's by default.
 
     Raises:
         ValueError: an unknown architecture or field, or one that the data does not fit.
     """
     assert source.architecture is not None
+    if data is None:
+        return architecture_config(source.architecture, max_position_embeddings=window)
     end_of_text = data.train.end_of_text
     config = architecture_config(
         source.architecture,
         vocab_size=data.train.vocabulary,
-        max_position_embeddings=data.window,
+        max_position_embeddings=window,
         bos_token_id=end_of_text,
         eos_token_id=end_of_text,
     )

@@ -15,6 +15,7 @@ from inheritune.config import Training
 from inheritune.recipe import run
 from inheritune.training.device import choose_hardware
 from inheritune.training.metrics import read
+from inheritune.training.loss import NextTokenLoss
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.step import Stepper
 from tiny_data import write_shards
@@ -77,7 +78,8 @@ def test_norms_are_of_the_whole_step_before_clipping() -> None:
         training(gradient_norms=True, optimizer={"gradient_clip": 1e-6, "learning_rate": 1e-3})
     )
     model = tiny_model("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    stepper = Stepper(model, make_optimizer(model, settings.optimizer), settings, choose_hardware(settings))
+    optimizer = make_optimizer(model, settings.optimizer)
+    stepper = Stepper(NextTokenLoss(model), optimizer, settings, choose_hardware(settings))
     windows = [(tokens(2, seed=i), tokens(2, seed=i + 9)) for i in range(2)]
     (sum(stepper.loss(*pair) for pair in windows) / 2).backward()
     expected = {}

@@ -118,7 +118,10 @@ def test_accumulated_micro_batches_give_the_step_of_the_whole_batch() -> None:
     for size in (8, 4, 1):
         model, settings = tiny_model("llama"), training()
         stepper = Stepper(
-            model, make_optimizer(model, settings.optimizer), settings, choose_hardware(settings)
+            NextTokenLoss(model),
+            make_optimizer(model, settings.optimizer),
+            settings,
+            choose_hardware(settings),
         )
         parts = list(zip(inputs.split(size), targets.split(size), strict=True))
         for step in range(3):
@@ -145,7 +148,8 @@ def test_one_step_is_adamw_with_clipping_by_hand() -> None:
             decay = 0.1 if p.dim() >= 2 and p is not by_hand.model.embed_tokens.weight else 0.0
             # After one step the bias-corrected moments are the gradient and its square.
             p.mul_(1 - rate * decay).sub_(rate * gradient / (gradient.abs() + 1e-8))
-    stepper = Stepper(model, make_optimizer(model, settings.optimizer), settings, choose_hardware(settings))
+    optimizer = make_optimizer(model, settings.optimizer)
+    stepper = Stepper(NextTokenLoss(model), optimizer, settings, choose_hardware(settings))
     result = stepper(0, [(inputs, targets)], 1)
     assert result.gradient_norm == pytest.approx(norm.item(), rel=1e-5)
     assert result.learning_rate == pytest.approx(rate)
@@ -162,7 +166,8 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone(where: str) -> None:
     else:
         model.transformer.ln_f.weight.register_hook(lambda gradient: gradient * float("inf"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    stepper = Stepper(model, make_optimizer(model, settings.optimizer), settings, choose_hardware(settings))
+    optimizer = make_optimizer(model, settings.optimizer)
+    stepper = Stepper(NextTokenLoss(model), optimizer, settings, choose_hardware(settings))
     with pytest.raises(NonFiniteError, match=f"the {where} of step 7 is not finite"):
         stepper(7, [(tokens(2, 16), tokens(2, 16, seed=1))], 1)
     for name, value in model.state_dict().items():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from inheritune.report.comparison import Comparison
     from inheritune.run_directory import Summary
 
 console = Console(highlight=False)
@@ -28,6 +29,19 @@ def print_result(summary: Summary, directory: Path) -> None:
     print_line(verdict_sentence(summary))
     print_line(f"model:  {directory / 'final'}")
     print_line(f"report: {write_report(directory)}")
+
+
+def print_comparison(comparison: Comparison, directory: Path) -> None:
+    """Runs side by side: the table, what it says, and where page, tables and figures are."""
+    from inheritune.report.comparison import FILES, terminal_table
+
+    console.print(terminal_table(comparison))
+    print_line(comparison.summary)
+    for note in comparison.notes:
+        print_line(f"note: {note}")
+    for name in FILES:
+        if (directory / name).exists():
+            print_line(str(directory / name))
 
 
 def quiet() -> None:

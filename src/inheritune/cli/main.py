@@ -12,12 +12,14 @@ import typer
 
 from inheritune import __version__
 from inheritune.cli.analyze import analyze_command
+from inheritune.cli.compare import compare_command
 from inheritune.cli.inherit import inherit_command
 from inheritune.cli.plan import plan_command
 from inheritune.cli.prepare import prepare_command
 from inheritune.cli.quickstart import quickstart_command
 from inheritune.cli.report import report_command
 from inheritune.cli.run import run_command
+from inheritune.cli.study import study_command
 from inheritune.cli.train import train_command
 
 USER_ERROR = 2
@@ -36,7 +38,9 @@ app.command("inherit")(inherit_command)
 app.command("plan")(plan_command)
 app.command("run")(run_command)
 app.command("train")(train_command)
+app.command("study")(study_command)
 app.command("report")(report_command)
+app.command("compare")(compare_command)
 
 
 def _show_version(wanted: bool) -> None:

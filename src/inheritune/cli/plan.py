@@ -21,9 +21,10 @@ def plan_command(
     from rich.table import Table
 
     from inheritune.cli.console import console, print_line, quiet
-    from inheritune.config import Recipe, load_recipe
+    from inheritune.config import Recipe
     from inheritune.planning import measured_rate, plan
     from inheritune.progress import duration
+    from inheritune.recipe_file import load_recipe
     from inheritune.report.quantities import count, memory
 
     quiet()

@@ -19,8 +19,9 @@ def run_command(
     import sys
 
     from inheritune.cli.console import print_line, print_result, quiet
-    from inheritune.config import Recipe, load_recipe
+    from inheritune.config import Recipe
     from inheritune.recipe import run
+    from inheritune.recipe_file import load_recipe
     from inheritune.run_directory import RunDirectory
 
     quiet()

@@ -19,7 +19,8 @@ def train_command(
     import sys
 
     from inheritune.cli.console import print_line, quiet
-    from inheritune.config import TrainRecipe, load_recipe
+    from inheritune.config import TrainRecipe
+    from inheritune.recipe_file import load_recipe
     from inheritune.single import train_model
 
     quiet()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from inheritune.config import Data
+from inheritune.data.order import permute
 from inheritune.data.shards import Split, open_split, verify
 
 
@@ -24,11 +25,17 @@ class TrainingData:
     validation: Split
     window: int
     order: Literal["shuffled", "sequential"]
+    sample: np.ndarray | None = None
+    """Numbers of the windows to train on, int64, in the order of the text; all of them if None."""
 
     @property
     def windows(self) -> int:
         """Training windows in one epoch."""
-        return window_count(self.train, self.window)
+        return window_count(self.train, self.window) if self.sample is None else len(self.sample)
+
+    def training_windows(self, numbers: np.ndarray) -> np.ndarray:
+        """Where the windows that an epoch counts as `numbers` are in the training split."""
+        return numbers if self.sample is None else self.sample[numbers]
 
     @property
     def validation_windows(self) -> int:
@@ -51,7 +58,19 @@ def open_data(settings: Data) -> TrainingData:
                 f"the {name} split of {settings.path} has {split.tokens} tokens, fewer than one window "
                 f"of {settings.window}"
             )
-    return TrainingData(settings.path, train, validation, settings.window, settings.order)
+    sample = None if settings.tokens is None else _sample(settings.tokens, train, settings.window)
+    return TrainingData(settings.path, train, validation, settings.window, settings.order, sample)
+
+
+def _sample(tokens: int, split: Split, window: int) -> np.ndarray:
+    """The same windows for the same number of tokens, and more tokens only add windows."""
+    count, available = tokens // window, window_count(split, window)
+    if not 1 <= count <= available:
+        raise ValueError(
+            f"data.tokens is {tokens}, but should be at least one window ({window}) and at most what the training "
+            f"split has ({available * window})"
+        )
+    return np.sort(permute(np.arange(count), available, seed=0, epoch=0))
 
 
 def window_count(split: Split, window: int) -> int:

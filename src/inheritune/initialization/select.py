@@ -1,7 +1,7 @@
-"""Any choice of a model's layers, with its blocks or with random ones in their place.
+"""Any choice of a model's layers and of what to take of them; the rest is random.
 
-For the transfer test of the paper (figure 1c: last layers, random weights, first layers), and for cuts such as
-every other layer (DistilBERT).
+For the transfer test of the paper (figure 1c: last layers, random weights, first layers), for its test of
+sub-modules (attention, MLP, layer norms), and for cuts such as every other layer (DistilBERT).
 """
 
 from __future__ import annotations
@@ -13,26 +13,30 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from inheritune.models.architecture import blocks_name, choose_layers
+from inheritune.models.architecture import blocks_name, choose_layers, cut_config
+from inheritune.models.parts import PARTS, Part, check_parts, parts_of
 from inheritune.models.presets import from_config
-from inheritune.models.pretrained import load_model
+from inheritune.models.pretrained import load_config, load_model
 
 
 def select(
     reference: str | Path | PreTrainedModel,
     layers: Sequence[int],
     *,
-    random_blocks: bool = False,
+    parts: Sequence[Part] = PARTS,
     seed: int = 0,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """These blocks of a model, in this order, with its embeddings, final norm and head.
 
+    A tied tensor belongs to two parts, embeddings and head: naming either takes it. From an id or a folder
+    the blocks after the last one chosen stay on the disk.
+
     Args:
         reference: Hugging Face model id, checkpoint folder, or a model in memory (copied, not changed).
         layers: numbers of the blocks, from 0; a block may be taken more than once.
-        random_blocks: leave the blocks' random weights in place, and inherit only what is around them.
+        parts: parts to inherit; all others keep their random weights from this seed.
         seed: of the random weights.
         revision: branch, tag or commit of a model id.
         trust_remote_code: run code that comes with the model.
@@ -41,18 +45,26 @@ def select(
         A float32 model of `len(layers)` blocks, in evaluation mode.
 
     Raises:
-        ValueError: not a model, no layers, or a layer that it does not have.
+        ValueError: not a model, no layers, a layer that it does not have, no parts, or an unknown one.
     """
+    check_parts(parts)
     if not isinstance(reference, PreTrainedModel):
-        reference = load_model(reference, revision=revision, trust_remote_code=trust_remote_code)
+        config = load_config(reference, revision=revision, trust_remote_code=trust_remote_code)
+        choose_layers(config, layers)  # a layer that is not there is told before anything is read
+        reference = load_model(
+            reference,
+            config=cut_config(config, max(layers) + 1),
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
     model = from_config(choose_layers(reference.config, layers), seed)
-    block = re.compile(rf"{re.escape(blocks_name(reference))}\.(\d+)\.")
-    weights, inherited = reference.state_dict(), {}
+    blocks, part_of, weights = blocks_name(reference), parts_of(reference), reference.state_dict()
+    block = re.compile(rf"{re.escape(blocks)}\.(\d+)\.")
+    inherited = {}
     for name in model.state_dict():
         place = block.match(name)
-        if place is None:
-            inherited[name] = weights[name]
-        elif not random_blocks:
-            inherited[name] = weights[block.sub(f"{blocks_name(reference)}.{layers[int(place[1])]}.", name)]
+        source = name if place is None else block.sub(f"{blocks}.{layers[int(place[1])]}.", name)
+        if part_of[source] in parts:
+            inherited[name] = weights[source]
     model.load_state_dict(inherited, strict=False)
     return model.to(torch.float32).eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from inheritune.report.metrics import FloatArray
-from inheritune.report.quantities import count
+from inheritune.report.quantities import MINUS, count
 from inheritune.report.svg import LIGHT
 
 INK, MUTED, GROUND = LIGHT["ink"], LIGHT["muted"], LIGHT["ground"]
@@ -23,6 +23,9 @@ MARKERS = ("s", "^", "D", "v", "P", "X", "p")
 DASHES = ("-", (0, (6, 1.5)), (0, (3, 1.2)), (0, (7, 1.5, 1.5, 1.5)), (0, (1.5, 1)))
 POINTS = 400  # of a curve: more cannot be seen, and would only make the file larger
 LABEL_GAP = 14.0
+HIDDEN_SHARE = (
+    0.15  # of a curve, its first steps: they need not be visible, their height would flatten the rest
+)
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -64,6 +67,17 @@ class Label(NamedTuple):
     y: float
     text: str
     color: str
+
+
+class Interval(NamedTuple):
+    """One line of a figure of intervals: a value, the ends of its interval if it has one, and a text beside it."""
+
+    name: str
+    value: float
+    ends: tuple[float, float] | None
+    text: str
+    look: Look
+    filled: bool
 
 
 @contextmanager
@@ -133,6 +147,79 @@ def label_ends(axes: Axes, labels: Sequence[Label]) -> None:
         )
 
 
+def loss_limits(
+    curves: Iterable[tuple[FloatArray, FloatArray, float]],
+    levels: Sequence[float] = (),
+    hidden: float = HIDDEN_SHARE,
+) -> tuple[float, float, bool]:
+    """The range of a loss axis, and whether it cuts off the first steps of a curve.
+
+    Each curve is its steps, its losses and its last step; `levels` are losses that must be visible too, `hidden`
+    is the share of first steps that need not be.
+    """
+    early, late = [], [np.array(levels, dtype=np.float64)]
+    for step, loss, last_step in curves:
+        shown = step >= hidden * last_step
+        early.append(loss[~shown])
+        late.append(loss[shown])
+    losses = np.concatenate(late)
+    losses = losses[np.isfinite(losses)]
+    if not len(losses):
+        return 0.0, 1.0, False
+    low, high = float(losses.min()), float(losses.max())
+    margin = 0.06 * max(high - low, 0.01)
+    return low - margin, high + margin, any(np.any(loss > high + margin) for loss in early)
+
+
+def intervals(
+    axes: Axes, lines: Sequence[Interval], sides: tuple[str, str], visible: Sequence[float] = ()
+) -> None:
+    """Values with their intervals around 0, one below the other, each with its name and its text.
+
+    `sides` says what is left and right of 0; the range also takes in the values of `visible`.
+    """
+    ends = [0.0, *visible, *(end for line in lines for end in (line.value, *(line.ends or ())))]
+    margin = 0.06 * max(max(ends) - min(ends), 1e-4)
+    axes.set(xlim=(min(ends) - margin, max(ends) + margin), ylim=(len(lines) - 0.5, -0.5))
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="y", visible=False)
+    axes.axvline(0, color=INK, linewidth=1)
+    for text, side, offset in ((sides[0], "right", -6), (sides[1], "left", 6)):
+        axes.annotate(
+            text,
+            (0, 1),
+            (offset, 4),
+            xycoords=axes.get_xaxis_transform(),
+            textcoords="offset points",
+            color=MUTED,
+            ha=side,
+        )
+    for position, line in enumerate(lines):
+        colour, marker, _ = line.look
+        if line.ends is not None:
+            axes.plot(line.ends, [position, position], color=colour, solid_capstyle="butt")
+        axes.plot(
+            [line.value],
+            [position],
+            marker,
+            color=colour,
+            markersize=7 if line.ends is not None else 13,
+            markeredgewidth=1 if line.ends is not None else 2,
+            markerfacecolor=colour if line.filled else GROUND,
+        )
+        axes.text(
+            1.04,
+            position,
+            line.text.replace("-", MINUS),
+            va="center_baseline",
+            fontsize=10,
+            transform=axes.get_yaxis_transform(),
+        )
+    axes.set_yticks(range(len(lines)), [line.name for line in lines], color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:+.3g}".replace("-", MINUS) if x else "0"))
+
+
 def smooth(values: FloatArray) -> FloatArray:
     """The mean over a centred window of 4% of the rows, at least five, narrower at both ends; NaN is left out."""
     finite = np.isfinite(values)
@@ -145,10 +232,10 @@ def smooth(values: FloatArray) -> FloatArray:
     return np.divide(total[stop] - total[start], rows, out=np.full(len(values), np.nan), where=rows > 0)
 
 
-def thin(*columns: FloatArray) -> list[FloatArray]:
-    """The same at most `POINTS` rows of every column, evenly spaced, the first and the last included."""
+def thin(*columns: FloatArray, points: int = POINTS) -> list[FloatArray]:
+    """The same at most `points` rows of every column, evenly spaced, the first and the last included."""
     rows = len(columns[0])
-    index = np.unique(np.linspace(0, rows - 1, POINTS).astype(int)) if rows else np.empty(0, dtype=int)
+    index = np.unique(np.linspace(0, rows - 1, points).astype(int)) if rows else np.empty(0, dtype=int)
     return [column[index] for column in columns]
 
 

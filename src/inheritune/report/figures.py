@@ -14,18 +14,15 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from inheritune.report import drawing
-from inheritune.report.drawing import GROUND, INK, MUTED, Label, look, smooth, thin
+from inheritune.report.drawing import INK, MUTED, Interval, Label, look, smooth, thin
 from inheritune.report.metrics import FloatArray, Training
-from inheritune.report.quantities import MINUS, flop_scale, loss_decimals, signed_interval, significant
+from inheritune.report.quantities import flop_scale, loss_decimals, signed_interval, significant
 from inheritune.report.run_directory import Run
 from inheritune.report.svg import to_svg
 
 Axis = Literal["step", "flops"]
 
 MARKS = 16  # at most, on one curve
-HIDDEN_SHARE = (
-    0.15  # of a curve, its first steps: they need not be visible, their height would flatten the rest
-)
 REFERENCE_LINE = (0, (1, 2.5))
 
 
@@ -64,24 +61,15 @@ def loss_curves(run: Run, axis: Axis, *, standalone: bool = False) -> str | None
 
 def loss_limits(run: Run) -> tuple[float, float, bool]:
     """The range of the loss axis, and whether it cuts off the first steps of a curve."""
-    early, late = [], []
-    for training in run.trainings:
-        for step, loss in (
-            (training.train["step"], smooth(training.train["loss"])),
-            (training.validation["step"], training.validation["loss"]),
-        ):
-            shown = step >= HIDDEN_SHARE * training.last_step
-            early.append(loss[~shown])
-            late.append(loss[shown])
-    if run.reference_loss is not None:
-        late.append(np.array([run.reference_loss]))
-    losses = np.concatenate([*late, np.empty(0)])
-    losses = losses[np.isfinite(losses)]
-    if not len(losses):
-        return 0.0, 1.0, False
-    low, high = float(losses.min()), float(losses.max())
-    margin = 0.06 * max(high - low, 0.01)
-    return low - margin, high + margin, any(np.any(loss > high + margin) for loss in early)
+    curves = [
+        curve
+        for training in run.trainings
+        for curve in (
+            (training.train["step"], smooth(training.train["loss"]), training.last_step),
+            (training.validation["step"], training.validation["loss"], training.last_step),
+        )
+    ]
+    return drawing.loss_limits(curves, [] if run.reference_loss is None else [run.reference_loss])
 
 
 def differences(run: Run) -> str | None:
@@ -95,46 +83,16 @@ def differences(run: Run) -> str | None:
     ]
     with drawing.style():
         figure, axes = drawing.frame(480, 70 + 26 * len(rounds), left=112, right=158, top=24, bottom=46)
-        ends = [0.0, run.summary.margin, *(end for e in rounds for end in (*e.interval, e.difference))]
-        margin = 0.06 * max(max(ends) - min(ends), 1e-4)
-        axes.set(xlim=(min(ends) - margin, max(ends) + margin), ylim=(len(rounds) - 0.5, -0.5))
-        axes.spines["left"].set_visible(False)
-        axes.grid(axis="y", visible=False)
-        axes.axvline(0, color=INK, linewidth=1)
-        for text, side, offset in (("← target better", "right", -6), ("reference better →", "left", 6)):
-            axes.annotate(
-                text,
-                (0, 1),
-                (offset, 4),
-                xycoords=axes.get_xaxis_transform(),
-                textcoords="offset points",
-                color=MUTED,
-                ha=side,
+        lines = [
+            Interval(
+                f"round {e.round}, {e.layers} layers", e.difference, e.interval, text, look(e.round), e.parity
             )
-        if run.summary.margin:
-            axes.axvline(run.summary.margin, color=INK, linewidth=1, linestyle=(0, (4, 2)))
-        for position, (entry, text) in enumerate(zip(rounds, texts, strict=True)):
-            colour, marker, _ = look(entry.round)
-            fill = colour if entry.parity else GROUND
-            axes.plot(entry.interval, [position, position], color=colour, solid_capstyle="butt")
-            axes.plot(
-                [entry.difference], [position], marker, color=colour, markersize=7, markerfacecolor=fill
-            )
-            axes.text(
-                1.04,
-                position,
-                text.replace("-", MINUS),
-                va="center_baseline",
-                fontsize=10,
-                transform=axes.get_yaxis_transform(),
-            )
-        axes.set_yticks(
-            range(len(rounds)), [f"round {e.round}, {e.layers} layers" for e in rounds], color=INK
-        )
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(
-            FuncFormatter(lambda x, _: f"{x:+.3g}".replace("-", MINUS) if x else "0")
-        )
+            for e, text in zip(rounds, texts, strict=True)
+        ]
+        margin = run.summary.margin
+        drawing.intervals(axes, lines, ("← target better", "reference better →"), [margin])
+        if margin:
+            axes.axvline(margin, color=INK, linewidth=1, linestyle=(0, (4, 2)))
         axes.set_xlabel("target minus reference, nats per token")
         label = "Difference of validation loss, target minus reference, with 95% interval: " + "; ".join(
             f"round {entry.round} {text}" for entry, text in zip(rounds, texts, strict=True)

@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from inheritune import atomic
-from inheritune.config import Training, to_yaml
+from inheritune.config import Training
+from inheritune.recipe_file import to_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -18,13 +18,14 @@ from inheritune import atomic
 from inheritune.config import Training
 from inheritune.data.loader import TrainingData, batches
 from inheritune.data.order import Order
+from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.pretrained import load_model, save_model
-from inheritune.models.size import flops_per_token
 from inheritune.progress import ProgressBar
 from inheritune.training import checkpoint
 from inheritune.training.checkpoint import TrainState
 from inheritune.training.checks import warn_if_untrained
 from inheritune.training.device import Hardware, micro_batch
+from inheritune.training.loss import NextTokenLoss
 from inheritune.training.metrics import Metrics
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.step import NonFiniteError, Stepper, StepResult
@@ -49,12 +50,17 @@ class Validate(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training cost: steps done, tokens and FLOPs spent on them, seconds of training."""
+    """What a training cost: steps done, tokens and FLOPs spent on them, seconds of training; and on what model.
+
+    The model's figures are None in records of the first versions.
+    """
 
     steps: int
     tokens: int
     flops: float
     seconds: float
+    layers: int | None = None
+    parameters: int | None = None
 
 
 def train(
@@ -65,6 +71,7 @@ def train(
     *,
     hardware: Hardware,
     validate: Validate,
+    loss: Callable[[PreTrainedModel], NextTokenLoss] = NextTokenLoss,
     stop: Callable[[WindowLosses], bool] = lambda losses: False,
     inherited: bool = False,
     trust_remote_code: bool = False,
@@ -80,6 +87,7 @@ def train(
             validation windows), `training.json` and `model/`.
         hardware: where.
         validate: called before the first step and every `validation.every` steps.
+        loss: what is minimised; cross entropy of the next token, or distillation.
         stop: told each validation's losses; True ends the training there.
         inherited: whether the first weights should already know something; if they do not, a warning says so.
         trust_remote_code: for checkpoints of a model that needs it.
@@ -100,11 +108,11 @@ def train(
 
     directory.mkdir(parents=True, exist_ok=True)
     model, optimizer, state = _start_or_resume(initial, training, directory, hardware, trust_remote_code)
-    stepper = Stepper(model, optimizer, training, hardware)
+    stepper = Stepper(loss(model), optimizer, training, hardware)
     size = micro_batch(training, data.window, hardware.device)
     order = Order(data.windows, training.tokens_per_step // data.window, training.seed, data.order)
     count = order.per_step // size
-    flops = flops_per_token(model, data.window) * training.tokens_per_step
+    flops = stepper.loss.flops_per_token(data.window) * training.tokens_per_step
     every = validation_interval(training, data)
     metrics = Metrics(directory, training, state.step)
     meter = Meter(metrics, training, hardware, flops, state.seconds)
@@ -118,7 +126,7 @@ def train(
                     warn_if_untrained(losses.mean, model.config)
             while state.step < training.steps:
                 started = time.perf_counter()
-                windows = order.step(state.step)
+                windows = data.training_windows(order.step(state.step))
                 micro_batches = batches(data.train, windows, data.window, size, hardware.device)
                 validates = (state.step + 1) % every == 0 or state.step + 1 == training.steps
                 result = stepper(state.step, micro_batches, count, gradient_norms=validates)
@@ -146,7 +154,14 @@ def train(
         finally:
             metrics.close()
 
-    outcome = Outcome(state.step, state.step * training.tokens_per_step, state.step * flops, state.seconds)
+    outcome = Outcome(
+        steps=state.step,
+        tokens=state.step * training.tokens_per_step,
+        flops=state.step * flops,
+        seconds=state.seconds,
+        layers=layer_count(model.config),
+        parameters=parameter_count(model),
+    )
     atomic.write_json(directory / "training.json", asdict(outcome))
     save_model(model, directory / "model")
     return model.eval(), outcome

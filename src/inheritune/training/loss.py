@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from inheritune.models.architecture import head_is_linear
+from inheritune.models.size import flops_per_token
 
 CHUNK = 4_096
 """Tokens whose logits are held at once where torch has no fused loss."""
@@ -32,26 +33,43 @@ class NextTokenLoss(nn.Module):
         self.model = model
         self.linear_head = head_is_linear(model)
 
+    @property
+    def head(self) -> nn.Linear:
+        """From hidden states [..., D] to logits [..., V], where `linear_head`."""
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, nn.Linear), type(head)
+        return head
+
+    def hidden(self, inputs_bt: Tensor) -> Tensor:
+        """The last hidden state, which the head reads: [B, T, D]."""
+        hidden_btd: Tensor = self.model.base_model(input_ids=inputs_bt, use_cache=False).last_hidden_state
+        return hidden_btd
+
+    def logits(self, inputs_bt: Tensor) -> Tensor:
+        """All logits of a batch, as the model itself computes them: [B, T, V]."""
+        logits_btv: Tensor = self.model(input_ids=inputs_bt, use_cache=False).logits
+        return logits_btv
+
     def forward(self, inputs_bt: Tensor, targets_bt: Tensor) -> Tensor:
         """Scalar loss."""
         if not self.linear_head:
-            logits_btv = self.model(input_ids=inputs_bt, use_cache=False).logits
-            return F.cross_entropy(logits_btv.float().flatten(0, 1), targets_bt.flatten())
-        hidden_btd = self.model.base_model(input_ids=inputs_bt, use_cache=False).last_hidden_state
-        head = self.model.get_output_embeddings()
-        return linear_cross_entropy(hidden_btd.flatten(0, 1), head.weight, head.bias, targets_bt.flatten())
+            return F.cross_entropy(self.logits(inputs_bt).float().flatten(0, 1), targets_bt.flatten())
+        hidden_nd, head = self.hidden(inputs_bt).flatten(0, 1), self.head
+        return linear_cross_entropy(hidden_nd, head.weight, head.bias, targets_bt.flatten())
 
     @torch.no_grad()
     def per_window(self, inputs_bt: Tensor, targets_bt: Tensor) -> Tensor:
         """Mean loss of each window: float32 [B]. Logits are held for one window at a time."""
-        if not self.linear_head:
-            logits_btv = self.model(input_ids=inputs_bt, use_cache=False).logits
-            rows = [F.cross_entropy(row.float(), t) for row, t in zip(logits_btv, targets_bt, strict=True)]
-            return torch.stack(rows)
-        hidden_btd = self.model.base_model(input_ids=inputs_bt, use_cache=False).last_hidden_state
-        head = self.model.get_output_embeddings()
-        rows = [F.cross_entropy(head(h).float(), t) for h, t in zip(hidden_btd, targets_bt, strict=True)]
+        if self.linear_head:
+            logits = (self.head(hidden_td) for hidden_td in self.hidden(inputs_bt))
+        else:
+            logits = iter(self.logits(inputs_bt))
+        rows = [F.cross_entropy(row.float(), t) for row, t in zip(logits, targets_bt, strict=True)]
         return torch.stack(rows)
+
+    def flops_per_token(self, window: int) -> float:
+        """Of a training step on windows of this length."""
+        return flops_per_token(self.model, window)
 
 
 def linear_cross_entropy(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from inheritune.analysis.gradients import QueryKeyGradients
 from inheritune.config import Training
@@ -38,21 +37,21 @@ class Stepper:
     """Trains a model by one step at a time.
 
     Args:
-        model: its trainable parameters are updated in place.
+        loss: of a model, whose trainable parameters are updated in place.
         optimizer: over those parameters.
         training: learning rate schedule and gradient clip.
         hardware: precision and compilation.
     """
 
     def __init__(
-        self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, training: Training, hardware: Hardware
+        self, loss: NextTokenLoss, optimizer: torch.optim.Optimizer, training: Training, hardware: Hardware
     ) -> None:
-        self.loss = NextTokenLoss(model)
+        self.loss = loss
         self.optimizer = optimizer
         self.training = training
         self.hardware = hardware
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.gradients = QueryKeyGradients(model) if training.gradient_norms else None
+        self.parameters = [p for p in loss.model.parameters() if p.requires_grad]
+        self.gradients = QueryKeyGradients(loss.model) if training.gradient_norms else None
         self.forward = torch.compile(self.loss) if hardware.compile else self.loss
 
     def __call__(

@@ -1,0 +1,33 @@
+"""`inheritune study`: the rows of a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def study_command(
+    study: Annotated[Path, typer.Argument(help="Study file (YAML) with `rows`.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory; by default runs/NAME.")
+    ] = None,
+    row: Annotated[
+        list[str] | None,
+        typer.Option("--row", help="Run only this row and those it needs; may be repeated."),
+    ] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Rows to run at the same time.")] = 1,
+) -> None:
+    """Run every row of a study, and compare them. Repeat it to go on."""
+    from inheritune.cli.console import print_comparison, print_line, quiet
+    from inheritune.config import Study
+    from inheritune.recipe_file import load_recipe
+    from inheritune.study_comparison import compare_rows
+    from inheritune.study_runner import run_study
+
+    quiet()
+    settings = load_recipe(study, Study)
+    directory = output or Path("runs") / settings.name
+    rows = run_study(settings, directory, only=tuple(row or ()), jobs=jobs, tell=print_line)
+    print_comparison(compare_rows(settings, rows, directory), directory / "comparison")

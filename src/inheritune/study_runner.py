@@ -1,0 +1,205 @@
+"""Runs the rows of a study, each as a program of its own, and goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from inheritune import atomic
+from inheritune.config import Recipe, Study, TrainRecipe
+from inheritune.data.loader import open_data
+from inheritune.models.pretrained import load_config
+from inheritune.models.size import flops_per_token, on_meta
+from inheritune.progress import duration
+from inheritune.recipe_file import differences, load_recipe, to_yaml
+from inheritune.run_directory import RunDirectory
+from inheritune.single import initial_config, teacher_of
+from inheritune.study import AnyRow, Row, recipe_of, row_named, rows_of
+from inheritune.training.loop import Interrupted, signals
+
+POLL_SECONDS = 0.2
+
+
+def run_study(
+    study: Study,
+    directory: Path,
+    *,
+    only: tuple[str, ...] = (),
+    jobs: int = 1,
+    tell: Callable[[str], None] = print,
+) -> list[Row]:
+    """Run every row that is not finished yet, each after those that it needs.
+
+    Every row is `inheritune run` or `inheritune train` on a recipe that stands beside its directory,
+    `seed-N/ROW.yaml`. With several jobs, what a row prints goes to `seed-N/ROW.log`.
+
+    Args:
+        study: what to run.
+        directory: of the study.
+        only: rows to run, with what they need; all, if there are none.
+        jobs: rows at work at the same time; they share the machine's cores.
+        tell: is told of every row that ends.
+
+    Returns:
+        The rows, all of them finished.
+
+    Raises:
+        ValueError: a mistake in a recipe; or a row that failed, told after all others that could be run were.
+        Interrupted: a signal asked to stop; everything is saved.
+    """
+    if jobs < 1:
+        raise ValueError(f"--jobs is {jobs}, but should be at least 1")
+    rows = rows_of(study, only)
+    for row in rows:
+        recipe_of(study, row, directory)  # a mistake is told before anything runs
+    directory.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(directory / "study.yaml", to_yaml(study))
+    runner = Runner(study, directory, rows, jobs, tell)
+    with signals() as interrupted:
+        while runner.at_work():
+            if interrupted():
+                runner.stop()
+                raise Interrupted("the study stopped; the same command goes on from there")
+            runner.start_ready()
+            runner.collect_ended()
+    if runner.failed:
+        raise ValueError("; ".join(runner.failed.values()))
+    return rows
+
+
+class Runner:
+    """Which rows of a study wait, run, are done, or failed."""
+
+    def __init__(
+        self, study: Study, directory: Path, rows: list[Row], jobs: int, tell: Callable[[str], None]
+    ) -> None:
+        self.study, self.directory, self.jobs, self.tell = study, directory, jobs, tell
+        self.waiting = list(rows)
+        self.running: dict[Row, subprocess.Popen[bytes]] = {}
+        self.done: set[tuple[str, int]] = set()
+        self.failed: dict[tuple[str, int], str] = {}
+        self.started = time.monotonic()
+        self.ran = 0
+
+    def at_work(self) -> bool:
+        """Whether anything is left that can be done."""
+        return bool(self.waiting or self.running)
+
+    def start_ready(self) -> None:
+        """Start rows whose needs are met, as many as there are jobs for; pass over what is finished already."""
+        for row in list(self.waiting):
+            lacking = [name for name in row.needs if (name, row.seed) in self.failed]
+            if lacking:
+                self.waiting.remove(row)
+                self._fail(row, f"was not run: it needs {lacking[0]}")
+            elif len(self.running) < self.jobs and all((n, row.seed) in self.done for n in row.needs):
+                self.waiting.remove(row)
+                try:
+                    self._start(row)
+                except ValueError as error:
+                    self._fail(row, str(error))
+
+    def collect_ended(self) -> None:
+        """Wait a moment, and take note of the rows that ended in it."""
+        time.sleep(POLL_SECONDS if self.running else 0)
+        for row, process in list(self.running.items()):
+            if process.poll() is None:
+                continue
+            del self.running[row]
+            if process.returncode == 0:
+                self.done.add((row.name, row.seed))
+                self.ran += 1
+                self.tell(self._standing(row))
+            else:
+                self._fail(row, f"failed with exit code {process.returncode}{self._last_words(row)}")
+
+    def stop(self) -> None:
+        """Ask every row to save and end, and wait until it has."""
+        for process in self.running.values():
+            process.send_signal(signal.SIGTERM)
+        for process in self.running.values():
+            process.wait()
+
+    def _start(self, row: Row) -> None:
+        steps = affordable_steps(self.study, row, self.directory) if row.flops_of else None
+        recipe = recipe_of(self.study, row, self.directory, steps)
+        folder = row.folder(self.directory)
+        if finished(folder, recipe):
+            self.done.add((row.name, row.seed))
+            return
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        path = folder.with_name(f"{row.name}.yaml")
+        atomic.write_text(path, to_yaml(recipe))
+        verb = "run" if isinstance(recipe, Recipe) else "train"
+        command = [sys.executable, "-m", "inheritune", verb, str(path), "-o", str(folder)]
+        if self.jobs == 1:
+            self.tell(f"{row.name}, seed {row.seed}")
+            self.running[row] = subprocess.Popen(command)
+            return
+        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        environment = {"OMP_NUM_THREADS": threads, **os.environ}
+        with folder.with_name(f"{row.name}.log").open("ab") as log:
+            self.running[row] = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            )
+
+    def _fail(self, row: Row, why: str) -> None:
+        self.failed[row.name, row.seed] = f"{row.name}, seed {row.seed}: {why}"
+        self.tell(self.failed[row.name, row.seed])
+
+    def _standing(self, row: Row) -> str:
+        left = len(self.waiting) + len(self.running)
+        each = (time.monotonic() - self.started) / self.ran
+        rest = f"; {left} left, about {duration(left * each)}" if left else ""
+        return f"{row.name}, seed {row.seed}: done{rest}"
+
+    def _last_words(self, row: Row) -> str:
+        log = row.folder(self.directory).with_name(f"{row.name}.log")
+        if self.jobs == 1 or not log.exists():
+            return ""
+        lines = [line for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
+        return f" ({lines[-1].strip()})" if lines else ""
+
+
+def finished(folder: Path, recipe: AnyRow) -> bool:
+    """Whether a run is there and complete.
+
+    Raises:
+        ValueError: it is complete, but of another recipe.
+    """
+    complete = RunDirectory(folder).finished if isinstance(recipe, Recipe) else (folder / "model").exists()
+    if complete:
+        changed = differences(load_recipe(folder / "recipe.yaml", type(recipe)), recipe)
+        if changed:
+            raise ValueError(f"{folder} holds a run of another recipe ({'; '.join(changed)})")
+    return complete
+
+
+def affordable_steps(study: Study, row: Row, directory: Path) -> int:
+    """For how many steps a row can train with the FLOPs of the rows that it names."""
+    recipe = recipe_of(study, row, directory)
+    if not isinstance(recipe, TrainRecipe):
+        raise ValueError(
+            f"rows.{row.name}: `flops_of` is for a single training, and a `reference` makes several"
+        )
+    budget = sum(spent_flops(row_named(study, name, row.seed), directory) for name in row.flops_of)
+    config = initial_config(recipe, open_data(recipe.data.model_copy(update={"verify": False})))
+    each = flops_per_token(on_meta(config), recipe.data.window)
+    teacher = teacher_of(recipe)
+    if teacher is not None and teacher.pretrained is not None:
+        each += flops_per_token(on_meta(load_config(teacher.pretrained)), recipe.data.window) / 3
+    return max(1, round(budget / (each * recipe.training.tokens_per_step)))
+
+
+def spent_flops(row: Row, directory: Path) -> float:
+    """Training FLOPs of a finished row; of Algorithm 1, all its rounds, without the reference."""
+    folder = row.folder(directory)
+    if row.kind is Recipe:
+        return RunDirectory(folder).read_summary().rounds[-1].total_training_flops
+    return float(json.loads((folder / "training.json").read_text(encoding="utf-8"))["flops"])
