@@ -85,8 +85,11 @@ KINDS: dict[str, Maker] = {
 
 def batches(arguments: argparse.Namespace) -> Iterator[tuple[str, Tensor]]:
     if arguments.heads:
-        for name, tensor in load_file(arguments.heads).items():
-            yield name, tensor.float().flatten(0, -3) if tensor.ndim > 2 else tensor.float()[None]
+        heads = {name: heads for path in arguments.heads for name, heads in load_file(path).items()}
+        for name, tensor in heads.items():
+            yield name, tensor.float().reshape(-1, *tensor.shape[-2:])
+        if len({tensor.shape[-1] for tensor in heads.values()}) == 1:
+            yield "all together", torch.cat([t.float().reshape(-1, *t.shape[-2:]) for t in heads.values()])
         return
     for T in arguments.sizes:
         for name, make in KINDS.items():
@@ -109,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--heads", help="safetensors file of attention matrices [..., T, T]")
+    parser.add_argument("--heads", nargs="+", help="safetensors files of attention matrices [..., T, T]")
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 512, 1024])
     parser.add_argument("--count", type=int, default=4, help="heads of each synthetic kind")
     parser.add_argument("--repeats", type=int, default=5)

@@ -33,8 +33,8 @@ from inheritune.models.size import flops_per_token
 from inheritune.training import loop
 from inheritune.training.checkpoint import TrainState
 from inheritune.training.device import Hardware, choose_hardware, describe, micro_batch
-from inheritune.training.metrics import Metrics
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.metrics import Metrics
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.schedule import learning_rate
 from inheritune.training.step import Stepper

@@ -303,7 +303,11 @@ class Recipe(Settings):
             return values
         reference = values["reference"]
         shared, own = values.get("training") or {}, reference.get("training") or {}
-        if reference.get("architecture") is not None and isinstance(shared, Mapping) and isinstance(own, Mapping):
+        if (
+            reference.get("architecture") is not None
+            and isinstance(shared, Mapping)
+            and isinstance(own, Mapping)
+        ):
             return {**values, "reference": {**reference, "training": merge(shared, own)}}
         return values
 

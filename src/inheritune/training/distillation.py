@@ -9,24 +9,27 @@ Letters: B windows, T tokens, N tokens of all windows, D and E hidden sizes of s
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune.config import Distillation
 from inheritune.models.size import flops_per_token
-from inheritune.training.loss import CHUNK, NextTokenLoss
+from inheritune.training.loss import NextTokenLoss
+
+CHUNK = {"cpu": 1_024, "cuda": 4_096}
+"""Tokens whose logits, of both models, are held at once."""
 
 
 class DistillationLoss(NextTokenLoss):
     """The loss of a student that is shown its teacher's distribution of every next token.
 
     The teacher stays as it is: in evaluation mode, without gradients, outside optimizer and checkpoints. It reads
-    each micro-batch as the student does, and nothing of it is kept. Where both heads are linear, no more than
-    `CHUNK` tokens' logits exist at a time; they are made again in the backward pass.
+    each micro-batch as the student does, and nothing of it is kept. Where both heads are linear, the logits of all
+    tokens never exist together.
 
     Args:
         model: the student.
@@ -56,21 +59,78 @@ class DistillationLoss(NextTokenLoss):
             return summed_loss(logits_nv, taught_nv, targets_n, alpha, temperature) / len(targets_n)
         with torch.no_grad():
             taught_ne = self.teacher.hidden(inputs_bt).flatten(0, 1)
-        hidden_nd = self.hidden(inputs_bt).flatten(0, 1)
-        student, teacher = self.head, self.teacher.head
-
-        def summed(hidden_cd: Tensor, taught_ce: Tensor, targets_c: Tensor) -> Tensor:
-            return summed_loss(student(hidden_cd), teacher(taught_ce), targets_c, alpha, temperature)
-
-        total = hidden_nd.new_zeros((), dtype=torch.float32)
-        parts = zip(hidden_nd.split(CHUNK), taught_ne.split(CHUNK), targets_n.split(CHUNK), strict=True)
-        for part in parts:
-            total = total + checkpoint(summed, *part, use_reentrant=False, preserve_rng_state=False)
-        return total / len(targets_n)
+        hidden_nd, head, teachers = self.hidden(inputs_bt).flatten(0, 1), self.head, self.teacher.head
+        loss: Tensor = LinearDistillation.apply(
+            hidden_nd, head.weight, head.bias, taught_ne, teachers, targets_n, alpha, temperature
+        )
+        return loss
 
     def flops_per_token(self, window: int) -> float:
         """The student's training, and the teacher's forward pass, which is a third of its training."""
         return super().flops_per_token(window) + flops_per_token(self.teacher.model, window) / 3
+
+
+class LinearDistillation(torch.autograd.Function):
+    """The mean loss from last hidden states and heads, a chunk of tokens at a time.
+
+    The loss is all that comes after the logits, so their gradient is known as soon as they are:
+
+        alpha * t * (softmax(logits / t) - softmax(taught / t)) + (1 - alpha) * (softmax(logits) - onehot(target))
+
+    It is carried through the head at once, and neither logits nor their gradient are kept or made again.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102 - torch's own words
+        ctx: Any,
+        hidden_nd: Tensor,
+        weight_vd: Tensor,
+        bias_v: Tensor | None,
+        taught_ne: Tensor,
+        teachers: nn.Linear,
+        targets_n: Tensor,
+        alpha: float,
+        temperature: float,
+    ) -> Tensor:
+        tokens, size = len(targets_n), CHUNK[hidden_nd.device.type]
+        total = hidden_nd.new_zeros((), dtype=torch.float32)
+        gradient_nd, gradient_vd = torch.empty_like(hidden_nd), torch.zeros_like(weight_vd)
+        gradient_v = None if bias_v is None else torch.zeros_like(bias_v)
+        for start in range(0, tokens, size):
+            part = slice(start, start + size)
+            hidden_cd, targets_c = hidden_nd[part], targets_n[part]
+            logits_cv = F.linear(hidden_cd, weight_vd, bias_v)
+            taught_cv = teachers(taught_ne[part])
+            loss, slope_cv = _loss_and_slope(logits_cv, taught_cv, targets_c, alpha, temperature)
+            total += loss
+            slope_cv = (slope_cv / tokens).to(logits_cv.dtype)
+            gradient_nd[part] = slope_cv @ weight_vd.to(slope_cv.dtype)
+            gradient_vd += slope_cv.T @ hidden_cd.to(slope_cv.dtype)
+            if gradient_v is not None:
+                gradient_v += slope_cv.sum(0)
+        ctx.save_for_backward(gradient_nd, gradient_vd, gradient_v)
+        return total / tokens
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        hidden, weight, bias = (None if g is None else g * slopes[0] for g in ctx.saved_tensors)
+        return hidden, weight, bias, None, None, None, None, None
+
+
+def _loss_and_slope(
+    logits_cv: Tensor, taught_cv: Tensor, targets_c: Tensor, alpha: float, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The loss, summed over tokens, and its gradient at the student's logits: float32 [C, V]."""
+    logits_cv = logits_cv.float()
+    log_taught = F.log_softmax(taught_cv.float() / temperature, -1)
+    log_softened = F.log_softmax(logits_cv / temperature, -1)
+    log_student = log_softened if temperature == 1 else F.log_softmax(logits_cv, -1)
+    taught = log_taught.exp()
+    divergence = (taught * (log_taught - log_softened)).sum()
+    target = targets_c[:, None]
+    loss = alpha * temperature**2 * divergence - (1 - alpha) * log_student.gather(1, target).sum()
+    slope = alpha * temperature * (log_softened.exp() - taught) + (1 - alpha) * log_student.exp()
+    return loss, slope.scatter_add_(1, target, torch.full_like(target, alpha - 1, dtype=slope.dtype))
 
 
 def summed_loss(
