@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from inheritune.config import Recipe, TrainRecipe
-from inheritune.recipe_file import differences, load_recipe, parse_recipe, to_yaml
+from inheritune.config import Recipe, Study, TrainRecipe
+from inheritune.recipe_file import differences, load_any, load_recipe, parse_recipe, to_yaml
 
 MINIMAL: dict[str, Any] = {"data": {"path": "x"}, "reference": {"pretrained": "gpt2"}}
 
@@ -76,6 +76,13 @@ def test_the_reference_is_trained_like_the_rounds_except_for_what_it_sets_itself
         ),
         ({"reference": {"pretrained": "a", "training": {}}}, "takes no `training`"),
         ({"data": {}}, "the key `data.path` is missing"),
+        (
+            {"training": {"optimizer": {"learning_rate": 1e-6}}},
+            "schedule.final_learning_rate (1e-05) must not be above optimizer.learning_rate (1e-06)",
+        ),
+        ({"training": {"optimizer": {"learning_rate": float("inf")}}}, "should be a finite number"),
+        ({"distillation": {"alpha": 0}}, "`distillation.alpha` is 0, but should be greater than 0"),
+        ({"distillation": {"teacher": {}}}, "unknown key `distillation.teacher`"),
         ({"grow": {"mode": "stack"}}, "`grow.mode` is 'stack', but should be 'reinherit' or 'append'"),
     ],
 )
@@ -86,13 +93,83 @@ def test_mistakes_are_told_in_one_sentence(changes: dict[str, Any], sentence: st
     assert "\n" not in str(caught.value)
 
 
+SINGLE: dict[str, Any] = {"data": {"path": "data"}, "model": {"pretrained": "big"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"layers": []}, "initialization: `layers` is an empty list: nothing would be inherited"),
+        ({"parts": []}, "initialization: `parts` is an empty list: nothing would be inherited"),
+        ({}, "initialization: it is empty: give `layers`, `stack_to`, `parts` or `width`"),
+        (
+            {"layers": "frist 3"},
+            "`layers` is 'frist 3', but should be a list of block numbers, a slice such as",
+        ),
+        ({"layers": "first 0"}, "`layers` is 'first 0'"),
+        ({"parts": "attention+norm"}, "`initialization.parts` is 'norm', but should be 'attention', 'mlp'"),
+        (
+            {"width": 0.5, "layers": "first 3"},
+            "`width` keeps all layers and parts, so it cannot be combined with `layers`",
+        ),
+        ({"width": 0.5, "stack_to": 4}, "so it cannot be combined with `stack_to`"),
+        ({"layers": "first 3", "divide": "heads"}, "`divide` belongs to `width`, which is not given"),
+        ({"width": 1}, "`initialization.width` is 1, but should be less than 1"),
+        ({"random_blocks": True}, "unknown key `initialization.random_blocks`"),
+    ],
+)
+def test_mistakes_of_an_initialization(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=r"^recipe: ") as caught:
+        parse_recipe({**SINGLE, "initialization": changes}, TrainRecipe)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"initialization": {"width": 0.5}}, "`initialization` takes weights of a `pretrained` model"),
+        ({"distillation": {}}, "`distillation` needs a `teacher`, as `model` is not a pretrained one"),
+        (
+            {"distillation": {"teacher": {"architecture": {"preset": "gpt2-medium"}}}},
+            "a `teacher` must be `pretrained`",
+        ),
+    ],
+)
+def test_what_random_weights_lack(changes: dict[str, Any], sentence: str) -> None:
+    values = {**SINGLE, "model": {"architecture": {"preset": "gpt2-small"}}, **changes}
+    with pytest.raises(ValueError, match=sentence):
+        parse_recipe(values, TrainRecipe)
+
+
+def test_parts_can_be_joined_in_one_word() -> None:
+    values = {**SINGLE, "initialization": {"parts": "attention+layernorm"}}
+    part = parse_recipe(values, TrainRecipe).initialization
+    assert part is not None
+    assert part.parts == ("attention", "layernorm")
+
+
+def test_resolved_recipes_of_every_kind_read_back_equal(tmp_path: Path) -> None:
+    kinds = {
+        Recipe: {"data": {"path": "data"}, "reference": {"pretrained": "big"}, "distillation": {}},
+        TrainRecipe: {**SINGLE, "initialization": {"layers": "first 3"}, "distillation": {"alpha": 0.5}},
+        Study: {"reference": "a", "rows": {"a": SINGLE}},
+    }
+    for kind, values in kinds.items():
+        recipe = parse_recipe(values, kind)
+        path = tmp_path / f"{kind.__name__}.yaml"
+        path.write_text(to_yaml(recipe))
+        assert load_recipe(path, kind) == recipe
+        assert load_any(path) == recipe
+
+
 def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("a: [1")
     with pytest.raises(ValueError, match=r"recipe\.yaml is not a YAML file"):
         load_recipe(path, Recipe)
     path.write_text("- 1")
-    with pytest.raises(ValueError, match="with the keys name, data, model, initialization, training"):
+    with pytest.raises(ValueError, match="with the keys name, data, model, initialization, distillation"):
         load_recipe(path, TrainRecipe)
     path.write_text("a: !!python/object/apply:os.system ['true']")
     with pytest.raises(ValueError, match="is not a YAML file"):

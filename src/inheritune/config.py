@@ -21,7 +21,7 @@ Positive = Annotated[float, Field(gt=0)]
 class Settings(BaseModel):
     """A part of a recipe: immutable, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(Settings):
@@ -106,10 +106,15 @@ class Training(Settings):
     """Project of Weights & Biases to log to (needs the extra `wandb`)."""
 
     @model_validator(mode="after")
-    def _warm_up_fits(self) -> Training:
+    def _schedule_fits(self) -> Training:
         if self.schedule.warmup_steps >= self.steps:
             raise ValueError(
                 f"schedule.warmup_steps ({self.schedule.warmup_steps}) must be below steps ({self.steps})"
+            )
+        if self.schedule.final_learning_rate > self.optimizer.learning_rate:
+            raise ValueError(
+                f"schedule.final_learning_rate ({self.schedule.final_learning_rate}) must not be above "
+                f"optimizer.learning_rate ({self.optimizer.learning_rate})"
             )
         return self
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig
 
-from inheritune.config import Recipe, Training
+from inheritune.config import Data, ModelSource, Recipe, Study, Training, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.models.architecture import cut_config, layer_count, parameter_count
 from inheritune.models.presets import from_config
-from inheritune.models.pretrained import load_config
 from inheritune.models.size import flops_per_token, on_meta, training_memory
 from inheritune.recipe import first_cut
-from inheritune.single import scratch_config
+from inheritune.single import initial_config, scratch_config, source_config, teacher_of
+from inheritune.study import recipe_of, rows_of
 from inheritune.training.device import choose_hardware, micro_batch
+from inheritune.training.distillation import check_teacher
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.step import Stepper
@@ -26,23 +30,29 @@ MEASURED_LAYERS = 2
 MEASURED_STEPS = 3
 
 
+Configs = Callable[[ModelSource], PretrainedConfig]
+"""Configuration of a pretrained model, wherever it is; of a row of a study, before it is trained."""
+
+
 @dataclass(frozen=True)
 class Stage:
-    """One training of a run.
+    """One training.
 
     Args:
-        name: "reference" or "round 1".
+        name: "reference", "round 1", or a row of a study.
         layers: depth of the model.
         parameters: of the model, tied ones once.
+        steps: of the training; 0 for a reference that is trained already.
         tokens: trained on.
-        epochs: over the training split; None where the data is not there yet.
-        flops: of the training; 0 for a reference that is trained already.
-        memory: bytes of weights, gradients and optimizer; activations come on top.
+        epochs: over the training windows; None where the data is not there yet, and its size not in the recipe.
+        flops: of the training.
+        memory: bytes of weights, gradients and optimizer, and of a teacher's weights; activations come on top.
     """
 
     name: str
     layers: int
     parameters: int
+    steps: int
     tokens: int
     epochs: float | None
     flops: float
@@ -55,38 +65,110 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of a run, as many rounds as it can have. It ends at the first that reaches parity."""
+    """The stages of a run, as many rounds as it can have; it ends at the first that reaches parity."""
 
     stages: list[Stage]
     warnings: list[str]
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Cost of every stage of a run. Reads configurations and manifests, no weights.
+def plan(recipe: Recipe | TrainRecipe | Study) -> Plan:
+    """Cost of every stage. Reads configurations and manifests, no weights.
 
     Raises:
-        ValueError: as `recipe.run` would.
+        ValueError: as running it would.
     """
-    warnings = []
-    data: TrainingData | None = None
+    if isinstance(recipe, Study):
+        return plan_study(recipe)
+    warnings: list[str] = []
+    data = _data(recipe.data, warnings)
+    if isinstance(recipe, TrainRecipe):
+        return Plan([_training(recipe, data, source_config)[0]], warnings)
+    return Plan(_rounds(recipe, data, source_config), warnings)
+
+
+def plan_study(study: Study, known: Mapping[str, PretrainedConfig] = MappingProxyType({})) -> Plan:
+    """Cost of every row of a study: of those with more seeds, of one.
+
+    Args:
+        study: to plan; rows may start from other rows that are not trained yet.
+        known: configurations of pretrained models that need not be looked for.
+
+    Raises:
+        ValueError: as running it would.
+    """
+    warnings: list[str] = []
+    configs, stages = dict(known), {}
+    place = Path(study.name)
+
+    def config_of(source: ModelSource) -> PretrainedConfig:
+        return configs[source.pretrained] if source.pretrained in configs else source_config(source)
+
+    for row in [row for row in rows_of(study) if row.seed == study.seeds[0]]:
+        recipe = recipe_of(study, row, place)
+        data = _data(recipe.data, warnings)
+        if isinstance(recipe, Recipe):
+            found = _rounds(recipe, data, config_of)
+            trained = [s for s in found if s.name != "reference" or s.steps]
+            stages[row.name] = [replace(s, name=f"{row.name}, {s.name}") for s in trained]
+            config = reference_config(recipe, data, config_of)
+            config = cut_config(config, first_cut(recipe.start_layers, layer_count(config)))
+        else:
+            if row.flops_of:
+                # Of Algorithm 1 the first round is taken; how many there are is not known before.
+                budget = sum(stages[name][0].flops for name in row.flops_of)
+                steps = affordable_steps(recipe, budget, data, config_of)
+                recipe = recipe_of(study, row, place, steps)
+                assert isinstance(recipe, TrainRecipe)
+            stage, config = _training(recipe, data, config_of)
+            stages[row.name] = [replace(stage, name=row.name)]
+        configs[str(row.model(place))] = config
+    return Plan([stage for row in stages.values() for stage in row], list(dict.fromkeys(warnings)))
+
+
+def affordable_steps(
+    recipe: TrainRecipe, flops: float, data: TrainingData | None, config_of: Configs = source_config
+) -> int:
+    """For how many steps a model can be trained with so many FLOPs."""
+    stage, _ = _training(recipe, data, config_of)
+    return max(1, round(flops / stage.flops * stage.steps))
+
+
+def _data(settings: Data, warnings: list[str]) -> TrainingData | None:
     try:
-        data = open_data(recipe.data.model_copy(update={"verify": False}))
+        return open_data(settings.model_copy(update={"verify": False}))
     except FileNotFoundError as error:
         warnings.append(f"{error} (the plan goes by the recipe alone)")
-    config = reference_config(recipe, data)
+        return None
+
+
+def _rounds(recipe: Recipe, data: TrainingData | None, config_of: Configs) -> list[Stage]:
+    """The reference, and every round that Algorithm 1 can come to."""
+    config = reference_config(recipe, data, config_of)
     depth = layer_count(config)
-    trained = recipe.reference.training
-    stages = [stage("reference", config, trained, recipe.data.window, data)]
+    teacher = config if recipe.distillation else None
+    stages = [stage("reference", config, recipe.reference.training, recipe.data, data)]
     for number in range(1, recipe.grow.max_rounds + 1):
         layers = first_cut(recipe.start_layers, depth) + (number - 1) * recipe.grow.layers
         if layers >= depth:
             break
         cut = cut_config(config, layers)
-        stages.append(stage(f"round {number}", cut, recipe.training, recipe.data.window, data))
-    return Plan(stages, warnings)
+        stages.append(stage(f"round {number}", cut, recipe.training, recipe.data, data, teacher))
+    return stages
 
 
-def measured_rate(recipe: Recipe) -> float:
+def _training(
+    recipe: TrainRecipe, data: TrainingData | None, config_of: Configs
+) -> tuple[Stage, PretrainedConfig]:
+    """A single training, and the configuration of its model."""
+    config = initial_config(recipe, data, config_of)
+    teacher = teacher_of(recipe)
+    taught_by = config_of(teacher) if teacher is not None else None
+    if taught_by is not None:
+        check_teacher(taught_by, config)
+    return stage(recipe.name, config, recipe.training, recipe.data, data, taught_by), config
+
+
+def measured_rate(recipe: Recipe | TrainRecipe) -> float:
     """FLOP/s of this machine at this recipe's shapes: a few real steps of the reference cut to two layers.
 
     Steps of a shallow model of the same width run the same matrix products as a deep one's, so their rate
@@ -94,7 +176,7 @@ def measured_rate(recipe: Recipe) -> float:
     """
     training, window = recipe.training, recipe.data.window
     hardware = choose_hardware(training)
-    config = reference_config(recipe, None)
+    config = reference_config(recipe, None) if isinstance(recipe, Recipe) else initial_config(recipe, None)
     shallow = cut_config(config, min(MEASURED_LAYERS, layer_count(config)))
     model = from_config(shallow, seed=0).to(hardware.device)
     stepper = Stepper(NextTokenLoss(model), make_optimizer(model, training.optimizer), training, hardware)
@@ -109,28 +191,39 @@ def measured_rate(recipe: Recipe) -> float:
     return flops_per_token(model, window) * size * window / statistics.median(seconds[1:])
 
 
-def reference_config(recipe: Recipe, data: TrainingData | None) -> PretrainedConfig:
+def reference_config(
+    recipe: Recipe, data: TrainingData | None, config_of: Configs = source_config
+) -> PretrainedConfig:
     """Configuration of the reference, whether it exists already or is trained first."""
     source = recipe.reference
-    if source.pretrained is not None:
-        return load_config(
-            source.pretrained, revision=source.revision, trust_remote_code=source.trust_remote_code
-        )
-    return scratch_config(source, data, recipe.data.window)
+    return scratch_config(source, data, recipe.data.window) if source.architecture else config_of(source)
 
 
 def stage(
-    name: str, config: PretrainedConfig, training: Training | None, window: int, data: TrainingData | None
+    name: str,
+    config: PretrainedConfig,
+    training: Training | None,
+    settings: Data,
+    data: TrainingData | None,
+    teacher: PretrainedConfig | None = None,
 ) -> Stage:
     """Cost of one training; of none, if the model is trained already."""
-    model: PreTrainedModel = on_meta(config)
-    tokens = training.steps * training.tokens_per_step if training else 0
+    model, window = on_meta(config), settings.window
+    steps = training.steps if training else 0
+    tokens = steps * training.tokens_per_step if training else 0
+    flops, memory = flops_per_token(model, window), training_memory(model)
+    if teacher is not None:
+        taught_by = on_meta(teacher)
+        flops += flops_per_token(taught_by, window) / 3
+        memory += 4 * parameter_count(taught_by)
+    available = data.windows * window if data else settings.tokens
     return Stage(
         name=name,
         layers=layer_count(config),
         parameters=parameter_count(model),
+        steps=steps,
         tokens=tokens,
-        epochs=tokens / (data.windows * window) if data and training else None,
-        flops=flops_per_token(model, window) * tokens,
-        memory=training_memory(model),
+        epochs=tokens / available if available and tokens else None,
+        flops=flops * tokens,
+        memory=memory,
     )

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from inheritune.config import Settings
+from inheritune.config import Recipe, Settings, Study, TrainRecipe
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Settings)
 
@@ -21,6 +21,10 @@ def load_recipe(path: Path, kind: type[AnyRecipe]) -> AnyRecipe:
     Raises:
         ValueError: one sentence that names the file, the key, and what would be right.
     """
+    return parse_recipe(_mapping(path, kind), kind, origin=str(path))
+
+
+def _mapping(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -28,7 +32,17 @@ def load_recipe(path: Path, kind: type[AnyRecipe]) -> AnyRecipe:
         raise ValueError(f"{path} is not a YAML file: {reason}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} is not a recipe: it must be a mapping with the keys {_known(kind)}")
-    return parse_recipe(values, kind, origin=str(path))
+    return values
+
+
+def load_any(path: Path) -> Recipe | TrainRecipe | Study:
+    """Read and check a file that is a recipe of any kind, told apart by `rows`, `model` or neither of them."""
+    values = _mapping(path, Recipe)
+    if "rows" in values:
+        return parse_recipe(values, Study, origin=str(path))
+    if "model" in values:
+        return parse_recipe(values, TrainRecipe, origin=str(path))
+    return parse_recipe(values, Recipe, origin=str(path))
 
 
 def parse_recipe(values: Mapping[str, Any], kind: type[AnyRecipe], origin: str = "recipe") -> AnyRecipe:

@@ -64,13 +64,22 @@ def initial_model(recipe: TrainRecipe, data: TrainingData) -> Callable[[], PreTr
     if part.width is not None:
         width, divide = part.width, part.divide or "heads"
         return lambda: half_width(name, width, divide=divide, revision=revision, trust_remote_code=trust)
-    depth = layer_count(load_config(name, revision=revision, trust_remote_code=trust))
+    depth = layer_count(source_config(source))
     layers, parts = choose(part.layers, depth, part.stack_to), part.parts or PARTS
     return lambda: select(name, layers, parts=parts, seed=seed, revision=revision, trust_remote_code=trust)
 
 
-def initial_config(recipe: TrainRecipe, data: TrainingData | None) -> PretrainedConfig:
-    """Configuration of the model that a recipe names; without data, of one with its family's vocabulary.
+def initial_config(
+    recipe: TrainRecipe,
+    data: TrainingData | None,
+    config_of: Callable[[ModelSource], PretrainedConfig] | None = None,
+) -> PretrainedConfig:
+    """Configuration of the model that a recipe names.
+
+    Args:
+        recipe: of a single training.
+        data: None if it is not there yet: vocabulary and context are then the architecture's own.
+        config_of: where the configuration of a pretrained model comes from, if not from the model.
 
     Raises:
         ValueError: there is no such model, or no such part of it.
@@ -78,15 +87,20 @@ def initial_config(recipe: TrainRecipe, data: TrainingData | None) -> Pretrained
     source, part = recipe.model, recipe.initialization
     if source.architecture is not None:
         return scratch_config(source, data, recipe.data.window)
-    assert source.pretrained is not None
-    config = load_config(
-        source.pretrained, revision=source.revision, trust_remote_code=source.trust_remote_code
-    )
+    config = (config_of or source_config)(source)
     if part is None:
         return config
     if part.width is not None:
         return narrow_config(config, part.width, part.divide or "heads")
     return choose_layers(config, choose(part.layers, layer_count(config), part.stack_to))
+
+
+def source_config(source: ModelSource) -> PretrainedConfig:
+    """Configuration of a pretrained model."""
+    assert source.pretrained is not None
+    return load_config(
+        source.pretrained, revision=source.revision, trust_remote_code=source.trust_remote_code
+    )
 
 
 def teacher_of(recipe: TrainRecipe) -> ModelSource | None:

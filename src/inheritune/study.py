@@ -118,6 +118,10 @@ def row_named(study: Study, name: str, seed: int) -> Row:
     values = merge(study.shared, own)
     if not isinstance(flops_of, list) or not all(isinstance(other, str) for other in flops_of):
         raise ValueError(f"rows.{name}: `flops_of` is {flops_of!r}, but should be a list of rows")
+    if flops_of and "reference" in values:
+        raise ValueError(
+            f"rows.{name}: `flops_of` is for a single training, and a recipe with a `reference` makes several"
+        )
     named = set(_named_rows(values))
     for other in (*named, *flops_of):
         _check_known(study, other, f"rows.{name}")

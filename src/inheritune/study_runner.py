@@ -14,16 +14,14 @@ from pathlib import Path
 from inheritune import atomic
 from inheritune.config import Recipe, Study, TrainRecipe
 from inheritune.data.loader import open_data
-from inheritune.models.pretrained import load_config
-from inheritune.models.size import flops_per_token, on_meta
+from inheritune.planning import affordable_steps
 from inheritune.progress import duration
 from inheritune.recipe_file import differences, load_recipe, to_yaml
 from inheritune.run_directory import RunDirectory
-from inheritune.single import initial_config, teacher_of
 from inheritune.study import AnyRow, Row, recipe_of, row_named, rows_of
 from inheritune.training.loop import Interrupted, signals
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 
 
 def run_study(
@@ -127,7 +125,7 @@ class Runner:
             process.wait()
 
     def _start(self, row: Row) -> None:
-        steps = affordable_steps(self.study, row, self.directory) if row.flops_of else None
+        steps = steps_for(self.study, row, self.directory) if row.flops_of else None
         recipe = recipe_of(self.study, row, self.directory, steps)
         folder = row.folder(self.directory)
         if finished(folder, recipe):
@@ -181,20 +179,12 @@ def finished(folder: Path, recipe: AnyRow) -> bool:
     return complete
 
 
-def affordable_steps(study: Study, row: Row, directory: Path) -> int:
+def steps_for(study: Study, row: Row, directory: Path) -> int:
     """For how many steps a row can train with the FLOPs of the rows that it names."""
     recipe = recipe_of(study, row, directory)
-    if not isinstance(recipe, TrainRecipe):
-        raise ValueError(
-            f"rows.{row.name}: `flops_of` is for a single training, and a `reference` makes several"
-        )
+    assert isinstance(recipe, TrainRecipe), "rows with a reference have no `flops_of`"
     budget = sum(spent_flops(row_named(study, name, row.seed), directory) for name in row.flops_of)
-    config = initial_config(recipe, open_data(recipe.data.model_copy(update={"verify": False})))
-    each = flops_per_token(on_meta(config), recipe.data.window)
-    teacher = teacher_of(recipe)
-    if teacher is not None and teacher.pretrained is not None:
-        each += flops_per_token(on_meta(load_config(teacher.pretrained)), recipe.data.window) / 3
-    return max(1, round(budget / (each * recipe.training.tokens_per_step)))
+    return affordable_steps(recipe, budget, open_data(recipe.data.model_copy(update={"verify": False})))
 
 
 def spent_flops(row: Row, directory: Path) -> float:

@@ -14,8 +14,8 @@ from inheritune.analysis.probe import probe_attention
 from inheritune.config import Training
 from inheritune.recipe import run
 from inheritune.training.device import choose_hardware
-from inheritune.training.metrics import read
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.metrics import read
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.step import Stepper
 from tiny_data import write_shards

@@ -114,7 +114,7 @@ def test_our_own_mistakes_are_not_disguised(command, monkeypatch: pytest.MonkeyP
     def broken(*arguments: object, **options: object) -> None:
         raise AssertionError("this is our fault")
 
-    monkeypatch.setattr("inheritune.config.load_recipe", broken)
+    monkeypatch.setattr("inheritune.recipe_file.load_recipe", broken)
     result = command("run", "any.yaml")
     assert result.code == 1
     assert "Traceback" in result.err
@@ -124,7 +124,7 @@ def test_a_full_disk_is_told_plainly(command, monkeypatch: pytest.MonkeyPatch) -
     def full(*arguments: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "runs/x")
 
-    monkeypatch.setattr("inheritune.config.load_recipe", full)
+    monkeypatch.setattr("inheritune.recipe_file.load_recipe", full)
     result = command("run", "any.yaml")
     assert result.code == 2
     assert "the disk is full at runs/x" in result.err

@@ -9,10 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 import tiny_data
-from inheritune.config import TrainRecipe
+from inheritune.config import Part, TrainRecipe
 from inheritune.initialization import inherit, select
 from inheritune.models.architecture import blocks_name, choose_layers
-from inheritune.models.parts import Part
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.recipe_file import parse_recipe
 from inheritune.single import train_model

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+WIDTHS = {"layers": 6, "params": 6, "tokens": 7, "epochs": 6, "FLOPs": 6, "memory": 8, "time": 11}
+"""Least columns of a terminal for each figure: in a narrow one the names are folded, not the numbers."""
+
 
 def plan_command(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
@@ -21,21 +24,28 @@ def plan_command(
     from rich.table import Table
 
     from inheritune.cli.console import console, print_line, quiet
-    from inheritune.config import Recipe
+    from inheritune.config import Study
     from inheritune.planning import measured_rate, plan
     from inheritune.progress import duration
-    from inheritune.recipe_file import load_recipe
+    from inheritune.recipe_file import load_any
     from inheritune.report.quantities import count, memory
 
     quiet()
     if flops is not None and flops <= 0:
         raise ValueError(f"--flops-per-second is {flops}, but must be positive")
-    settings = load_recipe(recipe, Recipe)
+    settings = load_any(recipe)
     planned = plan(settings)
-    rate = measured_rate(settings) if measure else flops
+    if not measure:
+        rate = flops
+    elif isinstance(settings, Study):
+        raise ValueError("--measure is for a single recipe; give a study's rate with --flops-per-second")
+    else:
+        rate = measured_rate(settings)
 
-    headings = ("stage", "layers", "params", "tokens", "epochs", "FLOPs", "memory")
-    table = Table(*headings, *(("time",) if rate else ()), title=settings.name)
+    table = Table(title=settings.name, box=None, padding=(0, 1, 0, 0), header_style="dim")
+    table.add_column("stage", overflow="fold")
+    for heading in WIDTHS if rate else tuple(WIDTHS)[:-1]:
+        table.add_column(heading, justify="right", no_wrap=True, min_width=WIDTHS[heading])
     for stage in planned.stages:
         cells = [
             stage.name,
@@ -43,15 +53,15 @@ def plan_command(
             count(stage.parameters),
             count(stage.tokens) if stage.tokens else "trained",
             f"{stage.epochs:.2f}" if stage.epochs is not None else "?",
-            f"{stage.flops:.2e}",
+            f"{stage.flops:.1e}".replace("e+", "e"),
             memory(stage.memory),
         ]
         table.add_row(*cells, *([duration(stage.seconds(rate))] if rate else []))
     console.print(table)
     print_line(
-        "A run ends at the first round that reaches parity. Memory: weights, gradients and AdamW's moments"
+        "Rounds end at the first that reaches parity. Memory: weights, gradients and AdamW's moments in"
     )
-    print_line("in float32; activations come on top.")
+    print_line("float32, and a teacher's weights; activations come on top.")
     if rate:
         print_line(f"Times at {rate:.3g} FLOP/s ({'measured here' if measure else 'given'}).")
     for warning in planned.warnings:

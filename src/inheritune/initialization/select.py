@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from inheritune.config import Part
 from inheritune.models.architecture import blocks_name, choose_layers, cut_config
-from inheritune.models.parts import PARTS, Part, check_parts, parts_of
+from inheritune.models.parts import PARTS, check_parts, parts_of
 from inheritune.models.presets import from_config
 from inheritune.models.pretrained import load_config, load_model
 

@@ -6,14 +6,14 @@ Told from the model's structure: where a module is, what it is called, and what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from inheritune.config import Part
 from inheritune.models.architecture import blocks_name
 
-Part = Literal["attention", "mlp", "layernorm", "embeddings", "final_norm", "head"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 

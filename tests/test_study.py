@@ -1,0 +1,236 @@
+"""Studies: the order of rows, what they need, going on, and what fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+import tiny_data
+from inheritune.config import Recipe, Study, TrainRecipe
+from inheritune.planning import plan_study
+from inheritune.recipe_file import load_recipe, parse_recipe
+from inheritune.report.comparison import FILES
+from inheritune.study import recipe_of, rows_of
+from inheritune.study_comparison import compare_rows
+from inheritune.study_runner import run_study
+from tiny_recipes import ARCHITECTURE, training
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_data.write_shards(tmp_path_factory.mktemp("data"))
+
+
+def values(data: Path, **changes: Any) -> dict[str, Any]:
+    """A study with a row of every sort."""
+    return {
+        "seeds": [3, 4],
+        "headline": ["small"],
+        "reference": "reference",
+        "shared": {"data": {"path": str(data), "window": 32}, "training": training()},
+        "rows": {
+            "controlled": {
+                "model": {"architecture": {**ARCHITECTURE, "n_layer": 2}},
+                "flops_of": ["reference", "small"],
+            },
+            "stacked": {"model": {"row": "shallow"}, "initialization": {"stack_to": 2}},
+            "small": {"reference": {"row": "reference"}, "start_layers": 2, "grow": {"max_rounds": 1}},
+            "reference": {"model": {"architecture": ARCHITECTURE}},
+            "shallow": {"model": {"architecture": {**ARCHITECTURE, "n_layer": 1}}},
+            "taught": {
+                "model": {"architecture": {**ARCHITECTURE, "n_layer": 2}},
+                "distillation": {"teacher": {"row": "reference"}},
+            },
+        },
+        **changes,
+    }
+
+
+def study(data: Path, **changes: Any) -> Study:
+    return parse_recipe(values(data, **changes), Study)
+
+
+def with_row(data: Path, name: str, row: dict[str, Any]) -> Study:
+    return study(data, rows={**values(data)["rows"], name: row})
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    directory, told = tmp_path_factory.mktemp("study"), []
+    run_study(study(data), directory, jobs=2, tell=told.append)
+    return directory, told
+
+
+def test_each_row_comes_after_those_it_needs(data: Path) -> None:
+    rows = [(row.name, row.seed) for row in rows_of(study(data))]
+    assert rows == [
+        *[(name, 3) for name in ("reference", "small", "controlled", "shallow", "stacked", "taught")],
+        *[(name, 4) for name in ("reference", "small")],
+    ]
+
+
+def test_some_rows_bring_what_they_need(data: Path) -> None:
+    assert {row.name for row in rows_of(study(data), ("stacked",)) if row.seed == 3} == {
+        "reference",  # which all are compared with
+        "shallow",
+        "stacked",
+    }
+
+
+def test_recipes_are_filled_in(data: Path, tmp_path: Path) -> None:
+    rows = {(row.name, row.seed): row for row in rows_of(study(data))}
+    small = recipe_of(study(data), rows["small", 4], tmp_path)
+    assert isinstance(small, Recipe)
+    assert small.reference.pretrained == str(tmp_path / "seed-4" / "reference" / "model")
+    assert small.reference.training_tokens == 12 * 128
+    assert small.training.seed == 4
+    taught = recipe_of(study(data), rows["taught", 3], tmp_path)
+    assert isinstance(taught, TrainRecipe)
+    assert taught.distillation is not None
+    assert taught.distillation.teacher is not None
+    assert taught.distillation.teacher.pretrained == str(tmp_path / "seed-3" / "reference" / "model")
+    assert recipe_of(study(data), rows["controlled", 3], tmp_path, steps=77).training.steps == 77
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"headline": ["other"]}, "headline: there is no row 'other'; the rows are controlled, stacked"),
+        ({"reference": "other"}, "reference: there is no row 'other'"),
+        ({"seeds": []}, "`seeds` is"),
+        ({"rows": {}}, "`rows` is"),
+        ({"row": {}}, "unknown key `row`; did you mean `rows`"),
+    ],
+)
+def test_mistakes_of_a_study(data: Path, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        rows_of(study(data, **changes))
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"model": {"row": "other"}}, "rows.new: there is no row 'other'"),
+        ({"model": {"row": "new"}}, "need each other, so none can be first: new"),
+        ({"reference": {"row": "reference"}, "flops_of": ["small"]}, "`flops_of` is for a single training"),
+        ({"model": {"row": "reference"}, "flops_of": "small"}, "`flops_of` is 'small', but should be a list"),
+        ({"model": {"row": "reference"}, "trainign": {}}, "rows.new: unknown key `trainign`"),
+        ({"model": {"row": "reference", "architecture": {}}}, "rows.new: model: give either `pretrained`"),
+    ],
+)
+def test_mistakes_of_a_row(data: Path, tmp_path: Path, row: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        run_study(with_row(data, "new", row), tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_name_that_is_no_folder(data: Path) -> None:
+    with pytest.raises(ValueError, match=r"a row cannot be called '\.\./up'"):
+        rows_of(with_row(data, "../up", {"model": {"row": "reference"}}))
+
+
+def test_every_row_is_run_and_told(finished: tuple[Path, list[str]]) -> None:
+    directory, told = finished
+    assert len(told) == 8
+    assert told[-1].endswith("done")
+    for row in ("reference", "shallow", "stacked", "taught", "controlled"):
+        assert (directory / "seed-3" / row / "model" / "model.safetensors").exists()
+    assert (directory / "seed-4" / "small" / "final" / "model.safetensors").exists()
+    assert not (directory / "seed-4" / "taught").exists()
+
+
+def test_flops_are_spent_as_planned(finished: tuple[Path, list[str]], data: Path) -> None:
+    directory, _ = finished
+
+    def outcome(name: str) -> dict[str, Any]:
+        return json.loads((directory / "seed-3" / name / "training.json").read_text())
+
+    small = json.loads((directory / "seed-3" / "small" / "summary.json").read_text())
+    budget = outcome("reference")["flops"] + small["rounds"][-1]["total_training_flops"]
+    assert outcome("controlled")["flops"] == pytest.approx(budget, rel=0.03)  # a whole number of steps
+    planned = {stage.name: stage for stage in plan_study(study(data)).stages}
+    for name in ("reference", "shallow", "stacked", "taught", "controlled"):
+        assert outcome(name)["flops"] == pytest.approx(planned[name].flops), name
+        assert outcome(name)["parameters"] == planned[name].parameters, name
+
+
+def test_a_stack_starts_from_the_shallow_model_twice(data: Path, tmp_path: Path) -> None:
+    rows = values(data)["rows"]
+    rows["stacked"]["training"] = training(
+        optimizer={"learning_rate": 1e-12}, schedule={"warmup_steps": 2, "final_learning_rate": 0}
+    )
+    run_study(study(data, rows=rows, seeds=[0]), tmp_path, only=("stacked",), jobs=2, tell=lambda text: None)
+    shallow = load_file(tmp_path / "seed-0" / "shallow" / "model" / "model.safetensors")
+    stacked = load_file(tmp_path / "seed-0" / "stacked" / "model" / "model.safetensors")
+    for name, value in stacked.items():
+        source = shallow[name.replace("h.1.", "h.0.")]
+        assert (value - source).abs().max() < 1e-6, name
+
+
+def test_rows_are_compared_with_the_reference_of_their_seed(
+    finished: tuple[Path, list[str]], data: Path
+) -> None:
+    directory, _ = finished
+    rows = rows_of(study(data))
+    comparison = compare_rows(study(data), rows, directory)
+    assert [row.label for row in comparison.rows] == list(values(data)["rows"])
+    totals = {row.label: row.seeds[0].entry.total_flops for row in comparison.rows}
+    owns = {row.label: row.seeds[0].entry.flops for row in comparison.rows}
+    assert totals["stacked"] == pytest.approx(owns["stacked"] + owns["shallow"])
+    assert totals["small"] == owns["small"]  # the reference was there before
+    assert all((directory / "comparison" / name).exists() for name in FILES)
+
+
+def test_a_finished_study_runs_nothing(finished: tuple[Path, list[str]], data: Path) -> None:
+    told: list[str] = []
+    run_study(study(data), finished[0], tell=told.append)
+    assert told == []
+
+
+def test_another_recipe_for_a_finished_row_is_refused(finished: tuple[Path, list[str]], data: Path) -> None:
+    changed = study(data, shared={**values(data)["shared"], "training": training(log_every=3)})
+    with pytest.raises(ValueError, match=r"holds a run of another recipe .*log_every: 2 -> 3"):
+        run_study(changed, finished[0], tell=lambda text: None)
+
+
+def test_what_needs_a_failed_row_is_not_run_and_the_rest_is(data: Path, tmp_path: Path) -> None:
+    rows = values(data)["rows"]
+    rows["shallow"]["training"] = training(tokens_per_step=100)  # no whole number of windows
+    told: list[str] = []
+    with pytest.raises(ValueError, match="shallow, seed 3: failed with exit code 2") as caught:
+        run_study(study(data, rows=rows), tmp_path, only=("stacked", "taught"), jobs=2, tell=told.append)
+    assert "stacked, seed 3: was not run: it needs shallow" in str(caught.value)
+    assert (tmp_path / "seed-3" / "taught" / "model").exists()
+
+
+def test_a_stopped_study_goes_on_to_the_same_weights(
+    finished: tuple[Path, list[str]], data: Path, tmp_path: Path
+) -> None:
+    file, directory = tmp_path / "study.yaml", tmp_path / "study"
+    file.write_text(yaml.safe_dump(values(data)))
+    command = [sys.executable, "-m", "inheritune", "study", str(file), "-o", str(directory), "--jobs", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 200
+    while not list(directory.glob("seed-3/*/checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 130, errors
+    assert "the study stopped; the same command goes on from there" in errors
+    run_study(load_recipe(file, Study), directory, jobs=2, tell=lambda text: None)
+    for name in ("reference", "stacked", "taught", "controlled"):
+        path = Path("seed-3") / name / "model" / "model.safetensors"
+        assert (directory / path).read_bytes() == (finished[0] / path).read_bytes(), name
