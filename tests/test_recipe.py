@@ -240,6 +240,13 @@ def test_an_untrained_reference_raises_an_alarm(
     assert "near or above chance (ln of the vocabulary, 4.57)" in caplog.text
 
 
+def test_a_reference_trained_here_for_a_moment_raises_none(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(recipe(data, training=training(steps=3)), tmp_path / "run")
+    assert "chance" not in caplog.text
+
+
 def test_data_that_does_not_fit_the_model(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "llama")
     big = tiny_data.write_shards(tmp_path / "big", vocabulary=200)
@@ -298,3 +305,33 @@ def test_the_environment_stands_beside_the_results(finished: tuple[Path, Summary
     assert Recipe.model_fields.keys() == {
         line.split(":")[0] for line in recipe_file.read_text().splitlines() if line[0].isalpha()
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"initialization": {"layers": "first 3", "stack_to": 8}}, "cannot stack 3 layers to 8"),
+        ({"initialization": {"width": 0.3}}, "cannot make a model of 3/10 the width"),
+        ({"initialization": {"layers": [0, 9]}}, "there is no layer 9: the model has 4, 0 to 3"),
+        ({"initialization": {"layers": "first 9"}}, "'first 9' are more than the 4"),
+        ({"distillation": {"teacher": {"pretrained": "./nothing"}}}, "there is no model at ./nothing"),
+        (
+            {"distillation": {"teacher": {"pretrained": "./other"}}},
+            "the teacher predicts 120 tokens and the student 97",
+        ),
+    ],
+)
+def test_a_single_model_that_cannot_be_made_leaves_no_directory(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_model("llama").save_pretrained("llama")
+    tiny_model("llama", vocab_size=120).save_pretrained("other")
+    values = {
+        "data": {"path": str(data), "window": 32},
+        "model": {"pretrained": "llama"},
+        "training": training(),
+    }
+    with pytest.raises(ValueError, match=sentence):
+        train_model(parse_recipe({**values, **changes}, TrainRecipe), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -39,6 +39,7 @@ def _short(name: str) -> str:
 
 
 def main() -> None:
+    """One line for each pair and seed."""
     print("| first | second | seed | first minus second, 95% interval |\n|---|---|---|---|")
     for first, second in PAIRS:
         for seed in sorted(RUNS.glob("seed-*")):

@@ -228,7 +228,7 @@ def one_round(this: Run, reference: Reference, number: int, layers: int, previou
         validate=validator(this.data, this.hardware),
         loss=objective(this, reference),
         stop=at_parity,
-        inherited=True,
+        inherited=this.recipe.reference.pretrained is not None,  # one trained here may have had little time
         trust_remote_code=reference.trust_remote_code,
         title=f"round {number}, {layers} layers",
     )

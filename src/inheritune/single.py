@@ -35,16 +35,18 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
         Interrupted: a signal asked to stop; everything is saved.
     """
     hardware = choose_hardware(recipe.training)
-    RunDirectory(directory).open(recipe, environment(hardware, command))
     data = open_data(recipe.data)
+    # What cannot be made is told before there is a directory of it.
+    initial, loss = initial_model(recipe, data), objective(recipe, data, hardware)
+    RunDirectory(directory).open(recipe, environment(hardware, command))
     train(
-        initial_model(recipe, data),
+        initial,
         data,
         recipe.training,
         directory,
         hardware=hardware,
         validate=validator(data, hardware),
-        loss=objective(recipe, data, hardware),
+        loss=loss,
         trust_remote_code=recipe.model.trust_remote_code,
         title=recipe.name,
     )
