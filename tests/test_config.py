@@ -181,3 +181,14 @@ def test_differences_name_every_setting_that_changed() -> None:
     new = parse_recipe({**MINIMAL, "training": {"steps": 7000}, "grow": {"mode": "append"}}, Recipe)
     assert differences(old, new) == ["grow.mode: reinherit -> append", "training.steps: 100000 -> 7000"]
     assert differences(old, old) == []
+
+
+def test_what_changed_for_the_reference_and_the_rounds_is_told_once() -> None:
+    values = {**MINIMAL, "reference": {"architecture": {"preset": "gpt2-small"}}}
+    old = parse_recipe(values, Recipe)
+    both = parse_recipe({**values, "training": {"steps": 7000}}, Recipe)
+    assert differences(old, both) == ["training.steps: 100000 -> 7000"]
+    own = {"architecture": {"preset": "gpt2-small"}, "training": {"steps": 7000}}
+    assert differences(old, parse_recipe({**values, "reference": own}, Recipe)) == [
+        "reference.training.steps: 100000 -> 7000"
+    ]

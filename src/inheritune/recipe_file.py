@@ -62,8 +62,14 @@ def differences(old: BaseModel, new: BaseModel) -> list[str]:
     """One line `key: old -> new` for each setting in which two recipes differ."""
     before, after = dict(_flatten(old.model_dump(mode="json"))), dict(_flatten(new.model_dump(mode="json")))
     keys = sorted(before.keys() | after.keys())
+    changes = {
+        key: f"{before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)
+    }
+    # The reference is trained like the rounds: what changed for both is told once.
     return [
-        f"{key}: {before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)
+        f"{key}: {change}"
+        for key, change in changes.items()
+        if not key.startswith("reference.") or changes.get(key.removeprefix("reference.")) != change
     ]
 
 

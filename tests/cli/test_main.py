@@ -16,7 +16,18 @@ from inheritune.cli import main as cli
 from tiny_models import tiny_model
 from tiny_recipes import training, values
 
-VERBS = ("quickstart", "prepare", "inherit", "plan", "run", "train", "report")
+VERBS = (
+    "quickstart",
+    "prepare",
+    "analyze",
+    "inherit",
+    "plan",
+    "run",
+    "train",
+    "study",
+    "report",
+    "compare",
+)
 
 
 class Result:
@@ -199,3 +210,21 @@ def test_an_unwritable_place(
     assert result.err.startswith("error: ")
     assert place.rsplit("/", maxsplit=1)[-1] in result.err
     assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["prepare", "train", "study"])
+def test_an_output_inside_a_file_is_told_plainly(command, data: Path, tmp_path: Path, verb: str) -> None:
+    (tmp_path / "file").write_text("here")
+    (tmp_path / "text.jsonl").write_text('{"text": "a few words"}\n' * 4)
+    shared = {"data": {"path": str(data), "window": 32}, "training": training()}
+    single = {"model": {"architecture": {"preset": "gpt2-small", "n_layer": 1, "n_embd": 16, "n_head": 2}}}
+    study = {"reference": "one", "shared": shared, "rows": {"one": single}}
+    given = {
+        "prepare": [tmp_path / "text.jsonl", "--train-tokenizer", 300],
+        "train": [write_recipe(tmp_path / "train.yaml", {**shared, **single})],
+        "study": [write_recipe(tmp_path / "study.yaml", study)],
+    }
+    result = command(verb, *given[verb], "-o", tmp_path / "file" / "out")
+    assert result.code == 2, result.err
+    assert "a part of its path, is a file; give another place" in result.err
+    assert "Traceback" not in result.err

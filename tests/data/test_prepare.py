@@ -421,7 +421,7 @@ def test_too_few_documents_for_a_split(tmp_path, tokenizer, count):
     texts = [text for text in TEXTS if key_and_hash(text, 0)[0] > 0.01][:count]
     sentences = {
         0: "there is no document with text in documents in memory",
-        1: "there is only one document, of which no validation split can be made: set validation to 0",
+        1: "there is only one document, as every .txt file is one, and training and validation need",
         3: "none of the 3 documents falls into validation with a fraction of 0.005: a fraction of 0.",
     }
     with pytest.raises(ValueError, match=sentences[count]) as caught:

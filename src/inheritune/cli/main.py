@@ -81,8 +81,11 @@ def main() -> None:
             traceback.print_exc()
         if sentence is None:
             sys.exit(1)
+        if type(error).__name__ == "Interrupted":
+            print(sentence, file=sys.stderr)
+            sys.exit(INTERRUPTED)
         print(f"error: {sentence}", file=sys.stderr)
-        sys.exit(INTERRUPTED if type(error).__name__ == "Interrupted" else USER_ERROR)
+        sys.exit(USER_ERROR)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -92,6 +95,10 @@ def _sentence(error: Exception) -> str | None:
         if error.errno == errno.ENOSPC:
             where = f" at {error.filename}" if error.filename else ""
             return f"the disk is full{where}; nothing half-written counts as finished: free some space and repeat"
+        if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
+            return (
+                f"{error.filename} cannot be made: it, or a part of its path, is a file; give another place"
+            )
         return f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
     if isinstance(error, ValueError) or type(error).__name__ == "Interrupted":
         return " ".join(str(error).split())

@@ -248,7 +248,8 @@ def _check_splits(work: Path, arguments: Arguments, train: int, validation: int,
         raise ValueError(f"there is no document with text in {', '.join(arguments.sources)}")
     if train + validation == 1:
         raise ValueError(
-            "there is only one document, of which no validation split can be made: set validation to 0"
+            "there is only one document, as every .txt file is one, and training and validation need at least one "
+            "each: split the file, or give .jsonl with one document a line"
         )
     if not train:
         raise ValueError(f"all {validation} documents fall into validation: make the fraction smaller")
