@@ -595,3 +595,23 @@ def test_real_text_comes_back(tmp_path):
 
     with lzma.open(corpus, "rt", encoding="utf8") as lines:
         assert decoded(tmp_path / "out", "train") == [json.loads(line)["text"] for line in lines]
+
+
+def test_a_text_that_changed_is_noticed(tmp_path, tokenizer):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.txt").write_text("some words " * 50 + name)
+    arguments = {"tokenizer": tokenizer, "validation": 0.0}
+    manifest = prepare(folder, tmp_path / "out", **arguments)
+    assert prepare(folder, tmp_path / "out", **arguments) == manifest
+    (folder / "c.txt").write_text("more")
+    with pytest.raises(ValueError, match=r"c\.txt is new or has changed since .*out was made: give another"):
+        prepare(folder, tmp_path / "out", **arguments)
+    (folder / "c.txt").unlink()
+    (folder / "b.txt").write_text("other words")
+    with pytest.raises(ValueError, match=r"b\.txt is new or has changed"):
+        prepare(folder, tmp_path / "out", **arguments)
+    for name in ("a", "b"):
+        (folder / f"{name}.txt").unlink()
+    assert prepare(folder, tmp_path / "out", **arguments) == manifest  # the text is not needed any more

@@ -32,7 +32,7 @@ from inheritune.data.shards import (
     read_manifest,
     sha256_of_directory,
 )
-from inheritune.data.sources import IN_MEMORY, Documents, Source, resolve
+from inheritune.data.sources import IN_MEMORY, Documents, Source, local_files, resolve
 from inheritune.data.unfinished import (
     PROGRESS,
     Arguments,
@@ -91,6 +91,12 @@ def prepare(
         seed=seed,
         max_documents=max_documents,
         shard_tokens=shard_tokens,
+        files={
+            str(path): path.stat().st_size
+            for source in sources
+            if isinstance(source, str | Path)
+            for path in local_files(source)
+        },
     )
     workers = (os.cpu_count() or 1) if workers is None else workers
     _check(arguments, workers)

@@ -56,13 +56,12 @@ def resolve(
         if not file_format(path):
             raise ValueError(f"{path} has no known format: expected {EXPECTED}")
         return [Files(name, [path], text_field)]
+    paths = local_files(source)
     if path.is_dir():
-        paths = sorted(file for file in path.rglob("*") if file.is_file() and file_format(file))
         if not paths:
             raise ValueError(f"the folder {path} has no files to read: expected {EXPECTED}")
         return [Files(name, paths, text_field)]
     if glob.has_magic(name):
-        paths = sorted(Path(file) for file in glob.glob(name, recursive=True) if Path(file).is_file())  # noqa: PTH207 (absolute patterns)
         if not paths:
             raise FileNotFoundError(f"no file matches {name}")
         for path in paths:
@@ -72,6 +71,18 @@ def resolve(
     if file_format(path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise FileNotFoundError(f"there is no file or folder {name}")
     return [hub.HubDataset(name, text_field=text_field, split=split, config=config)]
+
+
+def local_files(source: str | Path) -> list[Path]:
+    """The files that a file, a folder or a glob pattern stands for, in order; none for anything else."""
+    path, name = Path(source), str(source)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file() and file_format(file))
+    if glob.has_magic(name):
+        return sorted(Path(file) for file in glob.glob(name, recursive=True) if Path(file).is_file())  # noqa: PTH207 (absolute patterns)
+    return []
 
 
 class Documents:

@@ -35,6 +35,8 @@ class Arguments(BaseModel):
     seed: int
     max_documents: int | None
     shard_tokens: int
+    files: dict[str, int] = {}
+    """Bytes of each local file, by which most changes of a finished text are noticed; files may be gone by then."""
 
 
 class Saved(BaseModel):
@@ -63,15 +65,21 @@ def load_saved(work: Path, arguments: Arguments) -> Saved:
 
 
 def finished(output: Path, arguments: Arguments) -> Manifest:
-    """The manifest of a finished directory. ValueError if it was made with other arguments."""
+    """The manifest of a finished directory. ValueError if it was made with other arguments or another text."""
     manifest = read_manifest(output)
     _check_same(manifest.arguments, arguments, output, "give another directory")
+    known = manifest.arguments.get("files", arguments.files)  # the first versions did not write them down
+    changed = [file for file, size in arguments.files.items() if known.get(file) != size]
+    if changed:
+        raise ValueError(
+            f"{changed[0]} is new or has changed since {output} was made: give another directory"
+        )
     shutil.rmtree(output / UNFINISHED, ignore_errors=True)  # left where the last move was not the last act
     return manifest
 
 
 def _check_same(before: dict[str, Any], arguments: Arguments, directory: Path, advice: str) -> None:
-    for name, value in arguments.model_dump().items():
+    for name, value in arguments.model_dump(exclude={"files"}).items():
         if name in before and before[name] != value:
             raise ValueError(f"{directory} was begun with {name} = {before[name]!r}, not {value!r}: {advice}")
 
