@@ -283,6 +283,42 @@ class TrainRecipe(Settings):
         return self
 
 
+class EvaluationSettings(Settings):
+    """What to find out about a reference and a small model once they are trained."""
+
+    tasks: tuple[str, ...] = ()
+    """Names of lm-evaluation-harness (needs the extra `eval`), its task YAMLs, or `zero-shot`, `perplexity` and
+    `low-data`, the paper's tables."""
+    data: Path | None = None
+    """Folder with the tasks' items; by default the harness gets them from the hub."""
+    skip_missing: bool = False
+    """Leave out tasks whose items are not to be had, instead of refusing."""
+    shots: Annotated[int, Field(ge=0)] | None = None
+    """Worked examples before every item; by default as each task has it."""
+    limit: Count | None = None
+    """Ask only the first so many items of each task; for trying things out."""
+    batch_size: Count = 32
+    """Requests in one forward pass."""
+    validation: Path | None = None
+    """Folder with token shards, for the loss on all windows of their validation split."""
+    window: Count | None = None
+    """Tokens of each window; by default 1024, or as many as every model allows."""
+    speed: bool = False
+    """Time reading and writing, and measure what is kept in memory and on the disk."""
+    batches: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 8)
+    """Sequences at once, when timing."""
+    samples: bool = False
+    """Let the models continue the same texts."""
+    prompts: tuple[str, ...] = ()
+    """Those texts; by default five of our own."""
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> EvaluationSettings:
+        if not (self.tasks or self.validation or self.speed or self.samples):
+            raise ValueError("it asks for nothing: give `tasks`, `validation`, `speed` or `samples`")
+        return self
+
+
 class Recipe(Settings):
     """The whole of Algorithm 1: what `inheritune run` takes."""
 
@@ -299,6 +335,8 @@ class Recipe(Settings):
     """Train every round with the reference as teacher."""
     parity: Parity = Parity()
     samples: Samples = Samples()
+    evaluation: EvaluationSettings | None = None
+    """Evaluate the reference and the final model at the end."""
 
     @model_validator(mode="before")
     @classmethod

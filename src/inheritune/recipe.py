@@ -25,6 +25,9 @@ from inheritune.analysis.probe import check_attention
 from inheritune.analysis.result import FILE, load_analyses, save_analyses
 from inheritune.config import Recipe
 from inheritune.data.loader import TrainingData, open_data
+from inheritune.evaluation.evaluate import DIRECTORY as EVALUATION
+from inheritune.evaluation.evaluate import check_settings, evaluate
+from inheritune.evaluation.result import FILE as EVALUATION_FILE
 from inheritune.evaluation.validation import WindowLosses, compare, validator
 from inheritune.initialization import append, inherit
 from inheritune.models.architecture import layer_count, parameter_count
@@ -69,8 +72,11 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
     """
     hardware = choose_hardware(recipe.training)
     folder = RunDirectory(directory)
+    if recipe.evaluation is not None:
+        check_settings(recipe.evaluation)
     folder.open(recipe, environment(hardware, command))
     if folder.finished:
+        evaluate_both(recipe, directory, hardware, command)
         return folder.read_summary()
     summary = Summary(name=recipe.name, margin=recipe.parity.margin)
     this = Run(recipe, folder, open_data(recipe.data), hardware, summary)
@@ -88,6 +94,7 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
 
     finish(this, reference, small)
     folder.record("finished", number, summary)
+    evaluate_both(recipe, directory, hardware, command)
     return summary
 
 
@@ -303,3 +310,10 @@ def finish(this: Run, reference: Reference, small: Path) -> None:
         model.to(this.hardware.device)
     write_samples(this.folder.samples, this.recipe, this.data, models[0], models[1])
     write_final(this.folder.final, this.recipe, this.data, small, this.summary)
+
+
+def evaluate_both(recipe: Recipe, directory: Path, hardware: Hardware, command: str) -> None:
+    """Evaluate reference and final model as the recipe asks, unless that is done."""
+    output = directory / EVALUATION
+    if recipe.evaluation is not None and not (output / EVALUATION_FILE).exists():
+        evaluate([directory], recipe.evaluation, output, device=hardware.device, command=command)

@@ -18,10 +18,11 @@ from inheritune.analysis.result import FILE, AttentionAnalysis, load_analyses, s
 from inheritune.analysis.sequences import Sequences, Text, load_tokenizer, open_text
 from inheritune.config import Recipe
 from inheritune.models.architecture import context_length, layer_count, parameter_count
-from inheritune.models.pretrained import load_config, load_model
+from inheritune.models.pretrained import load_config, load_model, same_tokens
 from inheritune.progress import ProgressBar
 from inheritune.recipe_file import load_recipe
 from inheritune.run_directory import RunDirectory
+from inheritune.training.device import choose_device
 
 Model: TypeAlias = PreTrainedModel | str | Path
 
@@ -196,7 +197,7 @@ class _Subject:
             revision=options.revision,
             trust_remote_code=options.trust_remote_code,
         )
-        return model.to(_device(options.device))
+        return model.to(choose_device(options.device))
 
 
 def _subject(model: Model, options: Options) -> _Subject:
@@ -265,7 +266,7 @@ def _check_vocabulary(subject: _Subject, text: Text) -> None:
     if (
         text.tokenizer is not None
         and subject.tokenizer is not None
-        and not _agree(text.tokenizer, subject.tokenizer)
+        and not same_tokens(text.tokenizer, subject.tokenizer)
     ):
         raise ValueError(
             f"the tokens of {text.source} are not those of {subject.name}, which has another tokenizer: "
@@ -276,7 +277,9 @@ def _check_vocabulary(subject: _Subject, text: Text) -> None:
 def _check_same_tokens(first: _Subject, second: _Subject) -> None:
     """Both models read the same tokens, so that they can read the same sequences."""
     if first.tokenizer is not None and second.tokenizer is not None:
-        same = _agree(first.tokenizer, second.tokenizer) or _agree(second.tokenizer, first.tokenizer)
+        same = same_tokens(first.tokenizer, second.tokenizer) or same_tokens(
+            second.tokenizer, first.tokenizer
+        )
         what = "tokenizers"
     else:
         sizes = [subject.config.get_text_config().vocab_size for subject in (first, second)]
@@ -285,20 +288,3 @@ def _check_same_tokens(first: _Subject, second: _Subject) -> None:
         raise ValueError(
             f"{first.name} and {second.name} cannot be put side by side: they have different {what}"
         )
-
-
-def _agree(small: PreTrainedTokenizerBase, large: PreTrainedTokenizerBase) -> bool:
-    """Every token of one has the same id in the other, which may have further ones."""
-    return bool(small.get_vocab().items() <= large.get_vocab().items())
-
-
-def _device(wanted: str | torch.device | None) -> torch.device:
-    if wanted is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise ValueError(f"there is no device {wanted!r}: give cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("torch sees no CUDA GPU here: give the device cpu")
-    return device

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from inheritune.evaluation.result import Evaluation
     from inheritune.report.comparison import Comparison
     from inheritune.run_directory import Summary
 
@@ -42,6 +43,20 @@ def print_comparison(comparison: Comparison, directory: Path) -> None:
     for name in FILES:
         if (directory / name).exists():
             print_line(str(directory / name))
+
+
+def print_evaluation(evaluation: Evaluation, directory: Path) -> None:
+    """Models side by side: tables, what they say, and where everything is."""
+    from inheritune.report.evaluation import terminal_tables, verdict_words, write_evaluation
+
+    for table in terminal_tables(evaluation):
+        console.print(table)
+    for words in verdict_words(evaluation):
+        print_line(words)
+    for task, why in evaluation.skipped.items():
+        print_line(f"skipped {task}: {why}")
+    for path in write_evaluation(directory, evaluation):
+        print_line(str(path))
 
 
 def quiet() -> None:

@@ -13,6 +13,7 @@ import typer
 from inheritune import __version__
 from inheritune.cli.analyze import analyze_command
 from inheritune.cli.compare import compare_command
+from inheritune.cli.evaluate import evaluate_command
 from inheritune.cli.inherit import inherit_command
 from inheritune.cli.plan import plan_command
 from inheritune.cli.prepare import prepare_command
@@ -39,6 +40,7 @@ app.command("plan")(plan_command)
 app.command("run")(run_command)
 app.command("train")(train_command)
 app.command("study")(study_command)
+app.command("evaluate")(evaluate_command)
 app.command("report")(report_command)
 app.command("compare")(compare_command)
 

@@ -129,6 +129,11 @@ def load_tokenizer(
     return None if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens) else tokenizer
 
 
+def same_tokens(small: PreTrainedTokenizerBase, large: PreTrainedTokenizerBase) -> bool:
+    """Whether every token of one has the same id in the other, which may have further ones."""
+    return bool(small.get_vocab().items() <= large.get_vocab().items())
+
+
 @contextmanager
 def _without_load_report() -> Iterator[None]:
     """Keep transformers from listing every tensor that a cut leaves behind; `_check_complete` looks at them."""

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from inheritune import atomic
 from inheritune.report import figures
 from inheritune.report.attention import attention_section
+from inheritune.report.evaluation import evaluation_section
 from inheritune.report.metrics import FloatArray, Training
 from inheritune.report.quantities import MINUS
 from inheritune.report.run_directory import Run, read_run
@@ -147,6 +148,7 @@ def reproduction_section(run: Run) -> Section:
 SECTIONS: tuple[Callable[[Run], Section | None], ...] = (
     curves_section,
     rounds_section,
+    evaluation_section,
     attention_section,
     samples_section,
     training_section,

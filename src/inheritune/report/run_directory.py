@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from inheritune.evaluation.result import FILE as EVALUATION_FILE
+from inheritune.evaluation.result import Evaluation, load_evaluation
 from inheritune.report.metrics import Training, read_metrics
 from inheritune.run_directory import Record, State, Summary
 
@@ -53,6 +55,7 @@ class Run:
     rounds: tuple[Training, ...]
     reference_validation: Validation | None
     samples: tuple[Sample, ...]
+    evaluation: Evaluation | None
     notes: tuple[str, ...]
 
     @property
@@ -98,6 +101,7 @@ def read_run(path: Path) -> Run:
     raw_state = _read_json(path / "state.json")
     state = None if raw_state is None else _parse(State, raw_state, str(path / "state.json"))
     raw_validation = _read_json(path / "reference" / "validation.json")
+    evaluation = path / "evaluation" / EVALUATION_FILE
     environment = _read_json(path / "environment.json")
     if environment is not None and not isinstance(environment, dict):
         raise ValueError(f"{path / 'environment.json'} must hold one JSON object")
@@ -113,6 +117,7 @@ def read_run(path: Path) -> Run:
         if raw_validation is None
         else _parse(Validation, raw_validation, str(path / "reference" / "validation.json")),
         samples=_read_samples(path / "samples.json"),
+        evaluation=load_evaluation(evaluation) if evaluation.is_file() else None,
         notes=tuple(notes),
     )
 

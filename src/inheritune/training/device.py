@@ -52,6 +52,23 @@ def choose_hardware(training: Training) -> Hardware:
     return Hardware(device, bf16, compiled)
 
 
+def choose_device(wanted: str | torch.device | None) -> torch.device:
+    """A device by its name; by default a GPU if there is one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if wanted is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ValueError(f"there is no device {wanted!r}: give cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("torch sees no CUDA GPU here: give the device cpu")
+    return device
+
+
 def computes_in_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 matrices itself, so that it is faster than float32."""
     if device.type == "cuda":

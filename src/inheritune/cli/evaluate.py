@@ -1,0 +1,106 @@
+"""`inheritune evaluate`: is the small model as good, and what does it save?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def evaluate_command(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...",
+            help="Hugging Face ids, folders of checkpoints, or a finished run's directory, which stands for its "
+            "reference and its final model; as MODEL or NAME=MODEL. The others are compared with the first.",
+        ),
+    ],
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tasks of lm-evaluation-harness, task YAMLs, or zero-shot, perplexity, low-data (the paper's "
+            "tables); repeat it, or separate them by commas."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the tasks' items; by default they come from the hub.")
+    ] = None,
+    skip_missing: Annotated[
+        bool, typer.Option("--skip-missing", help="Leave out tasks whose items are not to be had.")
+    ] = False,
+    shots: Annotated[int | None, typer.Option(min=0, help="Worked examples before every item.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only so many items of each task.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests in one forward pass.")] = 32,
+    val: Annotated[
+        Path | None, typer.Option(help="Folder with token shards: loss on their validation split.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Tokens of each validation window.")] = None,
+    speed: Annotated[bool, typer.Option("--speed", help="Time reading and writing; count bytes.")] = False,
+    batches: Annotated[str, typer.Option(help="Sequences at once when timing.")] = "1,8",
+    samples: Annotated[bool, typer.Option("--samples", help="Continue a few texts.")] = False,
+    prompt: Annotated[list[str] | None, typer.Option(help="A text to continue; repeat it for more.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Where to write; by default `evaluation` in a run's directory."
+        ),
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="For models that come without one.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU if any.")] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(help="Type of the weights: auto (as in the checkpoint), float32, bfloat16, float16."),
+    ] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of model ids.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")
+    ] = False,
+) -> None:
+    """Tasks, validation loss, speed and samples of models, side by side and in pairs."""
+    import os
+    import shlex
+    import sys
+
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; we show our own
+
+    from inheritune.cli.console import print_evaluation, quiet
+
+    quiet()
+
+    from inheritune.config import EvaluationSettings
+    from inheritune.evaluation.evaluate import default_directory, evaluate
+    from inheritune.recipe_file import parse_recipe
+
+    settings = parse_recipe(
+        {
+            "tasks": [name for given in tasks or () for name in given.split(",")],
+            "data": data,
+            "skip_missing": skip_missing,
+            "shots": shots,
+            "limit": limit,
+            "batch_size": batch_size,
+            "validation": val,
+            "window": window,
+            "speed": speed,
+            "batches": batches.split(","),
+            "samples": samples or bool(prompt),
+            "prompts": prompt or (),
+        },
+        EvaluationSettings,
+        origin="evaluation",
+    )
+    directory = output or default_directory(models)
+    found = evaluate(
+        models,
+        settings,
+        directory,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        command=shlex.join(["inheritune", *sys.argv[1:]]),
+    )
+    print_evaluation(found, directory)

@@ -1,0 +1,292 @@
+"""Evaluate a reference and smaller models: tasks, validation loss, speed, samples."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from inheritune import __version__
+from inheritune.config import EvaluationSettings
+from inheritune.data.loader import window_count
+from inheritune.data.shards import TOKENIZER, Split, open_split, verify
+from inheritune.evaluation.result import FILE, Evaluation, ModelFigures, save_evaluation
+from inheritune.evaluation.samples import PROMPTS, side_by_side
+from inheritune.evaluation.speed import checkpoint_bytes, measure_speed, memory_bytes
+from inheritune.evaluation.subjects import Subject, check_memory, find_subjects
+from inheritune.evaluation.summary import group_result, task_result, validation_result
+from inheritune.evaluation.tasks import Plan, Unit, check_names, make_plan
+from inheritune.evaluation.validation import WindowLosses, validate
+from inheritune.models.architecture import context_length
+from inheritune.models.pretrained import load_tokenizer, same_tokens
+from inheritune.training.device import Hardware, choose_device, describe
+
+if TYPE_CHECKING:
+    from inheritune.evaluation.items import TaskItems
+
+WINDOW = 1024
+DIRECTORY = "evaluation"
+"""Where a run's evaluation is, in its directory."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """An evaluation that was found to be possible."""
+
+    subjects: Sequence[Subject]
+    settings: EvaluationSettings
+    plan: Plan | None
+    text: Split | None
+    window: int
+    device: torch.device
+    dtype: torch.dtype | str
+    items: Path | None
+    """Where every model's answers are kept."""
+
+
+def evaluate(
+    models: Sequence[str | Path],
+    settings: EvaluationSettings,
+    directory: Path | None = None,
+    *,
+    tokenizer: str | Path | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    command: str = "",
+) -> Evaluation:
+    """Evaluate models one after the other; the first is the one that the others are compared with, item by item.
+
+    Args:
+        models: Hugging Face ids, folders of checkpoints, or directories of finished runs, which stand for their
+            reference and their final model; each may be given as NAME=MODEL.
+        settings: what to find out.
+        directory: where to write `evaluation.json` and every model's answers; a second call goes on with the
+            answers that are there.
+        tokenizer: for models that come without one.
+        device: by default a GPU if there is one.
+        dtype: of the weights; "auto" keeps the checkpoint's.
+        revision: branch, tag or commit of model ids.
+        trust_remote_code: run code that comes with a model.
+        command: what the user typed, for the record.
+
+    Raises:
+        ValueError: something the user can mend, in one sentence, as far as possible before anything is computed.
+    """
+    subjects = find_subjects(
+        models, tokenizer=tokenizer, revision=revision, trust_remote_code=trust_remote_code
+    )
+    return _evaluate(subjects, settings, directory, device, dtype, command)
+
+
+def default_directory(models: Sequence[str | Path]) -> Path:
+    """Where an evaluation goes if nothing is said: into the directory of the run that it is of."""
+    only = Path(models[0]) if len(models) == 1 else None
+    return only / DIRECTORY if only is not None and (only / "recipe.yaml").is_file() else Path(DIRECTORY)
+
+
+def check_settings(settings: EvaluationSettings) -> None:
+    """Find out before hours of training whether the evaluation at their end can be made.
+
+    Raises:
+        ValueError: no harness, an unknown task, or a folder that is not there.
+    """
+    if settings.tasks:
+        check_names(settings.tasks)
+    for folder in (settings.data, settings.validation):
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"evaluation: there is no folder {folder}")
+
+
+def _evaluate(
+    subjects: Sequence[Subject],
+    settings: EvaluationSettings,
+    directory: Path | None,
+    device: str | torch.device | None,
+    dtype: torch.dtype | str,
+    command: str,
+) -> Evaluation:
+    work = _prepare(subjects, settings, directory, choose_device(device), dtype)
+    measured = [_measure(work, subject) for subject in subjects]
+    speed, samples = None, []
+    if settings.speed or settings.samples:
+        check_memory(subjects, work.device, dtype)
+        loaded = [subject.load(work.device, dtype) for subject in subjects]
+        if settings.samples:
+            tokenizers = [subject.tokenizer for subject in subjects if subject.tokenizer is not None]
+            samples = side_by_side(loaded, tokenizers, settings.prompts or PROMPTS)
+        if settings.speed:
+            sizes = [
+                checkpoint_bytes(s.source, s.revision) or memory_bytes(m)
+                for s, m in zip(subjects, loaded, strict=True)
+            ]
+            speed = measure_speed(loaded, sizes, batches=settings.batches)
+    names = [subject.name for subject in subjects]
+    units, groups = (work.plan.units, work.plan.groups) if work.plan else ((), ())
+    tasks = [task_result(unit, names, [one.answers[unit.name] for one in measured]) for unit in units]
+    losses = [one.losses for one in measured if one.losses is not None]
+    evaluation = Evaluation(
+        models=[one.figures for one in measured],
+        tasks=tasks,
+        groups=[group_result(name, tasks) for name in groups],
+        skipped=dict(work.plan.skipped) if work.plan else {},
+        validation=validation_result(work.text, work.window, losses) if work.text else None,
+        speed=speed,
+        samples=samples,
+        settings=settings.model_dump(mode="json"),
+        environment=_environment(work, command),
+    )
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_evaluation(directory / FILE, evaluation)
+    return evaluation
+
+
+def _prepare(
+    subjects: Sequence[Subject],
+    settings: EvaluationSettings,
+    directory: Path | None,
+    device: torch.device,
+    dtype: torch.dtype | str,
+) -> Work:
+    """Everything that can be refused before a model is loaded."""
+    for subject in subjects:
+        if subject.tokenizer is None and (settings.tasks or settings.samples):
+            raise ValueError(f"{subject.name} comes without a tokenizer: give one with --tokenizer")
+        check_memory([subject], device, dtype)
+    text, window = None, 0
+    if settings.validation is not None:
+        verify(settings.validation)
+        text = open_split(settings.validation, "validation")
+        window = _window(subjects, settings, text)
+    plan = None
+    if settings.tasks:
+        plan = make_plan(
+            settings.tasks, settings.data, shots=settings.shots, skip_missing=settings.skip_missing
+        )
+    items = None if directory is None else directory / "items"
+    return Work(subjects, settings, plan, text, window, device, dtype, items)
+
+
+def _window(subjects: Sequence[Subject], settings: EvaluationSettings, text: Split) -> int:
+    """Tokens of a validation window, after making sure that every model can read the text."""
+    contexts = [c for subject in subjects if (c := context_length(subject.config)) is not None]
+    window = settings.window or min([WINDOW, *contexts, max(1, text.tokens - 1)])
+    if contexts and window > min(contexts):
+        raise ValueError(f"windows of {window} tokens are longer than a model's context of {min(contexts)}")
+    if window_count(text, window) == 0:
+        raise ValueError(
+            f"the validation split of {text.directory} has {text.tokens} tokens, fewer than one window of {window}"
+        )
+    folder = text.directory / TOKENIZER
+    tokenizer = load_tokenizer(folder) if folder.exists() else None
+    for subject in subjects:
+        rows = subject.config.get_text_config().vocab_size
+        other = tokenizer and subject.tokenizer and not same_tokens(tokenizer, subject.tokenizer)
+        if text.vocabulary > rows or other:
+            raise ValueError(
+                f"the tokens of {text.directory} are not those of {subject.name}: "
+                "prepare the text with the model's own tokenizer"
+            )
+    return window
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One model's figures."""
+
+    figures: ModelFigures
+    answers: Mapping[str, TaskItems]
+    losses: WindowLosses | None
+
+
+def _measure(work: Work, subject: Subject) -> _Measured:
+    model = subject.load(work.device, work.dtype)
+    figures = subject.figures(model)
+    try:
+        answers = _answers(work, subject, model, figures)
+        losses = None
+        if work.text is not None:
+            hardware = Hardware(work.device, bf16=False, compile=False)
+            losses = validate(model, work.text, work.window, hardware)
+            if work.items is not None:
+                folder = work.items / _slug(subject.name)
+                folder.mkdir(parents=True, exist_ok=True)
+                losses.save(folder / "validation.json")
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"{subject.name} ran out of memory on {work.device} with {work.settings.batch_size} requests at once: "
+            "give a smaller --batch-size"
+        ) from error
+    return _Measured(figures, answers, losses)
+
+
+def _answers(
+    work: Work, subject: Subject, model: PreTrainedModel, figures: ModelFigures
+) -> dict[str, TaskItems]:
+    """A model's answers to every task: those that are on the disk, and the others."""
+    if work.plan is None:
+        return {}
+    from inheritune.evaluation.harness import Scorer, ask  # only where the harness is needed
+    from inheritune.evaluation.items import TaskItems
+
+    assert subject.tokenizer is not None, "checked before"
+    scorer = Scorer(model, subject.tokenizer, work.settings.batch_size, subject.name)
+    answers = {}
+    for unit in work.plan.units:
+        key = _key(work, unit, figures)
+        path = None if work.items is None else work.items / _slug(subject.name) / f"{_slug(unit.name)}.json"
+        known = _stored(path, key, TaskItems)
+        if known is None:
+            known = ask(scorer, unit, key, work.settings.limit)
+            if path is not None:
+                known.save(path)
+        answers[unit.name] = known
+    return answers
+
+
+def _key(work: Work, unit: Unit, figures: ModelFigures) -> dict[str, Any]:
+    """What the answers depend on."""
+    return {
+        "weights": figures.weights,
+        "dtype": figures.dtype,
+        "task": unit.name,
+        "shots": unit.shots,
+        "limit": work.settings.limit,
+        "data": {"from": unit.data, **unit.checksums},
+        "harness": version("lm_eval"),
+        "device": work.device.type,
+        "batch_size": work.settings.batch_size,
+    }
+
+
+def _stored(path: Path | None, key: Mapping[str, Any], kind: type[TaskItems]) -> TaskItems | None:
+    """Answers of an earlier start, if they are to the same questions."""
+    if path is None or not path.exists():
+        return None
+    try:
+        found = kind.model_validate_json(path.read_bytes())
+    except ValueError:
+        return None
+    return found if found.key == json.loads(json.dumps(key)) else None
+
+
+def _environment(work: Work, command: str) -> dict[str, Any]:
+    versions = {"inheritune": __version__, "transformers": transformers.__version__}
+    if work.plan is not None:
+        versions["lm_eval"] = version("lm_eval")
+    machine = describe(Hardware(work.device, bf16=False, compile=False))
+    return {**versions, **machine, "command": command}
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "-", name)

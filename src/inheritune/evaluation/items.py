@@ -1,0 +1,145 @@
+"""What one model answered to the items of one task, and the figures that follow from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from inheritune import atomic
+from inheritune.evaluation.result import Paired, Score, judge
+from inheritune.evaluation.validation import Z95
+
+Kind = Literal["mean", "perplexity", "weighted_perplexity", "bits_per_byte", "other"]
+"""How the harness makes one figure of the items: the mean; exp(-mean); exp(-sum / sum of weights);
+-sum / sum of weights / ln 2; or in a way of which nothing is known but its result."""
+
+
+class MetricItems(BaseModel):
+    """One metric on every item of a task."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    kind: Kind
+    higher_is_better: bool
+    value: float
+    """The harness's figure over all items."""
+    items: list[float] | list[tuple[float, float]] | None
+    """A number for every item, or (log-likelihood, weight); None where the kind is `other`."""
+
+    def score(self) -> Score:
+        """The figure with its standard error over items."""
+        return Score(value=self.value, standard_error=self._error())
+
+    def paired(self, reference: MetricItems) -> Paired | None:
+        """This model minus the reference, item by item; None where the items do not add up to the figure."""
+        if self.items is None or reference.items is None or len(self.items) < 2:
+            return None
+        difference, error = _difference(self, reference)
+        low, high = difference - Z95 * error, difference + Z95 * error
+        if self.kind in ("perplexity", "weighted_perplexity"):  # a difference of logarithms, so far
+            difference, low, high = math.expm1(difference), math.expm1(low), math.expm1(high)
+        return Paired(
+            difference=difference,
+            interval=(low, high),
+            p=_mcnemar(_numbers(self), _numbers(reference)) if self.kind == "mean" else None,
+            outcome=judge((low, high), self.higher_is_better),
+        )
+
+    def _error(self) -> float | None:
+        if self.items is None or len(self.items) < 2:
+            return None
+        values, weights = _terms(self)
+        error = _ratio_error(values, weights)
+        if self.kind in ("perplexity", "weighted_perplexity"):
+            return self.value * error  # the error of exp(x) is exp(x) times that of x
+        return error
+
+
+class TaskItems(BaseModel):
+    """The answers of one model to one task; kept as a file, so that nothing is asked twice."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    key: dict[str, Any]
+    """Everything that the answers depend on."""
+    task: str
+    version: str
+    shots: int
+    parts: list[str]
+    metrics: dict[str, MetricItems]
+    """The harness's metrics in its order; with a filter's name after a comma where a task has several."""
+    chance: float | None
+    """Mean over items of 1 / choices, where exactly one is right."""
+    truncated: int
+    """Requests longer than the model's context, cut from the left."""
+    requests: int
+    hashes: list[str]
+    """Of every item's prompt and answers, to pair only what is the same."""
+    responses: list[Any]
+    """Of every item: (log-likelihood, whether it is the greedy continuation) of each choice; or what was written."""
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, at once."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_text(path, self.model_dump_json() + "\n")
+
+
+def average_pairs(pairs: Sequence[Paired], higher_is_better: bool = True) -> Paired:
+    """The mean of differences on several tasks; their errors are independent, as the items are different ones."""
+    difference = sum(pair.difference for pair in pairs) / len(pairs)
+    errors = [(pair.interval[1] - pair.interval[0]) / 2 for pair in pairs]
+    half = math.sqrt(sum(error**2 for error in errors)) / len(pairs)
+    interval = (difference - half, difference + half)
+    return Paired(difference=difference, interval=interval, outcome=judge(interval, higher_is_better))
+
+
+def average_scores(scores: Sequence[Score]) -> Score:
+    """The mean of figures of several tasks."""
+    errors = [score.standard_error for score in scores]
+    known = [error for error in errors if error is not None]
+    error = math.sqrt(sum(e**2 for e in known)) / len(scores) if len(known) == len(scores) else None
+    return Score(value=sum(score.value for score in scores) / len(scores), standard_error=error)
+
+
+def _difference(model: MetricItems, reference: MetricItems) -> tuple[float, float]:
+    """Difference of the two figures (of perplexities: of their logarithms), and its standard error."""
+    values, weights = _terms(model)
+    others, _ = _terms(reference)
+    return float((values - others).sum() / weights.sum()), _ratio_error(values - others, weights)
+
+
+def _terms(metric: MetricItems) -> tuple[np.ndarray, np.ndarray]:
+    """Figure, or its logarithm, as a ratio of sums over items: numerators and weights, float64 [items] each."""
+    items = np.asarray(metric.items, dtype=np.float64)
+    if metric.kind == "mean":
+        return items, np.ones(len(items))
+    if metric.kind == "perplexity":
+        return -items, np.ones(len(items))
+    log_likelihoods, weights = items.T
+    return (-log_likelihoods / math.log(2) if metric.kind == "bits_per_byte" else -log_likelihoods), weights
+
+
+def _ratio_error(values: np.ndarray, weights: np.ndarray) -> float:
+    """Standard error of sum(values) / sum(weights) over items, linearised (Cochran, Sampling Techniques, 6.3)."""
+    count = len(values)
+    residuals = values - values.sum() / weights.sum() * weights
+    return float(np.sqrt((residuals**2).sum() * count / (count - 1)) / weights.sum())
+
+
+def _numbers(metric: MetricItems) -> np.ndarray:
+    return np.asarray(metric.items, dtype=np.float64)
+
+
+def _mcnemar(model: np.ndarray, reference: np.ndarray) -> float | None:
+    """Exact test of whether as many items were won as lost; None if items can be half right."""
+    if not np.isin(np.concatenate([model, reference]), (0.0, 1.0)).all():
+        return None
+    from scipy.stats import binomtest  # comes with the harness
+
+    won, lost = int((model > reference).sum()), int((model < reference).sum())
+    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0

@@ -1,0 +1,227 @@
+"""What an evaluation found, and the file it is kept in.
+
+`evaluation.json` holds one `Evaluation`. Its first model is the one that the others are compared with; lists of
+figures by model are in the order of `models`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from inheritune import atomic
+
+FILE = "evaluation.json"
+
+Outcome = Literal["better", "worse", "no difference seen"]
+
+
+class Record(BaseModel):
+    """Part of `evaluation.json`; keys that a later version adds are passed over."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class ModelFigures(Record):
+    """A model that was evaluated."""
+
+    name: str
+    """Short, and different for every model."""
+    source: str
+    """Path or Hugging Face id."""
+    revision: str | None = None
+    model_type: str
+    layers: int
+    parameters: int
+    dtype: str
+    weights: str
+    """SHA-256 over the weights, so that a result tells which model it belongs to."""
+
+
+class Score(Record):
+    """One metric of one model on one task."""
+
+    value: float
+    standard_error: float | None
+    """Over items; None where the metric is not a mean over items."""
+
+
+class Paired(Record):
+    """A model against the first one, on the same items."""
+
+    difference: float
+    """Of the metric (accuracy, loss), or for a perplexity the ratio minus 1; negative is smaller."""
+    interval: tuple[float, float]
+    """95%."""
+    p: float | None = None
+    """Exact McNemar test, for metrics that are 0 or 1 on every item."""
+    outcome: Outcome
+    """Whether the interval leaves out 0, and on which side."""
+
+
+class MetricResult(Record):
+    """One metric on one task, for every model."""
+
+    metric: str
+    higher_is_better: bool
+    scores: list[Score]
+    paired: list[Paired | None]
+    """None for the first model, and where the metric is not a mean over items."""
+    chance: float | None = None
+    """What guessing gives: for accuracies of multiple choice, the mean over items of 1 / choices."""
+
+
+class TaskResult(Record):
+    """One task."""
+
+    task: str
+    """The harness's name of it."""
+    metric: str
+    """The one to show where there is room for one."""
+    items: int
+    shots: int
+    version: str
+    """The harness's version of the task."""
+    data: str
+    """Where the items came from."""
+    note: str | None = None
+    """In what these items differ from those that the harness's task has by itself."""
+    metrics: list[MetricResult]
+    parts: list[str] = []
+    """Tasks that a group's items were pooled from."""
+
+    def of(self, metric: str) -> MetricResult:
+        """The figures of one metric; KeyError if the task does not have it."""
+        for result in self.metrics:
+            if result.metric == metric:
+                return result
+        raise KeyError(metric)
+
+
+class Cell(Record):
+    """What a table of a group shows in one column."""
+
+    task: str
+    metric: str
+
+
+class GroupResult(Record):
+    """Tasks that were asked for together, such as a table of the paper."""
+
+    name: str
+    columns: list[Cell]
+    average: MetricResult | None = None
+    """Mean over the columns, where all of them are there and are accuracies."""
+    missing: list[str] = []
+    """Tasks of the group that were skipped."""
+
+
+class ValidationResult(Record):
+    """Mean loss on the same windows of held-out text, nats per token."""
+
+    data: str
+    split: str
+    windows: int
+    window: int
+    scores: list[Score]
+    paired: list[Paired | None]
+
+
+class Spread(Record):
+    """Figures of one kind from several turns."""
+
+    median: float
+    lowest: float
+    highest: float
+
+
+class Rate(Record):
+    """Tokens per second at one batch size."""
+
+    batch: int
+    prefill: Spread
+    """Reading a prompt: prompt tokens per second, of all sequences together."""
+    decode: Spread
+    """Writing: new tokens per second, of all sequences together."""
+
+
+class ModelSpeed(Record):
+    """What one model costs to keep and to run."""
+
+    checkpoint_bytes: int
+    """Weight files on the disk."""
+    memory_bytes: int
+    """Parameters and buffers in memory."""
+    cache_bytes_per_token: float
+    """Keys and values of one token of one sequence, measured."""
+    rates: list[Rate]
+
+
+class SpeedResult(Record):
+    """Models timed in turn, in one process."""
+
+    prompt_tokens: int
+    new_tokens: int
+    turns: int
+    models: list[ModelSpeed]
+
+
+class Sample(Record):
+    """What the models wrote after the same prompt, with the same seed."""
+
+    prompt: str
+    continuations: list[str]
+
+
+class Evaluation(Record):
+    """Everything that one `inheritune evaluate` found."""
+
+    format: Literal[1] = 1
+    models: list[ModelFigures]
+    tasks: list[TaskResult] = []
+    groups: list[GroupResult] = []
+    skipped: dict[str, str] = {}
+    """Task -> why there are no figures."""
+    validation: ValidationResult | None = None
+    speed: SpeedResult | None = None
+    samples: list[Sample] = []
+    settings: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+
+    def task(self, name: str) -> TaskResult:
+        """The figures of one task; KeyError if there are none."""
+        for result in self.tasks:
+            if result.task == name:
+                return result
+        raise KeyError(name)
+
+
+def judge(interval: tuple[float, float], higher_is_better: bool) -> Outcome:
+    """What an interval of differences says."""
+    low, high = interval
+    if low <= 0 <= high:
+        return "no difference seen"
+    return "better" if (low > 0) == higher_is_better else "worse"
+
+
+def save_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Write `evaluation.json`, at once."""
+    atomic.write_text(path, evaluation.model_dump_json(indent=1) + "\n")
+
+
+def load_evaluation(path: Path) -> Evaluation:
+    """Read what `save_evaluation` wrote.
+
+    Raises:
+        ValueError: it is something else, or damaged.
+    """
+    try:
+        return Evaluation.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(
+            f"{path} is not an evaluation of format 1: {where or 'file'}: {first['msg']}"
+        ) from None

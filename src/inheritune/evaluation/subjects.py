@@ -1,0 +1,189 @@
+"""The models of an evaluation: what can be known of them before their weights are read, and reading them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from inheritune.config import Recipe
+from inheritune.data.shards import TOKENIZER
+from inheritune.evaluation.result import ModelFigures
+from inheritune.models.architecture import layer_count, parameter_count
+from inheritune.models.pretrained import load_config, load_model, load_tokenizer
+from inheritune.models.size import on_meta
+from inheritune.recipe_file import load_recipe
+from inheritune.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is to be evaluated."""
+
+    name: str
+    source: str
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase | None
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def check(self) -> None:
+        """Refuse a tokenizer with ids that the embedding does not have.
+
+        Raises:
+            ValueError: so it is.
+        """
+        if self.tokenizer is None:
+            return
+        size, rows = max(self.tokenizer.get_vocab().values()) + 1, self.config.get_text_config().vocab_size
+        if size > rows:
+            raise ValueError(
+                f"the tokenizer of {self.name} has {size} tokens, but its embedding has {rows}: "
+                "it is another model's tokenizer"
+            )
+
+    def load(self, device: torch.device, dtype: torch.dtype | str) -> PreTrainedModel:
+        """The model on its device, in evaluation mode.
+
+        Raises:
+            ValueError: it is too large for the device.
+        """
+        check_memory([self], device, dtype)
+        model = load_model(
+            self.source,
+            config=self.config,
+            dtype=dtype,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+        return model.to(device)
+
+    def figures(self, model: PreTrainedModel) -> ModelFigures:
+        """What stands beside the results."""
+        return ModelFigures(
+            name=self.name,
+            source=self.source,
+            revision=self.revision,
+            model_type=self.config.model_type,
+            layers=layer_count(self.config),
+            parameters=parameter_count(model),
+            dtype=str(model.dtype).removeprefix("torch."),
+            weights=weights_hash(model),
+        )
+
+
+def find_subjects(
+    models: Sequence[str | Path],
+    *,
+    tokenizer: str | Path | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> list[Subject]:
+    """The models that a user named.
+
+    Args:
+        models: Hugging Face ids, folders of checkpoints, or directories of finished runs, which stand for their
+            reference and their final model; each may be given as NAME=MODEL. A name is a folder's own, else.
+        tokenizer: of all of them; by default each model's own.
+        revision: branch, tag or commit of model ids.
+        trust_remote_code: run code that comes with a model.
+
+    Raises:
+        ValueError: no models, the same name twice, or something that is not a model.
+    """
+    if not models:
+        raise ValueError("no model is named")
+    shared = None if tokenizer is None else _required_tokenizer(tokenizer)
+    subjects: list[Subject] = []
+    for given in map(str, models):
+        name, source = _name_and_source(given)
+        if (Path(source) / "recipe.yaml").is_file():
+            subjects += run_subjects(Path(source), shared)
+            continue
+        config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
+        own = shared or load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
+        subjects.append(Subject(name, source, config, own, revision, trust_remote_code))
+    names = [subject.name for subject in subjects]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two models are called {name}: name them, as in A=PATH B=PATH")
+    for subject in subjects:
+        subject.check()
+    return subjects
+
+
+def run_subjects(directory: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Subject]:
+    """The reference and the final model of a finished run.
+
+    Raises:
+        ValueError: not the directory of a finished run.
+    """
+    folder = RunDirectory(directory)
+    if not folder.finished:
+        raise ValueError(f"{directory} is not the directory of a finished run of `inheritune run`")
+    recipe = load_recipe(directory / "recipe.yaml", Recipe)
+    source, trust = recipe.reference, recipe.reference.trust_remote_code
+    reference = source.pretrained or str(folder.reference / "model")
+    data = recipe.data.path / TOKENIZER
+    fallback = load_tokenizer(data) if data.exists() else None
+    subjects = []
+    for name, path, revision in (
+        ("reference", reference, source.revision),
+        ("final", str(folder.final), None),
+    ):
+        config = load_config(path, revision=revision, trust_remote_code=trust)
+        own = tokenizer or load_tokenizer(path, revision=revision, trust_remote_code=trust) or fallback
+        subjects.append(Subject(name, path, config, own, revision, trust))
+    return subjects
+
+
+def check_memory(subjects: Sequence[Subject], device: torch.device, dtype: torch.dtype | str) -> None:
+    """Refuse models whose weights alone are more than what is free.
+
+    Raises:
+        ValueError: they are.
+    """
+    needed = sum(_weight_bytes(subject.config, dtype) for subject in subjects)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if needed > free:
+        names = " and ".join(subject.name for subject in subjects)
+        raise ValueError(
+            f"the weights of {names} take {needed / 2**30:.1f} GiB, but {device} has {free / 2**30:.1f} GiB free: "
+            "give a smaller --dtype, or another device"
+        )
+
+
+def weights_hash(model: PreTrainedModel) -> str:
+    """SHA-256 over the names, types, shapes and values of the weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _weight_bytes(config: PretrainedConfig, dtype: torch.dtype | str) -> int:
+    kind = getattr(config, "dtype", None) if isinstance(dtype, str) else dtype
+    return parameter_count(on_meta(config)) * (kind or torch.float32).itemsize
+
+
+def _required_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(source)
+    if tokenizer is None:
+        raise ValueError(f"there is no tokenizer at {source}")
+    return tokenizer
+
+
+def _name_and_source(given: str) -> tuple[str, str]:
+    """NAME=SOURCE, or a source whose last part is the name; a run's `reference/model` is `reference`."""
+    if "=" in given and not Path(given).exists():
+        name, _, source = given.partition("=")
+        return name, source
+    path = Path(given)
+    return (path.parent.name if path.name == "model" and path.parent.name else path.name), given
