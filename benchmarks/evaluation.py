@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import random
 import re
 import statistics
 import subprocess
@@ -39,6 +40,7 @@ class Guesser(DummyLM):
 
 
 def chance(data: Path) -> bool:
+    random.seed(0)
     plan = make_plan(list(local_tasks()), data, skip_missing=True)
     print(f"{'task':16} {'items':>6} {'chance':>8} {'guessed':>8} {'error':>7}  in standard errors")
     fine = True

@@ -44,7 +44,10 @@ def evaluate_command(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="DIR", help="Where to write; by default `evaluation` in a run's directory."
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Where to write; by default `evaluation` in a run's directory.",
         ),
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="For models that come without one.")] = None,

@@ -193,7 +193,7 @@ def _from_harness(manager: Any, name: str, spec: str, shots: int | None) -> list
         raise NoDataError(f"cannot load the task {name}: {_first(error)}") from error
     tasks, group = loaded["tasks"], loaded.get("groups", {}).get(name)
     pooled = group is not None and all(
-        rule.weight_by_size for rule in getattr(group.config, "aggregate_metric_list", None) or [_NotPooled]
+        rule.weight_by_size for rule in group.aggregate_metric_list or [_NotPooled]
     )
     if pooled:
         return [_unit(name, tuple(tasks.values()), shots, "hub", {}, None)]
