@@ -39,9 +39,9 @@ class Guesser(DummyLM):
     device = None
 
 
-def chance(data: Path) -> bool:
+def chance(data: Path, tasks: list[str] | None) -> bool:
     random.seed(0)
-    plan = make_plan(list(local_tasks()), data, skip_missing=True)
+    plan = make_plan(tasks or list(local_tasks()), data, skip_missing=True)
     print(f"{'task':16} {'items':>6} {'chance':>8} {'guessed':>8} {'error':>7}  in standard errors")
     fine = True
     for unit in plan.units:
@@ -137,9 +137,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--tasks", help="of `chance`, separated by commas; by default all")
     given = parser.parse_args()
     if given.what == "chance":
-        fine = chance(given.data)
+        fine = chance(given.data, given.tasks.split(",") if given.tasks else None)
     elif given.what == "wikitext":
         fine = wikitext(given.model, given.data)
     else:

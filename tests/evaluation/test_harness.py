@@ -199,7 +199,7 @@ def test_items_from_a_folder_are_asked_as_the_harness_asks_those_of_the_hub(
 
 def test_the_model_is_sometimes_right_and_sometimes_greedy(theirs: dict[str, Theirs]) -> None:
     found = [flag for one in theirs.values() for flag in flags(one.responses)]
-    assert 0.02 < sum(found) / len(found) < 0.98
+    assert 0 < sum(found) < len(found)
     assert 0 < theirs["lambada_openai"].metrics["acc"] < 1
     assert len({round(one.metrics["acc"], 6) for one in theirs.values() if "acc" in one.metrics}) > 3
 
@@ -426,7 +426,7 @@ def test_chance_is_the_mean_over_items_of_one_in_so_many_choices(folder: Path) -
             len(r["mc1_targets"]["choices"]) for r in tiny_items.hub_records("truthfulqa_mc1", "validation")
         ],
     }
-    assert all(len(set(counts)) > 2 for counts in sizes.values())
+    assert all(len(set(counts)) > 1 for counts in sizes.values())
     expected |= {name: sum(1 / count for count in counts) / 6 for name, counts in sizes.items()}
     for name, chance in expected.items():
         assert ask_ours(Guesser(), name, folder).found.chance == pytest.approx(chance)
@@ -459,12 +459,7 @@ def test_asking_twice_gives_the_same_and_leaves_torchs_random_state(
     assert first.key == {"of": "this"}
 
 
-NOT_REFUSED = pytest.mark.xfail(
-    strict=True, reason="accuracies of choices do not show it, and nothing else looks"
-)
-
-
-@pytest.mark.parametrize("name", [pytest.param("boolq", marks=NOT_REFUSED), "lambada_openai", "wikitext"])
+@pytest.mark.parametrize("name", ["boolq", "lambada_openai", "wikitext"])
 def test_a_model_whose_answers_are_no_numbers_is_refused(
     name: str, folder: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:

@@ -205,7 +205,6 @@ def test_subjects_share_a_file(folder: Path) -> None:
         items.changes(entry, "alchemy")
 
 
-@pytest.mark.xfail(strict=True, reason="files are kept by their path alone, and so an older text is used")
 def test_a_file_that_was_changed_is_read_again(tmp_path: Path) -> None:
     boolq(tmp_path, lines(ITEMS))
     read_items("boolq", BOOLQ, tmp_path)

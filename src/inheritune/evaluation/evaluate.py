@@ -21,7 +21,7 @@ from inheritune.data.shards import TOKENIZER, Split, open_split, verify
 from inheritune.evaluation.result import FILE, Evaluation, ModelFigures, save_evaluation
 from inheritune.evaluation.samples import PROMPTS, side_by_side
 from inheritune.evaluation.speed import checkpoint_bytes, measure_speed, memory_bytes
-from inheritune.evaluation.subjects import Subject, check_memory, find_subjects
+from inheritune.evaluation.subjects import Subject, check_memory, find_subjects, tokenizer_hash
 from inheritune.evaluation.summary import group_result, task_result, validation_result
 from inheritune.evaluation.tasks import Plan, Unit, check_names, make_plan
 from inheritune.evaluation.validation import WindowLosses, validate
@@ -243,7 +243,7 @@ def _answers(
     scorer = Scorer(model, subject.tokenizer, work.settings.batch_size, subject.name)
     answers = {}
     for unit in work.plan.units:
-        key = _key(work, unit, figures)
+        key = {**_key(work, unit, figures), "tokenizer": tokenizer_hash(subject.tokenizer)}
         path = None if work.items is None else work.items / _slug(subject.name) / f"{_slug(unit.name)}.json"
         known = _stored(path, key, TaskItems)
         if known is None:

@@ -203,6 +203,10 @@ def ask(scorer: Any, unit: Unit, key: dict[str, Any], limit: int | None = None) 
         )
     assert results is not None, "we are the only process"
     samples = [sample for task in unit.tasks for sample in results["samples"][task.task_name]]
+    if any(_has_nan(sample["filtered_resps"]) for sample in samples):
+        raise ValueError(
+            f"log-likelihoods of {unit.name} are not finite numbers: the model is broken in this type"
+        )
     filters = list(dict.fromkeys(sample["filter"] for sample in samples))
     metrics: dict[str, MetricItems] = {}
     for name in filters:
@@ -265,3 +269,9 @@ def _hash(sample: dict[str, Any]) -> str:
     return hashlib.sha256(f"{arguments}\0{sample['target']}".encode("utf-8", "surrogatepass")).hexdigest()[
         :16
     ]
+
+
+def _has_nan(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_has_nan(part) for part in value)
+    return isinstance(value, float) and math.isnan(value)

@@ -104,11 +104,9 @@ def read_items(name: str, task: LocalTask, folder: Path) -> Items:
         names = " or ".join(f"{task.files.get(split, split)}.jsonl" for split in wanted)
         raise NoDataError(f"there are no items of {name} in {folder}: {task.data}/{names} is not there")
     paths = {split: path.relative_to(folder).as_posix() for split, path in found.items()}
-    return Items(
-        {split: _read(path, task.fields) for split, path in found.items()},
-        paths,
-        {paths[split]: atomic.sha256(path) for split, path in found.items()},
-    )
+    checksums = {paths[split]: atomic.sha256(path) for split, path in found.items()}
+    splits = {split: _read(path, task.fields, checksums[paths[split]]) for split, path in found.items()}
+    return Items(splits, paths, checksums)
 
 
 def _of(dataset: datasets.Dataset, field: str | None, value: str) -> datasets.Dataset:
@@ -125,8 +123,8 @@ def _file(folder: Path, task: LocalTask, split: str) -> Path | None:
 
 
 @cache
-def _read(path: Path, fields: tuple[str, ...]) -> datasets.Dataset:
-    """Read once, also if many tasks share the file."""
+def _read(path: Path, fields: tuple[str, ...], checksum: str) -> datasets.Dataset:
+    """Read once, as long as the file is the same."""
     records: list[dict[str, Any]] = []
     try:
         with _open(path) as file:

@@ -168,8 +168,19 @@ def weights_hash(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over everything that makes tokens of a text; over the vocabulary where no more can be known."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _weight_bytes(config: PretrainedConfig, dtype: torch.dtype | str) -> int:
-    kind = getattr(config, "dtype", None) if isinstance(dtype, str) else dtype
+    kind = getattr(config, "dtype", None) if dtype == "auto" else dtype
+    if isinstance(kind, str):
+        if not isinstance(named := getattr(torch, kind, None), torch.dtype):
+            raise ValueError(f"there is no type of weights {kind!r}: give auto, float32, bfloat16 or float16")
+        kind = named
     return parameter_count(on_meta(config)) * (kind or torch.float32).itemsize
 
 
@@ -184,6 +195,8 @@ def _name_and_source(given: str) -> tuple[str, str]:
     """NAME=SOURCE, or a source whose last part is the name; a run's `reference/model` is `reference`."""
     if "=" in given and not Path(given).exists():
         name, _, source = given.partition("=")
+        if not name or not source:
+            raise ValueError(f"{given} should be MODEL or NAME=MODEL, but one of its sides is empty")
         return name, source
-    path = Path(given)
+    path = Path(given).resolve() if Path(given).is_dir() else Path(given)
     return (path.parent.name if path.name == "model" and path.parent.name else path.name), given

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from inheritune import atomic
 from inheritune.evaluation.local_data import ROLES, LocalTask, NoDataError, local_tasks, read_items
 
 
@@ -147,7 +148,8 @@ def _expand(names: Sequence[str]) -> list[str]:
 def _load(name: str, data: Path | None, shots: int | None) -> list[Unit]:
     """The units that a name stands for."""
     if _is_file(name):
-        return _from_harness(_manager(only=()), name, name, shots)
+        units = _from_harness(_manager(only=()), name, name, shots)
+        return [replace(unit, checksums={name: atomic.sha256(Path(name))}) for unit in units]
     entry = local_tasks().get(name)
     if entry is not None:
         manager = _manager(only=(entry.harness,))
