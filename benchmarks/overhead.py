@@ -56,7 +56,7 @@ def main() -> None:
     loop.Order.step = timed("data loading", loop.Order.step)
     loop.Meter.stepped = timed("logging", loop.Meter.stepped)
     loop.Metrics.__init__ = timed("logging", Metrics.__init__)
-    checkpoint.save = timed("checkpoints", checkpoint.save)
+    checkpoint.Saver.save = timed("checkpoints", checkpoint.Saver.save)
     QueryKeyGradients.norms = timed("gradient norms", QueryKeyGradients.norms)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -26,18 +26,20 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.utils import logging as transformers_logging
 
 from inheritune.config import Data, Training
-from inheritune.data.loader import TrainingData, batches, open_data
+from inheritune.data.loader import TrainingData, ahead, open_data, training_steps
 from inheritune.data.order import Order
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.models.size import flops_per_token
-from inheritune.training import loop
 from inheritune.training.checkpoint import TrainState
 from inheritune.training.device import Hardware, choose_hardware, describe, micro_batch
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.meter import Meter
 from inheritune.training.metrics import Metrics
 from inheritune.training.optimizer import make_optimizer
+from inheritune.training.parallel import place
 from inheritune.training.schedule import learning_rate
 from inheritune.training.step import Stepper
+from inheritune.training.world import ALONE
 
 SIZES = [  # layers, hidden size, heads, window, windows per step, vocabulary
     (8, 128, 4, 128, 16, 4096),
@@ -78,22 +80,18 @@ def our_step(
 ) -> Callable[[], None]:
     """One turn of `training.loop.train`, with all that it does in a turn without validation or checkpoint."""
     model = make_model(size, hardware)
-    stepper = Stepper(NextTokenLoss(model), make_optimizer(model, training.optimizer), training, hardware)
+    placed = place(NextTokenLoss(model), training, hardware)
+    stepper = Stepper(placed, make_optimizer(model, training.optimizer), training, hardware)
     batch = micro_batch(training, data.window, hardware.device)
     order = Order(data.windows, size[4], training.seed)
     state = TrainState()
-    folder = Path(tempfile.mkdtemp())
     flops = flops_per_token(model, data.window) * training.tokens_per_step
-    meter = loop.Meter(Metrics(folder, training, 0), training, hardware, flops, 0.0)
+    meter = Meter(Metrics(Path(tempfile.mkdtemp()), training, 0), training, hardware, flops, state)
+    steps = training_steps(data, order, range(training.steps), batch, hardware.device, ALONE)
+    turns = meter.timed(ahead(steps), state)
 
     def step() -> None:
-        started = time.perf_counter()
-        windows = order.step(state.step)
-        micro_batches = batches(data.train, windows, data.window, batch, hardware.device)
-        result = stepper(state.step, micro_batches, order.per_step // batch)
-        state.step += 1
-        state.seconds += time.perf_counter() - started
-        meter.stepped(state, result)
+        meter.stepped(state, stepper(state.step, next(turns)))
 
     return step
 

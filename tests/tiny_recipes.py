@@ -5,8 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from inheritune.config import Recipe
+import torch
+from transformers import PreTrainedModel
+
+from inheritune.config import Recipe, Training
 from inheritune.recipe_file import parse_recipe
+from inheritune.training.device import choose_hardware
+from inheritune.training.loss import NextTokenLoss
+from inheritune.training.parallel import place
+from inheritune.training.step import Stepper
 
 ARCHITECTURE = {
     "model_type": "gpt2",
@@ -51,3 +58,9 @@ def values(data: Path, **changes: Any) -> dict[str, Any]:
 def recipe(data: Path, **changes: Any) -> Recipe:
     """A recipe whose reference is trained first."""
     return parse_recipe(values(data, **changes), Recipe)
+
+
+def make_stepper(model: PreTrainedModel, optimizer: torch.optim.Optimizer, settings: Training) -> Stepper:
+    """A stepper of the next-token loss, in this process alone."""
+    hardware = choose_hardware(settings)
+    return Stepper(place(NextTokenLoss(model), settings, hardware), optimizer, settings, hardware)

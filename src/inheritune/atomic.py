@@ -23,7 +23,7 @@ TEMPORARY_SUFFIX = ".tmp"
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by a file with these bytes, at once."""
-    temporary = _temporary_name(path)
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -47,13 +47,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def directory(path: Path) -> Iterator[Path]:
+def directory(path: Path, token: str | None = None) -> Iterator[Path]:
     """Give a temporary directory to fill; it becomes `path` at once when the block ends without an exception.
 
-    A directory that already stands at `path` is replaced.
+    A directory that already stands at `path` is replaced. With a `token` several processes can fill the same one:
+    the others find it by `temporary_name`.
     """
-    temporary = _temporary_name(path)
-    temporary.mkdir(parents=True)
+    temporary = temporary_name(path, token)
+    temporary.mkdir(parents=True, exist_ok=token is not None)
     try:
         yield temporary
         for folder, _, names in os.walk(temporary):
@@ -62,7 +63,7 @@ def directory(path: Path) -> Iterator[Path]:
                     os.fsync(file.fileno())
             _sync_directory(Path(folder))
         if path.exists():
-            old = _temporary_name(path)
+            old = temporary_name(path)
             path.rename(old)
             temporary.rename(path)
             shutil.rmtree(old)
@@ -70,8 +71,9 @@ def directory(path: Path) -> Iterator[Path]:
             temporary.rename(path)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if _disk_is_full(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        full = as_disk_error(error, path)
+        if full is not None:
+            raise full from error
         raise
     _sync_directory(path.parent)
 
@@ -91,13 +93,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _temporary_name(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
+def temporary_name(path: Path, token: str | None = None) -> Path:
+    """A name beside `path` under which it can be written; always the same for a `token`."""
+    return path.with_name(f"{path.name}.{token or uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
 
 
-def _disk_is_full(error: BaseException) -> bool:
-    """Whether a library that has errors of its own (safetensors) ran into a full disk."""
-    return not isinstance(error, OSError) and os.strerror(errno.ENOSPC) in str(error)
+def as_disk_error(error: BaseException, path: Path) -> OSError | None:
+    """What a library that has errors of its own (safetensors, torch) should have raised on a full disk."""
+    if isinstance(error, OSError) or os.strerror(errno.ENOSPC) not in str(error):
+        return None
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def _sync_directory(path: Path) -> None:

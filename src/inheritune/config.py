@@ -43,6 +43,8 @@ class Data(Settings):
 class Optimizer(Settings):
     """AdamW. Embeddings, norms and biases are not decayed."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon` moves the matrices of the blocks by Muon, at the same learning rate, and leaves the rest to AdamW."""
     learning_rate: Positive = 3e-4
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -80,6 +82,24 @@ class Checkpoints(Settings):
     """How many are kept; at least two, so that one good one is left if the newest is damaged."""
 
 
+class Parallel(Settings):
+    """How the processes that `torchrun` starts share a training. One process alone needs none of it."""
+
+    strategy: Auto | Literal["ddp", "fsdp"] = "auto"
+    """`ddp` holds the whole model in every process, `fsdp` a share of every weight; `auto` takes `ddp` where the
+    model, its gradients and its optimizer fit in half of a device's memory."""
+    backend: str = "auto"
+    """What carries tensors between processes: `auto` is gloo on CPUs and nccl on GPUs."""
+    join_seconds: Positive = 300
+    """How long a process waits at the start until all others are there."""
+    timeout_seconds: Positive = 1800
+    """How long a process waits for the others later, before it takes them for lost."""
+
+
+LAYERS = re.compile(r"(first|last|middle|ends|spread|every) [1-9]\d*|-?\d*:-?\d*(:\d+)?")
+"""How layers can be named in words; `initialization.layers` tells what they mean."""
+
+
 class Training(Settings):
     """One training: of the reference, of one round, or of a single model."""
 
@@ -93,6 +113,13 @@ class Training(Settings):
     """Autocast type; `auto` is bf16 where the hardware computes in it. Weights and optimizer stay float32."""
     compile: bool | Auto = "auto"
     """`torch.compile` the forward and backward pass; `auto` does so on a GPU only."""
+    float8: bool = False
+    """Multiply in float8 in the blocks' `nn.Linear` modules (needs the extra `fp8` and a GPU that can)."""
+    parallel: Parallel = Parallel()
+    """Also as one word: `parallel: fsdp`."""
+    activation_checkpointing: str | tuple[Annotated[int, Field(ge=0)], ...] = "none"
+    """Blocks whose activations are made again in the backward pass instead of kept: less memory, a third more
+    work. All of them, or some, named as in `initialization.layers`."""
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     validation: Validation = Validation()
@@ -104,6 +131,21 @@ class Training(Settings):
     tensorboard: bool = True
     wandb: str | None = None
     """Project of Weights & Biases to log to (needs the extra `wandb`)."""
+
+    @field_validator("parallel", mode="before")
+    @classmethod
+    def _strategy_alone(cls, value: Any) -> Any:
+        return {"strategy": value} if isinstance(value, str) else value
+
+    @field_validator("activation_checkpointing")
+    @classmethod
+    def _blocks_are_named(cls, value: Any) -> Any:
+        if isinstance(value, str) and value not in ("none", "all") and not LAYERS.fullmatch(value):
+            raise ValueError(
+                f"it is {value!r}, but should be none, all, a list of block numbers, a slice such as '0:24:2', or "
+                "'first N', 'last N', 'middle N', 'ends N', 'spread N' or 'every N'"
+            )
+        return value
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Training:
@@ -189,9 +231,6 @@ class Samples(Settings):
 
 Part = Literal["attention", "mlp", "layernorm", "embeddings", "final_norm", "head"]
 """The parts a model's weights belong to: three kinds in every block, and three around the blocks."""
-
-LAYERS = re.compile(r"(first|last|middle|ends|spread|every) [1-9]\d*|-?\d*:-?\d*(:\d+)?")
-"""How layers can be named in words; `initialization.layers` tells what they mean."""
 
 
 class Initialization(Settings):
@@ -353,6 +392,10 @@ class Recipe(Settings):
         ):
             return {**values, "reference": {**reference, "training": merge(shared, own)}}
         return values
+
+
+LAYOUT = ("micro_batch", "parallel", "activation_checkpointing")
+"""Settings of a training that say how it is computed, not what: a run may go on with others."""
 
 
 class Study(Settings):

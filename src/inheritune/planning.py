@@ -24,6 +24,7 @@ from inheritune.training.device import choose_hardware, micro_batch
 from inheritune.training.distillation import check_teacher
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.optimizer import make_optimizer
+from inheritune.training.parallel import place
 from inheritune.training.step import Stepper
 
 MEASURED_LAYERS = 2
@@ -179,14 +180,15 @@ def measured_rate(recipe: Recipe | TrainRecipe) -> float:
     config = reference_config(recipe, None) if isinstance(recipe, Recipe) else initial_config(recipe, None)
     shallow = cut_config(config, min(MEASURED_LAYERS, layer_count(config)))
     model = from_config(shallow, seed=0).to(hardware.device)
-    stepper = Stepper(NextTokenLoss(model), make_optimizer(model, training.optimizer), training, hardware)
+    placed = place(NextTokenLoss(model), training, hardware)
+    stepper = Stepper(placed, make_optimizer(model, training.optimizer), training, hardware)
     size = micro_batch(training, window, hardware.device)
     vocabulary = config.get_text_config().vocab_size
     tokens = torch.randint(vocabulary, (size, window), device=hardware.device)
     seconds = []
     for step in range(1 + MEASURED_STEPS):  # the first warms up, and compiles
         started = time.perf_counter()
-        stepper(step, [(tokens, tokens)], 1)
+        stepper(step, [(tokens, tokens)])
         seconds.append(time.perf_counter() - started)
     return flops_per_token(model, window) * size * window / statistics.median(seconds[1:])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from types import TracebackType
@@ -28,8 +29,9 @@ class ProgressBar:
         self.first = self.done = done
         self.started = self.last_line = time.monotonic()
         console = Console(stderr=True)
+        self.silent = not first_process()
         self.bar: Progress | None = None
-        if console.is_terminal and sys.stderr.isatty():
+        if console.is_terminal and sys.stderr.isatty() and not self.silent:
             self.bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
@@ -68,7 +70,13 @@ class ProgressBar:
 
     def _line(self, text: str) -> None:
         self.last_line = time.monotonic()
-        print(f"{self.title}: {text.rstrip(', ')}", file=sys.stderr, flush=True)
+        if not self.silent:
+            print(f"{self.title}: {text.rstrip(', ')}", file=sys.stderr, flush=True)
+
+
+def first_process() -> bool:
+    """Whether this process is to speak for those that torchrun started; alone it always is."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Literal
@@ -24,7 +25,7 @@ from inheritune.analysis.analyze import analyze
 from inheritune.analysis.probe import check_attention
 from inheritune.analysis.result import FILE, load_analyses, save_analyses
 from inheritune.config import Recipe
-from inheritune.data.loader import TrainingData, open_data
+from inheritune.data.loader import TrainingData
 from inheritune.evaluation.evaluate import DIRECTORY as EVALUATION
 from inheritune.evaluation.evaluate import check_settings, evaluate
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
@@ -35,18 +36,20 @@ from inheritune.models.presets import from_config
 from inheritune.models.pretrained import load_config, load_model
 from inheritune.models.size import flops_per_token, on_meta
 from inheritune.result import write_final, write_samples
-from inheritune.run_directory import ReferenceFigures, RoundFigures, RunDirectory, Summary, Verdict
-from inheritune.single import environment, scratch_config
+from inheritune.run_directory import Phase, ReferenceFigures, RoundFigures, RunDirectory, Summary, Verdict
+from inheritune.single import environment, open_together, scratch_config
 from inheritune.training.checks import check_fit, check_tied
 from inheritune.training.device import Hardware, choose_hardware
 from inheritune.training.distillation import taught_by
 from inheritune.training.loop import Outcome, train
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.parallel import made_by_first, place
+from inheritune.training.world import World, check_same, joined
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run at work: what was asked for, and where and on what it happens."""
+    """A run at work: what was asked for, where it happens, and with which other processes."""
 
     recipe: Recipe
     folder: RunDirectory
@@ -54,12 +57,21 @@ class Run:
     hardware: Hardware
     summary: Summary
 
+    @property
+    def world(self) -> World:
+        """The processes that run this together; the first of them writes."""
+        return self.hardware.world
+
+    def record(self, phase: Phase, number: int) -> None:
+        """Say how far the run is."""
+        self.world.on_first(lambda: self.folder.record(phase, number, self.summary))
+
 
 def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
     """Algorithm 1: inherit, train, compare, grow, until the small model is as good as the reference.
 
     Called again on the same directory it goes on from where it stopped; on a finished one it only returns the
-    figures.
+    figures. Under torchrun every process calls it, and they work together.
 
     Args:
         recipe: what to do.
@@ -69,33 +81,42 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
     Raises:
         ValueError: something the user can mend, in one sentence.
         Interrupted: a signal asked to stop; everything is saved.
+        PeerLostError: another process ended; everything that was saved is good.
     """
-    hardware = choose_hardware(recipe.training)
-    folder = RunDirectory(directory)
-    if recipe.evaluation is not None:
-        check_settings(recipe.evaluation)
-    folder.open(recipe, environment(hardware, command))
-    if folder.finished:
-        evaluate_both(recipe, directory, hardware, command)
-        return folder.read_summary()
-    summary = Summary(name=recipe.name, margin=recipe.parity.margin)
-    this = Run(recipe, folder, open_data(recipe.data), hardware, summary)
+    with joined(recipe.training) as world:
+        check_same(world, recipe)
+        hardware = choose_hardware(recipe.training, world)
+        folder = RunDirectory(directory)
+        if recipe.evaluation is not None:
+            check_settings(recipe.evaluation)
+        world.on_first(lambda: folder.open(recipe, environment(hardware, command)))
+        if world.on_first(lambda: folder.finished):
+            summary = folder.read_summary()
+        else:
+            summary = Summary(name=recipe.name, margin=recipe.parity.margin)
+            algorithm_1(Run(recipe, folder, open_together(recipe.data, world), hardware, summary))
+        if world.first:  # the others are done: what is left is no work for many
+            evaluate_both(recipe, directory, hardware, command)
+        return summary
 
+
+def algorithm_1(this: Run) -> None:
+    """The paper's section 2, from start to end; the figures go into the summary."""
+    grow = this.recipe.grow
     reference = obtain_reference(this)
-    layers = suggested_cut(this, reference) if recipe.start_layers == "auto" else recipe.start_layers
-    layers = first_cut(layers, reference.layers)
+    start = this.recipe.start_layers
+    layers = first_cut(suggested_cut(this, reference) if start == "auto" else start, reference.layers)
     previous: Path | None = None
     for number in count(1):
         small = one_round(this, reference, number, layers, previous)
-        summary.verdict = verdict(this, reference, number, layers)
-        if summary.verdict:
+        this.summary.verdict = verdict(this, reference, number, layers)
+        if this.summary.verdict:
             break
-        previous, layers = small, layers + recipe.grow.layers
+        previous, layers = small, layers + grow.layers
 
-    finish(this, reference, small)
-    folder.record("finished", number, summary)
-    evaluate_both(recipe, directory, hardware, command)
-    return summary
+    if this.world.first:
+        finish(this, reference, small)
+        this.folder.record("finished", number, this.summary)
 
 
 @dataclass(frozen=True)
@@ -122,7 +143,7 @@ class Reference:
 
 def obtain_reference(this: Run) -> Reference:
     """Train the reference, or find the trained one; measure its validation loss either way."""
-    this.folder.record("reference", 0, this.summary)
+    this.record("reference", 0)
     source = this.recipe.reference
     location, outcome = trained_here(this) if source.architecture is not None else found(this)
     revision, trust = source.revision, source.trust_remote_code
@@ -152,7 +173,7 @@ def trained_here(this: Run) -> tuple[Path, Outcome]:
     first_cut(this.recipe.start_layers, layer_count(config))  # told before anything is trained
     if this.recipe.start_layers == "auto":
         check_attention(config)
-    _, outcome = train(
+    outcome = train(
         lambda: from_config(config, training.seed),
         this.data,
         training,
@@ -170,21 +191,24 @@ def found(this: Run) -> tuple[str, None]:
     assert source.pretrained is not None
     revision, trust = source.revision, source.trust_remote_code
     path = this.folder.reference / "validation.json"
-    if not path.exists():
+    if not this.world.on_first(path.exists):
         config = load_config(source.pretrained, revision=revision, trust_remote_code=trust)
         check_fit(config, this.data)
         first_cut(this.recipe.start_layers, layer_count(config))
-        model = load_model(source.pretrained, config=config, revision=revision, trust_remote_code=trust)
-        losses = validator(this.data, this.hardware)(model.to(this.hardware.device), "all")
-        path.parent.mkdir(exist_ok=True)
-        losses.save(path)
+        load = partial(
+            load_model, source.pretrained, config=config, revision=revision, trust_remote_code=trust
+        )
+        model = made_by_first(load, this.world)
+        placed = place(NextTokenLoss(model, this.world), this.recipe.training, this.hardware)
+        losses = validator(this.data, this.hardware)(placed.loss, "all")
+        this.world.on_first(lambda: losses.save(path))
     return source.pretrained, None
 
 
 def suggested_cut(this: Run, reference: Reference) -> int:
     """The smallest depth that keeps every layer of the reference whose attention is not lazy (section 3)."""
     path = this.folder.reference / FILE
-    if not path.exists():
+    if not this.world.on_first(path.exists):
         analysis = analyze(
             reference.source,
             this.data.path,
@@ -192,8 +216,9 @@ def suggested_cut(this: Run, reference: Reference) -> int:
             device=this.hardware.device,
             revision=reference.revision,
             trust_remote_code=reference.trust_remote_code,
+            world=this.world,
         )
-        save_analyses(path, [analysis])
+        this.world.on_first(lambda: save_analyses(path, [analysis]))
     cut = load_analyses(path)[0].cut  # why it is so stands beside it, and in the report
     return cut.suggested
 
@@ -215,7 +240,7 @@ def first_cut(start_layers: int | Literal["half", "auto"], depth: int) -> int:
 def one_round(this: Run, reference: Reference, number: int, layers: int, previous: Path | None) -> Path:
     """Inherit or grow, train, compare. The figures go into the summary; returns where the model is."""
     directory = this.folder.round(number, layers)
-    this.folder.record("round", number, this.summary)
+    this.record("round", number)
 
     def first_weights() -> PreTrainedModel:
         model = initial_weights(this, reference, layers, previous)
@@ -226,7 +251,7 @@ def one_round(this: Run, reference: Reference, number: int, layers: int, previou
         parity, same_windows = this.recipe.parity, reference.losses.thinned(len(losses.losses))
         return parity.stop_at_parity and compare(losses, same_windows, parity.margin).parity
 
-    model, outcome = train(
+    outcome = train(
         first_weights,
         this.data,
         this.recipe.training,
@@ -240,16 +265,16 @@ def one_round(this: Run, reference: Reference, number: int, layers: int, previou
         title=f"round {number}, {layers} layers",
     )
     losses = WindowLosses.load(directory / "validation.json")
-    figures = figures_of(this.summary, reference, number, directory.name, model, losses, outcome)
+    figures = figures_of(this.summary, reference, number, directory.name, losses, outcome)
     this.summary.rounds.append(figures)
-    this.folder.record("round", number, this.summary)
+    this.record("round", number)
     return directory / "model"
 
 
-def objective(this: Run, reference: Reference) -> Callable[[PreTrainedModel], NextTokenLoss]:
+def objective(this: Run, reference: Reference) -> Callable[[PreTrainedModel, World], NextTokenLoss]:
     """What a round minimises: cross entropy, or with `distillation` also the distance to the reference's logits."""
-    settings, device = this.recipe.distillation, this.hardware.device
-    return NextTokenLoss if settings is None else taught_by(reference.load, settings, device)
+    settings = this.recipe.distillation
+    return NextTokenLoss if settings is None else taught_by(reference.load, settings)
 
 
 def initial_weights(this: Run, reference: Reference, layers: int, previous: Path | None) -> PreTrainedModel:
@@ -268,7 +293,6 @@ def figures_of(
     reference: Reference,
     number: int,
     directory: str,
-    model: PreTrainedModel,
     losses: WindowLosses,
     outcome: Outcome,
 ) -> RoundFigures:
@@ -277,8 +301,8 @@ def figures_of(
     total = outcome.flops + sum(earlier.training_flops for earlier in summary.rounds)
     return RoundFigures(
         round=number,
-        layers=layer_count(model.config),
-        parameters=parameter_count(model),
+        layers=outcome.layers,
+        parameters=outcome.parameters,
         loss=losses.mean,
         difference=comparison.difference,
         standard_error=comparison.standard_error,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from inheritune.config import Recipe, Settings, Study, TrainRecipe
+from inheritune.config import LAYOUT, Recipe, Settings, Study, TrainRecipe
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Settings)
 
@@ -53,17 +53,26 @@ def parse_recipe(values: Mapping[str, Any], kind: type[AnyRecipe], origin: str =
         raise ValueError(f"{origin}: {_explain(error, kind)}") from None
 
 
-def to_yaml(recipe: BaseModel) -> str:
-    """The recipe with every default filled in, as YAML that `load_recipe` reads back to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def to_yaml(recipe: BaseModel, exclude: Collection[str] = ()) -> str:
+    """The recipe with every default filled in, as YAML that `load_recipe` reads back to an equal recipe.
+
+    Keys to `exclude` are those of the recipe itself, not of its parts.
+    """
+    values = recipe.model_dump(mode="json", exclude=set(exclude))
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def differences(old: BaseModel, new: BaseModel) -> list[str]:
-    """One line `key: old -> new` for each setting in which two recipes differ."""
+def differences(old: BaseModel, new: BaseModel, layout: bool = False) -> list[str]:
+    """One line `key: old -> new` for each setting in which two recipes differ.
+
+    Settings that say how a training is computed, not what, only count with `layout`.
+    """
     before, after = dict(_flatten(old.model_dump(mode="json"))), dict(_flatten(new.model_dump(mode="json")))
     keys = sorted(before.keys() | after.keys())
     changes = {
-        key: f"{before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)
+        key: f"{before.get(key)} -> {after.get(key)}"
+        for key in keys
+        if before.get(key) != after.get(key) and (layout or not _is_layout(key))
     }
     # The reference is trained like the rounds: what changed for both is told once.
     return [
@@ -71,6 +80,12 @@ def differences(old: BaseModel, new: BaseModel) -> list[str]:
         for key, change in changes.items()
         if not key.startswith("reference.") or changes.get(key.removeprefix("reference.")) != change
     ]
+
+
+def _is_layout(key: str) -> bool:
+    """Whether a setting says only how a training is computed."""
+    _, training, rest = key.rpartition("training.")
+    return bool(training) and rest.split(".")[0] in LAYOUT
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

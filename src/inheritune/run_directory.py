@@ -25,6 +25,7 @@ from inheritune import atomic
 from inheritune.recipe_file import AnyRecipe, differences, load_recipe, to_yaml
 
 Verdict = Literal["parity", "no parity"]
+Phase = Literal["reference", "round", "finished"]
 
 
 class Record(BaseModel):
@@ -92,7 +93,7 @@ class Summary(Record):
 class State(Record):
     """`state.json`: where a run stands."""
 
-    phase: Literal["reference", "round", "finished"]
+    phase: Phase
     round: int = 0
     verdict: Verdict | None = None
 
@@ -144,7 +145,7 @@ class RunDirectory:
         kept = ("checkpoints/step-*", "validation.json", "model")
         return any(next(self.path.glob(place + name), None) for place in ("", "*/") for name in kept)
 
-    def record(self, phase: Literal["reference", "round", "finished"], number: int, summary: Summary) -> None:
+    def record(self, phase: Phase, number: int, summary: Summary) -> None:
         """Say how far the run is."""
         atomic.write_json(self.path / "summary.json", summary.model_dump(mode="json"))
         state = State(phase=phase, round=number, verdict=summary.verdict)

@@ -10,7 +10,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import __version__
-from inheritune.config import ModelSource, TrainRecipe
+from inheritune.config import Data, ModelSource, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.evaluation.validation import WindowLosses, validator
 from inheritune.initialization import choose, half_width, select
@@ -25,32 +25,47 @@ from inheritune.training.device import Hardware, choose_hardware, describe
 from inheritune.training.distillation import check_teacher, taught_by
 from inheritune.training.loop import train
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.world import World, check_same, joined
 
 
 def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> WindowLosses:
     """Train a single model; called again it goes on, finished it only returns the validation losses.
 
+    Under torchrun every process calls it, and they train together.
+
     Raises:
         ValueError: something the user can mend, in one sentence.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    hardware = choose_hardware(recipe.training)
-    data = open_data(recipe.data)
-    # What cannot be made is told before there is a directory of it.
-    initial, loss = initial_model(recipe, data), objective(recipe, data, hardware)
-    RunDirectory(directory).open(recipe, environment(hardware, command))
-    train(
-        initial,
-        data,
-        recipe.training,
-        directory,
-        hardware=hardware,
-        validate=validator(data, hardware),
-        loss=loss,
-        trust_remote_code=recipe.model.trust_remote_code,
-        title=recipe.name,
-    )
+    with joined(recipe.training) as world:
+        check_same(world, recipe)
+        hardware = choose_hardware(recipe.training, world)
+        data = open_together(recipe.data, world)
+        # What cannot be made is told before there is a directory of it.
+        initial, loss = initial_model(recipe, data), objective(recipe, data)
+        world.on_first(lambda: RunDirectory(directory).open(recipe, environment(hardware, command)))
+        train(
+            initial,
+            data,
+            recipe.training,
+            directory,
+            hardware=hardware,
+            validate=validator(data, hardware),
+            loss=loss,
+            trust_remote_code=recipe.model.trust_remote_code,
+            title=recipe.name,
+        )
     return WindowLosses.load(directory / "validation.json")
+
+
+def open_together(settings: Data, world: World) -> TrainingData:
+    """Open the shards in every process; checksums are compared once.
+
+    Raises:
+        ValueError: as `open_data`.
+    """
+    world.on_first(lambda: open_data(settings) and None)
+    return open_data(settings.model_copy(update={"verify": False}))
 
 
 def initial_model(recipe: TrainRecipe, data: TrainingData) -> Callable[[], PreTrainedModel]:
@@ -110,9 +125,7 @@ def teacher_of(recipe: TrainRecipe) -> ModelSource | None:
     return (recipe.distillation.teacher or recipe.model) if recipe.distillation else None
 
 
-def objective(
-    recipe: TrainRecipe, data: TrainingData, hardware: Hardware
-) -> Callable[[PreTrainedModel], NextTokenLoss]:
+def objective(recipe: TrainRecipe, data: TrainingData) -> Callable[[PreTrainedModel, World], NextTokenLoss]:
     """What a recipe minimises, after checking that the data fits the teacher."""
     settings, teacher = recipe.distillation, teacher_of(recipe)
     if settings is None or teacher is None:
@@ -124,7 +137,7 @@ def objective(
     check_teacher(config, initial_config(recipe, data))
 
     load = partial(load_model, name, config=config, revision=revision, trust_remote_code=trust)
-    return taught_by(load, settings, hardware.device)
+    return taught_by(load, settings)
 
 
 def scratch_config(source: ModelSource, data: TrainingData | None, window: int) -> PretrainedConfig:

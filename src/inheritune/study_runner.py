@@ -19,7 +19,7 @@ from inheritune.progress import duration
 from inheritune.recipe_file import differences, load_recipe, to_yaml
 from inheritune.run_directory import RunDirectory
 from inheritune.study import AnyRow, Row, recipe_of, row_named, rows_of
-from inheritune.training.loop import Interrupted, signals
+from inheritune.training.interruption import Interrupted, signals
 
 POLL_SECONDS = 0.5
 

@@ -13,14 +13,11 @@ from inheritune.analysis.gradients import QueryKeyGradients
 from inheritune.analysis.probe import probe_attention
 from inheritune.config import Training
 from inheritune.recipe import run
-from inheritune.training.device import choose_hardware
-from inheritune.training.loss import NextTokenLoss
 from inheritune.training.metrics import read
 from inheritune.training.optimizer import make_optimizer
-from inheritune.training.step import Stepper
 from tiny_data import write_shards
 from tiny_models import ARCHITECTURES, LAYERS, VOCABULARY, tiny_model, tokens
-from tiny_recipes import recipe, training
+from tiny_recipes import make_stepper, recipe, training
 
 _LLAMA, _GPT2 = ARCHITECTURES["llama"], ARCHITECTURES["gpt2"]
 CASES: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in ARCHITECTURES}
@@ -79,7 +76,7 @@ def test_norms_are_of_the_whole_step_before_clipping() -> None:
     )
     model = tiny_model("gpt2", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     optimizer = make_optimizer(model, settings.optimizer)
-    stepper = Stepper(NextTokenLoss(model), optimizer, settings, choose_hardware(settings))
+    stepper = make_stepper(model, optimizer, settings)
     windows = [(tokens(2, seed=i), tokens(2, seed=i + 9)) for i in range(2)]
     (sum(stepper.loss(*pair) for pair in windows) / 2).backward()
     expected = {}
@@ -89,9 +86,9 @@ def test_norms_are_of_the_whole_step_before_clipping() -> None:
         expected[f"key_{i}"] = float(gradient[:, 32:64].norm())
     model.zero_grad(set_to_none=True)
 
-    assert stepper(0, windows, 2, gradient_norms=True).gradient_norms == pytest.approx(expected, rel=1e-4)
+    assert stepper(0, windows, gradient_norms=True).gradient_norms == pytest.approx(expected, rel=1e-4)
     assert min(expected.values()) > 1e-5, "clipped ones would be smaller"
-    assert stepper(1, windows, 2).gradient_norms == {}
+    assert stepper(1, windows).gradient_norms == {}
 
 
 def test_frozen_weights_have_no_gradient() -> None:

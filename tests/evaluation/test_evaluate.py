@@ -28,6 +28,7 @@ from inheritune.evaluation.validation import compare, validate
 from inheritune.recipe import run
 from inheritune.recipe_file import parse_recipe
 from inheritune.training.device import choose_hardware
+from inheritune.training.loss import NextTokenLoss
 from tiny_models import tiny_model
 from tiny_recipes import training, values
 
@@ -397,7 +398,9 @@ def test_validation_is_that_of_training(pair: list[str], text: Path) -> None:
     assert found is not None
     hardware = choose_hardware(Training.model_validate(training()))
     split = open_split(text, "validation")
-    losses = [validate(AutoModelForCausalLM.from_pretrained(path), split, 100, hardware) for path in pair]
+    losses = [
+        validate(NextTokenLoss(AutoModelForCausalLM.from_pretrained(path)), split, 100, hardware) for path in pair
+    ]
     assert (found.windows, found.window, found.split) == (19, 100, "validation")
     assert [score.value for score in found.scores] == [one.mean for one in losses]
     assert [score.standard_error for score in found.scores] == [one.standard_error for one in losses]

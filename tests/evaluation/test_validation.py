@@ -16,6 +16,7 @@ from inheritune.config import Training
 from inheritune.data.shards import open_split
 from inheritune.evaluation.validation import WindowLosses, compare, validate
 from inheritune.training.device import choose_hardware
+from inheritune.training.loss import NextTokenLoss
 from tiny_models import tiny_model
 from tiny_recipes import training
 
@@ -25,7 +26,7 @@ HARDWARE = choose_hardware(Training.model_validate(training()))
 def test_every_window_is_measured_once_and_alone(tmp_path: Path) -> None:
     split = open_split(tiny_data.write_shards(tmp_path, validation=1000), "validation")
     model = tiny_model("gpt2").train()
-    losses = validate(model, split, 32, HARDWARE)
+    losses = validate(NextTokenLoss(model), split, 32, HARDWARE)
     assert model.training, "the mode is put back"
     tokens = torch.from_numpy(split.read(0, split.tokens))
     expected = []
@@ -36,7 +37,7 @@ def test_every_window_is_measured_once_and_alone(tmp_path: Path) -> None:
         expected.append(F.cross_entropy(logits, window[1:]).item())
     assert losses.losses.tolist() == pytest.approx(expected, rel=1e-5)
     assert losses.mean == pytest.approx(np.mean(expected))
-    some = validate(model, split, 32, HARDWARE, windows=5)
+    some = validate(NextTokenLoss(model), split, 32, HARDWARE, windows=5)
     assert some.losses.tolist() == pytest.approx([expected[i * 31 // 5] for i in range(5)], rel=1e-5)
     assert losses.thinned(5).losses.tolist() == pytest.approx(some.losses.tolist(), rel=1e-5)
     assert np.array_equal(losses.thinned("all").losses, losses.losses)
@@ -45,7 +46,7 @@ def test_every_window_is_measured_once_and_alone(tmp_path: Path) -> None:
 def test_a_split_shorter_than_a_window(tmp_path: Path) -> None:
     split = open_split(tiny_data.write_shards(tmp_path, validation=32), "validation")
     with pytest.raises(ValueError, match="32 tokens, fewer than one window of 32"):
-        validate(tiny_model("gpt2"), split, 32, HARDWARE)
+        validate(NextTokenLoss(tiny_model("gpt2")), split, 32, HARDWARE)
 
 
 losses = st.lists(st.floats(0, 20), min_size=2, max_size=50)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 import tiny_data
 from inheritune.recipe import run
 from inheritune.training import checkpoint, loop
-from inheritune.training.loop import Interrupted
+from inheritune.training.interruption import Interrupted
 from tiny_recipes import recipe, training, values
 
 

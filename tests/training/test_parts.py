@@ -15,8 +15,9 @@ from inheritune.training.device import choose_hardware, micro_batch
 from inheritune.training.loss import NextTokenLoss, chunked_cross_entropy
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.schedule import learning_rate
-from inheritune.training.step import NonFiniteError, Stepper
+from inheritune.training.step import NonFiniteError
 from tiny_models import ARCHITECTURES, VOCABULARY, tiny_model, tokens
+from tiny_recipes import make_stepper
 
 CPU = torch.device("cpu")
 
@@ -117,15 +118,10 @@ def test_accumulated_micro_batches_give_the_step_of_the_whole_batch() -> None:
     weights = []
     for size in (8, 4, 1):
         model, settings = tiny_model("llama"), training()
-        stepper = Stepper(
-            NextTokenLoss(model),
-            make_optimizer(model, settings.optimizer),
-            settings,
-            choose_hardware(settings),
-        )
+        stepper = make_stepper(model, make_optimizer(model, settings.optimizer), settings)
         parts = list(zip(inputs.split(size), targets.split(size), strict=True))
         for step in range(3):
-            stepper(step, parts, len(parts))
+            stepper(step, parts)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(weights[2], weights[0], rtol=1e-4, atol=1e-5)
@@ -149,8 +145,8 @@ def test_one_step_is_adamw_with_clipping_by_hand() -> None:
             # After one step the bias-corrected moments are the gradient and its square.
             p.mul_(1 - rate * decay).sub_(rate * gradient / (gradient.abs() + 1e-8))
     optimizer = make_optimizer(model, settings.optimizer)
-    stepper = Stepper(NextTokenLoss(model), optimizer, settings, choose_hardware(settings))
-    result = stepper(0, [(inputs, targets)], 1)
+    stepper = make_stepper(model, optimizer, settings)
+    result = stepper(0, [(inputs, targets)])
     assert result.gradient_norm == pytest.approx(norm.item(), rel=1e-5)
     assert result.learning_rate == pytest.approx(rate)
     for (name, p), q in zip(model.named_parameters(), by_hand.parameters(), strict=True):
@@ -167,9 +163,9 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone(where: str) -> None:
         model.transformer.ln_f.weight.register_hook(lambda gradient: gradient * float("inf"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = make_optimizer(model, settings.optimizer)
-    stepper = Stepper(NextTokenLoss(model), optimizer, settings, choose_hardware(settings))
+    stepper = make_stepper(model, optimizer, settings)
     with pytest.raises(NonFiniteError, match=f"the {where} of step 7 is not finite"):
-        stepper(7, [(tokens(2, 16), tokens(2, 16, seed=1))], 1)
+        stepper(7, [(tokens(2, 16), tokens(2, 16, seed=1))])
     for name, value in model.state_dict().items():
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name
 

@@ -23,6 +23,7 @@ from inheritune.progress import ProgressBar
 from inheritune.recipe_file import load_recipe
 from inheritune.run_directory import RunDirectory
 from inheritune.training.device import choose_device
+from inheritune.training.world import ALONE, World
 
 Model: TypeAlias = PreTrainedModel | str | Path
 
@@ -50,6 +51,7 @@ def analyze(
     dtype: torch.dtype | str = torch.float32,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    world: World = ALONE,
 ) -> AttentionAnalysis:
     """Rank and mass of every attention head of a model: which layers are lazy, and where to cut.
 
@@ -69,6 +71,7 @@ def analyze(
         dtype: of the weights of a model that is given by name; "auto" keeps the checkpoint's.
         revision: branch, tag or commit of a model id.
         trust_remote_code: run code that comes with the model.
+        world: processes that share the sequences; each needs the model.
 
     Raises:
         ValueError: something the user can mend, in one sentence.
@@ -76,7 +79,18 @@ def analyze(
     Source: paper, section 2 and figure 1 (tau, mass and the number of sequences are the paper's).
     """
     options = Options(
-        sequences, window, seed, tau, mass, degenerate, batch, device, dtype, revision, trust_remote_code
+        sequences,
+        window,
+        seed,
+        tau,
+        mass,
+        degenerate,
+        batch,
+        device,
+        dtype,
+        revision,
+        trust_remote_code,
+        world,
     )
     return analyze_side_by_side([model], data, options)[0].analysis
 
@@ -96,6 +110,7 @@ class Options:
     dtype: torch.dtype | str = torch.float32
     revision: str | None = None
     trust_remote_code: bool = False
+    world: World = ALONE
 
     def check(self) -> None:
         """Refuse what no model could be analyzed with."""
@@ -223,7 +238,8 @@ def _analyze_one(
 ) -> Analyzed:
     model = subject.load(options)
     size = options.batch or batch_size(model, chosen.window)
-    work = layer_count(model.config) * -(-len(chosen.numbers) // size)
+    world = options.world
+    work = layer_count(model.config) * -(-len(chosen.numbers) // (size * world.size))
     with ProgressBar(f"attention of {short_name(subject.name)}", work, "layers") as bar:
         found = measure_heads(
             model,
@@ -232,6 +248,7 @@ def _analyze_one(
             mass=options.mass,
             batch=size,
             tick=lambda: bar.update(bar.done + 1),
+            world=world,
         )
     layers = layer_figures(found, options.degenerate)
     analysis = AttentionAnalysis(

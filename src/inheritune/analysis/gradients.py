@@ -50,8 +50,16 @@ class _Layer:
     split: Split | None
 
     def gradients(self, config: PretrainedConfig) -> QueryAndKey:
-        query, key = (p.new_zeros(1) if p.grad is None else p.grad for p in (self.query, self.key))
+        query, key = (_gradient(p) for p in (self.query, self.key))
         return (query, key) if self.split is None or self.query.grad is None else self.split(query, config)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """The whole gradient, also of a parameter of which processes hold shares."""
+    gradient = parameter.grad
+    if gradient is None:
+        return torch.zeros(1, device=parameter.device)
+    return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
 
 
 def _find(block: nn.Module, config: PretrainedConfig) -> _Layer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sys
 import traceback
 from typing import Annotated
@@ -22,9 +23,14 @@ from inheritune.cli.report import report_command
 from inheritune.cli.run import run_command
 from inheritune.cli.study import study_command
 from inheritune.cli.train import train_command
+from inheritune.progress import first_process
 
 USER_ERROR = 2
+PEER_LOST = 3
 INTERRUPTED = 130
+
+TOGETHER = ("run", "train", "analyze")
+"""Verbs that several processes can work on, started by torchrun."""
 
 app = typer.Typer(
     name="inheritune",
@@ -68,8 +74,11 @@ def main() -> None:
     """Run the command; what users can mend is said in one sentence, with exit code 2."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    level = logging.WARNING if first_process() else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
+        _check_together(arguments, processes)
         code = app(args=arguments, prog_name="inheritune", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -78,17 +87,37 @@ def main() -> None:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of typer's own
             error.show()
             sys.exit(error.exit_code)
+        kind = type(error).__name__
         sentence = _sentence(error)
         if debug or sentence is None:
             traceback.print_exc()
         if sentence is None:
-            sys.exit(1)
-        if type(error).__name__ == "Interrupted":
+            _exit(1, processes)
+        if kind == "Interrupted":
             print(sentence, file=sys.stderr)
             sys.exit(INTERRUPTED)
-        print(f"error: {sentence}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        who = f" (process {os.environ.get('RANK')} of {processes})" if processes > 1 else ""
+        print(f"error{who}: {sentence}", file=sys.stderr)
+        _exit(PEER_LOST if kind == "PeerLostError" else USER_ERROR, processes)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _check_together(arguments: list[str], processes: int) -> None:
+    verb = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if processes > 1 and verb not in TOGETHER:
+        raise ValueError(
+            f"`inheritune {verb}` is work for one process, and torchrun started {processes}: start it alone "
+            f"(together work {', '.join(TOGETHER)})"
+        )
+
+
+def _exit(code: int, processes: int) -> None:
+    """End; of several processes at once, since threads may wait for a message that will never come."""
+    if processes == 1:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _sentence(error: Exception) -> str | None:
@@ -102,6 +131,6 @@ def _sentence(error: Exception) -> str | None:
                 f"{error.filename} cannot be made: it, or a part of its path, is a file; give another place"
             )
         return f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
-    if isinstance(error, ValueError) or type(error).__name__ == "Interrupted":
+    if isinstance(error, ValueError) or type(error).__name__ in ("Interrupted", "PeerLostError"):
         return " ".join(str(error).split())
     return None

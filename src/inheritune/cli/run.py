@@ -20,6 +20,7 @@ def run_command(
 
     from inheritune.cli.console import print_line, print_result, quiet
     from inheritune.config import Recipe
+    from inheritune.progress import first_process
     from inheritune.recipe import run
     from inheritune.recipe_file import load_recipe
     from inheritune.run_directory import RunDirectory
@@ -29,6 +30,8 @@ def run_command(
     directory = output or Path("runs") / settings.name
     was_finished = RunDirectory(directory).finished
     summary = run(settings, directory, command=shlex.join(["inheritune", *sys.argv[1:]]))
+    if not first_process():
+        return
     if was_finished:
         print_line(f"{directory} is finished; nothing was changed.")
     print_result(summary, directory)

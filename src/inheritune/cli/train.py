@@ -20,6 +20,7 @@ def train_command(
 
     from inheritune.cli.console import print_line, quiet
     from inheritune.config import TrainRecipe
+    from inheritune.progress import first_process
     from inheritune.recipe_file import load_recipe
     from inheritune.single import train_model
 
@@ -27,6 +28,8 @@ def train_command(
     settings = load_recipe(recipe, TrainRecipe)
     directory = output or Path("runs") / settings.name
     losses = train_model(settings, directory, command=shlex.join(["inheritune", *sys.argv[1:]]))
+    if not first_process():
+        return
     print_line(
         f"validation loss {losses.mean:.4f} +- {losses.standard_error:.4f} over {len(losses.losses)} windows"
     )

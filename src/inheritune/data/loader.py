@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from inheritune.config import Data
-from inheritune.data.order import permute
+from inheritune.data.order import Order, permute
 from inheritune.data.shards import Split, open_split, verify
+
+T = TypeVar("T")
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets, int64 [B, T] each."""
+
+
+class Share(Protocol):
+    """Which of several processes one is: a `training.world.World`."""
+
+    @property
+    def rank(self) -> int:
+        """Number of the process, from 0."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +103,28 @@ def read_windows(split: Split, numbers: np.ndarray, window: int) -> Tensor:
 
 def batches(
     split: Split, numbers: np.ndarray, window: int, size: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     """Inputs and targets of these windows, int64 [at most `size`, window] each, on the device."""
     for start in range(0, len(numbers), size):
         windows = read_windows(split, numbers[start : start + size], window)
         if device.type == "cuda":
             windows = windows.pin_memory().to(device, non_blocking=True)
         yield windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+
+def training_steps(
+    data: TrainingData, order: Order, steps: range, size: int, device: torch.device, share: Share
+) -> Iterator[list[Batch]]:
+    """For each of these steps, the micro-batches of `size` windows that one process (`share`) works on."""
+    for step in steps:
+        windows = data.training_windows(order.share(step, share.rank, share.size))
+        yield list(batches(data.train, windows, data.window, size, device))
+
+
+def ahead(items: Iterator[T]) -> Generator[T, None, None]:
+    """The same items, each of them made in a thread while the one before is being used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item

@@ -28,6 +28,7 @@ from inheritune.evaluation.validation import WindowLosses, validate
 from inheritune.models.architecture import context_length
 from inheritune.models.pretrained import load_tokenizer, same_tokens
 from inheritune.training.device import Hardware, choose_device, describe
+from inheritune.training.loss import NextTokenLoss
 
 if TYPE_CHECKING:
     from inheritune.evaluation.items import TaskItems
@@ -217,7 +218,7 @@ def _measure(work: Work, subject: Subject) -> _Measured:
         losses = None
         if work.text is not None:
             hardware = Hardware(work.device, bf16=False, compile=False)
-            losses = validate(model, work.text, work.window, hardware)
+            losses = validate(NextTokenLoss(model), work.text, work.window, hardware)
             if work.items is not None:
                 folder = work.items / _slug(subject.name)
                 folder.mkdir(parents=True, exist_ok=True)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from inheritune import atomic
-from inheritune.data.loader import TrainingData, batches, window_count
+from inheritune.data.loader import Batch, TrainingData, batches, window_count
 from inheritune.data.shards import Split
 from inheritune.training.device import MICRO_BATCH_TOKENS, Hardware
 from inheritune.training.loop import Validate
@@ -50,7 +50,8 @@ class WindowLosses:
         return WindowLosses(self.losses[_spread(len(self.losses), windows)], self.window)
 
     def save(self, path: Path) -> None:
-        """Write as JSON, at once."""
+        """Write as JSON, at once; the folder is made if need be."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         values: dict[str, Any] = {
             "loss": self.mean,
             "standard_error": self.standard_error,
@@ -85,7 +86,7 @@ class Comparison:
 
 
 def validate(
-    model: PreTrainedModel,
+    loss: NextTokenLoss,
     split: Split,
     window: int,
     hardware: Hardware,
@@ -93,39 +94,57 @@ def validate(
 ) -> WindowLosses:
     """Loss of a model on the non-overlapping windows of a split.
 
+    The processes of a world share the batches. A batch is the same wherever it is computed, so that how many there
+    are does not show in the result.
+
     Args:
-        model: on the hardware's device; put into evaluation mode for the time.
+        loss: of the model, on the hardware's device; put into evaluation mode for the time.
         split: where the windows are.
         window: tokens of each.
-        hardware: precision.
+        hardware: precision, and the processes.
         windows: all of them, or this many, spread evenly.
 
     Raises:
         ValueError: the split is shorter than one window.
     """
-    available = window_count(split, window)
+    available, world = window_count(split, window), hardware.world
     if available == 0:
         raise ValueError(f"the validation split has {split.tokens} tokens, fewer than one window of {window}")
     numbers = _spread(available, windows)
-    loss = NextTokenLoss(model)
     size = max(1, MICRO_BATCH_TOKENS[hardware.device.type] // window)
-    mode = model.training
-    model.eval()
+    starts = list(range(0, len(numbers), size))
+    # Sharded models compute together, so everyone has as many batches; what is too many is done twice.
+    turns = -(-len(starts) // world.size)
+    mine = [starts[(turn * world.size + world.rank) % len(starts)] for turn in range(turns)]
+    chosen = np.concatenate([numbers[start : start + size] for start in mine])
+    mode = loss.training
+    loss.eval()
     try:
         losses = []
-        for inputs_bt, targets_bt in batches(split, numbers, window, size, hardware.device):
+        for inputs_bt, targets_bt in _batches_of(split, numbers, mine, size, window, hardware):
             with hardware.autocast():
                 losses.append(loss.per_window(inputs_bt, targets_bt))
-        return WindowLosses(torch.cat(losses).double().cpu().numpy(), window)
+        measured = torch.cat(losses).double().cpu().numpy()
     finally:
-        model.train(mode)
+        loss.train(mode)
+    found = dict(zip(chosen.tolist(), measured.tolist(), strict=True))
+    for others in world.gather(found):
+        found |= others
+    return WindowLosses(np.array([found[number] for number in numbers.tolist()]), window)
+
+
+def _batches_of(
+    split: Split, numbers: np.ndarray, starts: list[int], size: int, window: int, hardware: Hardware
+) -> Iterator[Batch]:
+    for start in starts:
+        yield from batches(split, numbers[start : start + size], window, size, hardware.device)
 
 
 def validator(data: TrainingData, hardware: Hardware) -> Validate:
     """Validation on this data, as the training loop calls it."""
 
-    def validate_on(model: PreTrainedModel, windows: int | Literal["all"]) -> WindowLosses:
-        return validate(model, data.validation, data.window, hardware, windows)
+    def validate_on(loss: NextTokenLoss, windows: int | Literal["all"]) -> WindowLosses:
+        return validate(loss, data.validation, data.window, hardware, windows)
 
     return validate_on
 

@@ -1,8 +1,12 @@
 """Checkpoints: everything that training needs to go on as if it had never stopped.
 
-A checkpoint is a folder `step-0000500` with a Hugging Face checkpoint in it (so it can be used as a model at
-once), the optimizer's state and the random state (`optimizer.safetensors`), and `training.json` with the step
-and the checksums of all other files. It appears under its name only when it is complete and on the disk.
+A checkpoint is a folder `step-0000500` with a Hugging Face checkpoint in it (so it can be used as a model at once),
+the optimizer's state, and `training.json` with the step and the checksums of all other files. It appears under its
+name only when it is complete and on the disk.
+
+It does not depend on how the training is spread over processes. The weights are written whole. The optimizer's
+state is `optimizer.safetensors`, or, where every process holds a share of it, a folder `optimizer/` of safetensors
+files that `torch.distributed.checkpoint` writes and reads, each process its part.
 """
 
 from __future__ import annotations
@@ -11,23 +15,28 @@ import hashlib
 import json
 import logging
 import shutil
+import threading
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from inheritune import atomic
-from inheritune.config import Training
+from inheritune.config import LAYOUT, Training
 from inheritune.recipe_file import to_yaml
+from inheritune.training.parallel import whole
+from inheritune.training.world import World
 
 logger = logging.getLogger(__name__)
 
 RECORD = "training.json"
-OPTIMIZER = "optimizer.safetensors"
+OPTIMIZER = "optimizer"
 
 
 @dataclass
@@ -35,7 +44,7 @@ class TrainState:
     """How far a training has come; everything else follows from it and the recipe.
 
     Args:
-        step: optimizer steps done. The data position follows from it (`data.order`).
+        step: optimizer steps done. The data position follows from it (`data.order`), and random numbers too.
         seconds: spent training so far, over all starts of the program.
         recipe: fingerprint of the settings; another recipe's checkpoint is not taken up.
     """
@@ -51,23 +60,89 @@ class DamagedCheckpointError(Exception):
 
 def fingerprint(training: Training) -> str:
     """Short hash of the settings that a checkpoint belongs to."""
-    return hashlib.sha256(to_yaml(training).encode()).hexdigest()[:16]
+    return hashlib.sha256(to_yaml(training, exclude=LAYOUT).encode()).hexdigest()[:16]
 
 
-def save(
-    folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: TrainState, keep: int
-) -> Path:
-    """Write a checkpoint into `folder` and remove all but the newest `keep`."""
-    path = folder / f"step-{state.step:07d}"
-    with atomic.directory(path) as temporary:
-        model.save_pretrained(temporary)
-        save_file(_optimizer_tensors(model, optimizer), temporary / OPTIMIZER)
-        files = sorted(entry.name for entry in temporary.iterdir())
-        record = {**asdict(state), "sha256": {name: atomic.sha256(temporary / name) for name in files}}
-        atomic.write_json(temporary / RECORD, {**record, "checksum": _checksum(record)})
-    for old in _all(folder)[:-keep]:
-        shutil.rmtree(old)
-    return path
+class Saver:
+    """Writes checkpoints beside the training: it waits only while tensors are copied to the host's memory.
+
+    At most one checkpoint is being written. What went wrong with it is told when the next one is saved, or at the
+    end, by all processes together.
+
+    Args:
+        folder: of the checkpoints.
+        keep: how many of them; older ones are removed once a new one is complete.
+        world: the processes that save together.
+    """
+
+    def __init__(self, folder: Path, keep: int, world: World) -> None:
+        self.folder, self.keep, self.world = folder, keep, world
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+        # A channel of its own, so that saving and training do not read each other's messages.
+        self.channel = dist.new_group(backend="gloo") if world.size > 1 else None
+
+    def save(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
+        """Begin to write a checkpoint; every process calls this at the same step."""
+        self.wait()
+        path = self.folder / f"step-{state.step:07d}"
+        token = self.world.on_first(lambda: uuid.uuid4().hex[:8])
+        weights = weights_on_host(model, self.world)
+        shares = _optimizer_on_host(model, optimizer, self.world)
+        record = asdict(state)
+
+        def write() -> None:
+            try:
+                self._write(path, token, model, weights, shares, record)
+            except BaseException as error:
+                self.error = error
+
+        # A process that has to end does not wait for the disk: what is not complete does not count.
+        self.thread = threading.Thread(target=write, name="checkpoint", daemon=True)
+        self.thread.start()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is complete.
+
+        Raises:
+            OSError: it could not be written; in every process.
+        """
+        if self.thread is None:
+            return
+        self.thread.join()
+        self.thread, error, self.error = None, self.error, None
+        if isinstance(error, OSError) and self.world.size == 1:
+            raise error
+        for rank, why in enumerate(self.world.gather(error and f"{type(error).__name__}: {error}")):
+            if why:
+                told = RuntimeError(f"process {rank} could not write its part of a checkpoint: {why}")
+                raise atomic.as_disk_error(told, self.folder) or told from error
+
+    def _write(
+        self,
+        path: Path,
+        token: str,
+        model: PreTrainedModel,
+        weights: dict[str, Tensor],
+        shares: Shares,
+        record: dict[str, Any],
+    ) -> None:
+        if not self.world.first:
+            if shares.spread:
+                _save_shares(shares, atomic.temporary_name(path, token), self.channel)
+            return
+        with atomic.directory(path, token) as temporary:
+            if shares.spread:
+                _save_shares(shares, temporary, self.channel)
+            else:
+                save_file(shares.tensors, temporary / f"{OPTIMIZER}.safetensors")
+            model.save_pretrained(temporary, state_dict=weights)
+            files = sorted(entry for entry in temporary.rglob("*") if entry.is_file())
+            sums = {entry.relative_to(temporary).as_posix(): atomic.sha256(entry) for entry in files}
+            full = {**record, "sha256": sums}
+            atomic.write_json(temporary / RECORD, {**full, "checksum": _checksum(full)})
+        for old in all_in(self.folder)[: -self.keep]:
+            shutil.rmtree(old)
 
 
 def newest(folder: Path, recipe: str) -> tuple[Path, TrainState] | None:
@@ -77,7 +152,7 @@ def newest(folder: Path, recipe: str) -> tuple[Path, TrainState] | None:
         ValueError: checkpoints exist, but they belong to another recipe, or every one is damaged.
     """
     atomic.remove_leftovers(folder)
-    candidates = _all(folder)
+    candidates = all_in(folder)
     for path in reversed(candidates):
         try:
             state = _verified(path)
@@ -96,38 +171,95 @@ def newest(folder: Path, recipe: str) -> tuple[Path, TrainState] | None:
     return None
 
 
-def restore_optimizer(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
-    """Put the optimizer's state and the random state back."""
-    tensors = load_file(path / OPTIMIZER)
-    _restore_random_state(tensors)
-    for name, parameter in model.named_parameters():
-        keys = [
-            key for key in tensors if key.startswith("optimizer.") and key[10:].rpartition(".")[0] == name
-        ]
-        if keys:
-            optimizer.state[parameter] = {
-                key.rpartition(".")[2]: tensors[key].to(parameter.device) for key in keys
-            }
+def restore_optimizer(
+    path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, world: World
+) -> None:
+    """Put the optimizer's state back, each process its part, however it was spread when it was saved."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    file = path / f"{OPTIMIZER}.safetensors"
+    if file.exists() and not any(hasattr(p, "full_tensor") for p in parameters.values()):
+        tensors = load_file(file)
+    else:
+        tensors = _load_shares(path if file.exists() else path / OPTIMIZER, parameters, world)
+    for key, tensor in tensors.items():
+        name, _, kind = key.removeprefix("optimizer.").rpartition(".")
+        parameter = parameters[name]
+        optimizer.state[parameter][kind] = tensor.to(parameter.device)
 
 
-def _optimizer_tensors(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {"random.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
-    for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{name}.{key}"] = value.detach().contiguous()
-    return tensors
-
-
-def _restore_random_state(tensors: dict[str, Tensor]) -> None:
-    torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
-
-
-def _all(folder: Path) -> list[Path]:
+def all_in(folder: Path) -> list[Path]:
+    """The complete checkpoints of a folder, oldest first."""
     return sorted(path for path in folder.glob("step-*") if not path.name.endswith(atomic.TEMPORARY_SUFFIX))
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The optimizer's state in this host's memory: all of it on the first process, or everybody's part."""
+
+    tensors: dict[str, Tensor]
+    spread: bool
+
+
+def weights_on_host(model: PreTrainedModel, world: World) -> dict[str, Tensor]:
+    """All weights in the first process's memory; nothing in the others'."""
+    weights: dict[str, Tensor] = {}
+    copies: dict[int, Tensor] = {}  # a tied weight stays one tensor
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in copies:
+            full = whole(tensor.detach())  # put together one by one, by all processes
+            copies[id(tensor)] = _copied(full) if world.first else full.new_empty(0)
+        weights[name] = copies[id(tensor)]
+    return weights if world.first else {}
+
+
+def _optimizer_on_host(model: PreTrainedModel, optimizer: torch.optim.Optimizer, world: World) -> Shares:
+    state = {
+        f"optimizer.{name}.{kind}": value.detach()
+        for name, parameter in model.named_parameters()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
+    spread = any(hasattr(value, "full_tensor") for value in state.values())
+    if not spread:
+        return Shares({k: _copied(v) for k, v in state.items()} if world.first else {}, spread)
+    return Shares({name: _share_on_host(value, world) for name, value in state.items()}, spread)
+
+
+def _share_on_host(tensor: Tensor, world: World) -> Tensor:
+    """This process's share of a tensor, as a share on CPUs."""
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(tensor, DTensor):
+        return _copied(tensor)
+    mesh = dist.init_device_mesh("cpu", (world.size,))
+    local = _copied(tensor.to_local())
+    return DTensor.from_local(
+        local, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+    )
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _save_shares(shares: Shares, folder: Path, channel: Any) -> None:
+    import torch.distributed.checkpoint as dcp
+
+    writer = dcp.HuggingFaceStorageWriter(str(folder / OPTIMIZER), save_distributed=True)
+    dcp.save(dict(shares.tensors), storage_writer=writer, process_group=channel)
+
+
+def _load_shares(folder: Path, parameters: dict[str, torch.nn.Parameter], world: World) -> dict[str, Tensor]:
+    import torch.distributed.checkpoint as dcp
+
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    tensors: dict[str, Tensor] = {}
+    for key, entry in reader.read_metadata().state_dict_metadata.items():
+        if key.startswith("optimizer.") and isinstance(entry, dcp.metadata.TensorStorageMetadata):
+            parameter = parameters[key.removeprefix("optimizer.").rpartition(".")[0]]
+            like = entry.size == parameter.shape
+            tensors[key] = torch.zeros_like(parameter) if like else torch.zeros(entry.size)
+    dcp.load(tensors, storage_reader=reader, no_dist=world.size == 1)
+    return tensors
 
 
 def _verified(path: Path) -> TrainState:

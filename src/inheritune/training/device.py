@@ -1,4 +1,4 @@
-"""What a machine can do: device, precision, compilation, micro-batch, memory."""
+"""What a machine can do: device, precision, compilation, micro-batch, memory; and the processes that share it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from inheritune.config import Training
+from inheritune.training.world import ALONE, World, check_gpus
 
 # Tokens in one forward pass when the recipe leaves it open: enough to keep the device busy, little enough
 # that the activations of a billion-parameter model fit a common GPU, and those of a small one a laptop.
@@ -18,11 +19,12 @@ MICRO_BATCH_TOKENS = {"cpu": 8_192, "cuda": 16_384}
 
 @dataclass(frozen=True)
 class Hardware:
-    """The choices that `auto` stands for, made for this machine."""
+    """The choices that `auto` stands for, made for this machine, and the processes that train together."""
 
     device: torch.device
     bf16: bool
     compile: bool
+    world: World = ALONE
 
     def autocast(self) -> torch.autocast:
         """Context in which the forward pass computes: bfloat16, or float32 as it is."""
@@ -35,8 +37,8 @@ class Hardware:
         return psutil.Process().memory_info().rss
 
 
-def choose_hardware(training: Training) -> Hardware:
-    """Device, precision and compilation for a training.
+def choose_hardware(training: Training, world: World = ALONE) -> Hardware:
+    """Device, precision and compilation for a training in this process.
 
     Raises:
         ValueError: the recipe asks for what the machine does not have.
@@ -46,10 +48,12 @@ def choose_hardware(training: Training) -> Hardware:
             "the recipe asks for `device: cuda`, but torch sees no CUDA GPU here; use `auto` or `cpu`"
         )
     use_cuda = torch.cuda.is_available() if training.device == "auto" else training.device == "cuda"
+    if use_cuda:
+        check_gpus(world)
     device = torch.device("cuda", torch.cuda.current_device()) if use_cuda else torch.device("cpu")
     bf16 = computes_in_bf16(device) if training.precision == "auto" else training.precision == "bf16"
     compiled = use_cuda if training.compile == "auto" else training.compile
-    return Hardware(device, bf16, compiled)
+    return Hardware(device, bf16, compiled, world)
 
 
 def choose_device(wanted: str | torch.device | None) -> torch.device:
@@ -77,22 +81,29 @@ def computes_in_bf16(device: torch.device) -> bool:
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
-def micro_batch(training: Training, window: int, device: torch.device) -> int:
-    """Windows in one forward pass: a divisor of the windows of a step.
+def micro_batch(training: Training, window: int, device: torch.device, processes: int = 1) -> int:
+    """Windows in one forward pass of one process: a divisor of its share of the windows of a step.
 
     Raises:
-        ValueError: the step is not a whole number of windows or micro-batches.
+        ValueError: the step is not a whole number of windows, shares or micro-batches.
     """
     windows, rest = divmod(training.tokens_per_step, window)
     if rest or not windows:
         raise ValueError(
             f"tokens_per_step ({training.tokens_per_step}) must be a multiple of the window ({window} tokens)"
         )
+    if windows % processes:
+        raise ValueError(
+            f"a step of {windows} windows cannot be shared evenly by {processes} processes: make tokens_per_step "
+            f"({training.tokens_per_step}) a multiple of {window * processes}"
+        )
+    windows //= processes
     if training.micro_batch == "auto":
         fitting = max(1, MICRO_BATCH_TOKENS[device.type] // window)
         return max(size for size in range(1, min(windows, fitting) + 1) if windows % size == 0)
     if windows % training.micro_batch:
-        raise ValueError(f"micro_batch ({training.micro_batch}) must divide the {windows} windows of a step")
+        whose = "of a step" if processes == 1 else "that each process has of a step"
+        raise ValueError(f"micro_batch ({training.micro_batch}) must divide the {windows} windows {whose}")
     return training.micro_batch
 
 
@@ -109,6 +120,7 @@ def describe(hardware: Hardware) -> dict[str, str | int]:
         "device": torch.cuda.get_device_name(hardware.device) if on_gpu else "cpu",
         "precision": "bf16 autocast" if hardware.bf16 else "fp32",
         "compile": "yes" if hardware.compile else "no",
+        **({"processes": hardware.world.size} if hardware.world.size > 1 else {}),
     }
 
 

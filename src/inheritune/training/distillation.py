@@ -19,6 +19,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from inheritune.config import Distillation
 from inheritune.models.size import flops_per_token
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.parallel import made_by_first
+from inheritune.training.world import ALONE, World
 
 CHUNK = {"cpu": 1_024, "cuda": 4_096}
 """Tokens whose logits, of both models, are held at once."""
@@ -35,12 +37,19 @@ class DistillationLoss(NextTokenLoss):
         model: the student.
         teacher: on the same device, with the same vocabulary.
         settings: alpha and temperature.
+        world: as of `NextTokenLoss`.
     """
 
-    def __init__(self, model: PreTrainedModel, teacher: PreTrainedModel, settings: Distillation) -> None:
-        super().__init__(model)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        teacher: PreTrainedModel,
+        settings: Distillation,
+        world: World = ALONE,
+    ) -> None:
+        super().__init__(model, world)
         check_teacher(teacher.config, model.config)
-        self.teacher = NextTokenLoss(teacher.requires_grad_(False))
+        self.teacher = NextTokenLoss(teacher.requires_grad_(False), world)
         self.settings = settings
 
     def train(self, mode: bool = True) -> DistillationLoss:
@@ -149,10 +158,10 @@ def summed_loss(
 
 
 def taught_by(
-    teacher: Callable[[], PreTrainedModel], settings: Distillation, device: torch.device
-) -> Callable[[PreTrainedModel], DistillationLoss]:
-    """What the training loop minimises; `teacher` is only called, and moved to the device, when training starts."""
-    return lambda student: DistillationLoss(student, teacher().to(device), settings)
+    teacher: Callable[[], PreTrainedModel], settings: Distillation
+) -> Callable[[PreTrainedModel, World], DistillationLoss]:
+    """What the training loop minimises; `teacher` is only called when training starts, on the first process."""
+    return lambda student, world: DistillationLoss(student, made_by_first(teacher, world), settings, world)
 
 
 def check_teacher(teacher: PretrainedConfig, student: PretrainedConfig) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from inheritune.models.architecture import head_is_linear
 from inheritune.models.size import flops_per_token
+from inheritune.training.world import ALONE, World
 
 CHUNK = 4_096
 """Tokens whose logits are held at once where torch has no fused loss."""
@@ -26,12 +27,17 @@ class NextTokenLoss(nn.Module):
     Where logits are a linear map of the last hidden state, head and cross entropy are computed together
     (`torch.nn.functional.linear_cross_entropy`); models that do more to their logits (soft-capping in Gemma 2,
     scaling in Cohere) compute them themselves.
+
+    Args:
+        model: whose loss it is.
+        world: the processes that make this loss together; only the first one's model needs to have its weights yet.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, world: World = ALONE) -> None:
         super().__init__()
+        self.training = model.training
         self.model = model
-        self.linear_head = head_is_linear(model)
+        self.linear_head = world.on_first(lambda: head_is_linear(model))
 
     @property
     def head(self) -> nn.Linear:

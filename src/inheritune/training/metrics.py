@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from inheritune import atomic
 from inheritune.config import Training
@@ -20,14 +20,18 @@ class Metrics:
         training: what to log to.
         step: of the checkpoint that training goes on from; later lines are of steps that will be done again,
             so they are removed.
+        writing: whether this process is the one that writes; of several, the others do not.
     """
 
-    def __init__(self, directory: Path, training: Training, step: int) -> None:
+    def __init__(self, directory: Path, training: Training, step: int, writing: bool = True) -> None:
+        self.file: TextIO | None = None
+        self.writers: list[Any] = []
+        if not writing:
+            return
         path = directory / FILE
         kept = [row for row in read(path) if row["step"] <= step] if path.exists() and step else []
         atomic.write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
         self.file = path.open("a", encoding="utf-8")
-        self.writers: list[Any] = []
         if training.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -41,6 +45,8 @@ class Metrics:
 
     def log(self, kind: str, step: int, **values: float) -> None:
         """Write one line: `kind` is `train`, `validation` or `gradients`, `step` the number of steps done."""
+        if self.file is None:
+            return
         row = {"kind": kind, "step": step, **values}
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
@@ -49,7 +55,8 @@ class Metrics:
 
     def close(self) -> None:
         """Flush everything."""
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
         for writer in self.writers:
             writer.finish()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,80 +11,154 @@ from torch import Tensor
 
 from inheritune.analysis.gradients import QueryKeyGradients
 from inheritune.config import Training
+from inheritune.data.loader import Batch
 from inheritune.training.device import Hardware
-from inheritune.training.loss import NextTokenLoss
+from inheritune.training.parallel import Placed, whole
 from inheritune.training.schedule import learning_rate
 
 
 class NonFiniteError(ValueError):
     """The loss or the gradient of a step is NaN or infinite; the weights were not touched by it."""
 
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class Numbers:
+    """Loss and gradient norm of a step, on their way from the device to the host."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.arrived: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            self.values = torch.empty(len(values), pin_memory=True).copy_(values, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+        else:
+            self.values = values
+
+    def read(self) -> list[float]:
+        """The numbers; waits for the device to get there."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.values.tolist()
+
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step reports: mean loss (nats per token), gradient norm before clipping, learning rate.
+    """What one step reports; reading loss or gradient norm waits for the device.
 
     `gradient_norms` are those of every layer's query and key weights, if they were taken.
     """
 
-    loss: float
-    gradient_norm: float
+    step: int
+    numbers: Numbers
     learning_rate: float
     gradient_norms: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def loss(self) -> float:
+        """Mean over all windows of the step, nats per token."""
+        return self.numbers.read()[0]
+
+    @property
+    def gradient_norm(self) -> float:
+        """Global norm before clipping."""
+        return self.numbers.read()[1]
+
+    def check(self) -> None:
+        """Raise `NonFiniteError` if a number is not finite."""
+        loss, norm = self.numbers.read()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            what = "gradient" if math.isfinite(loss) else "loss"
+            raise NonFiniteError(f"the {what} of step {self.step} is not finite", self.step)
 
 
 class Stepper:
     """Trains a model by one step at a time.
 
+    On a GPU the host does not wait for a step: it looks at its numbers while the next one computes. Until then a
+    flag on the device keeps the optimizer from updating anything after a number that is not finite.
+
     Args:
-        loss: of a model, whose trainable parameters are updated in place.
+        placed: the loss, whose trainable parameters are updated in place.
         optimizer: over those parameters.
         training: learning rate schedule and gradient clip.
-        hardware: precision and compilation.
+        hardware: precision.
     """
 
     def __init__(
-        self, loss: NextTokenLoss, optimizer: torch.optim.Optimizer, training: Training, hardware: Hardware
+        self, placed: Placed, optimizer: torch.optim.Optimizer, training: Training, hardware: Hardware
     ) -> None:
-        self.loss = loss
+        self.placed, self.loss = placed, placed.loss
         self.optimizer = optimizer
         self.training = training
         self.hardware = hardware
-        self.parameters = [p for p in loss.model.parameters() if p.requires_grad]
-        self.gradients = QueryKeyGradients(loss.model) if training.gradient_norms else None
-        self.forward = torch.compile(self.loss) if hardware.compile else self.loss
+        self.parameters = [p for p in self.loss.model.parameters() if p.requires_grad]
+        self.gradients = QueryKeyGradients(self.loss.model) if training.gradient_norms else None
+        self.last: StepResult | None = None
+        # Only the fused AdamW knows the flag (mixed-precision training made it), and only on whole tensors.
+        self.looks_later = (
+            hardware.device.type == "cuda"
+            and isinstance(optimizer, torch.optim.AdamW)
+            and placed.strategy != "fsdp"
+        )
+        self.bad = torch.zeros((), device=hardware.device)
 
     def __call__(
         self,
         step: int,
-        micro_batches: Iterable[tuple[Tensor, Tensor]],
-        count: int,
+        micro_batches: Sequence[Batch],
         gradient_norms: bool = False,
     ) -> StepResult:
-        """Run step `step` (0-based) over `count` micro-batches of equal size.
+        """Run step `step` (0-based) over micro-batches of equal size, this process's share of the step.
 
         With `gradient_norms` those of query and key weights are taken too, before clipping, if the recipe wants them.
 
         Raises:
-            NonFiniteError: before the weights are touched.
+            NonFiniteError: for this step or, on a GPU, the one before; the weights are those before that step.
         """
         self.loss.train()
         rate = learning_rate(step, self.training)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        total = torch.zeros((), device=self.hardware.device)
-        for inputs_bt, targets_bt in micro_batches:
-            with self.hardware.autocast():
-                loss = self.forward(inputs_bt, targets_bt) / count
-            loss.backward()
+        # Dropout, where there is any, is a function of the step, so that no random state has to be kept.
+        torch.manual_seed(_seed(self.training.seed, step, self.placed.world.rank))
+        total, count = torch.zeros((), device=self.hardware.device), len(micro_batches)
+        for number, (inputs_bt, targets_bt) in enumerate(micro_batches, 1):
+            with self.placed.accumulating(last=number == count):
+                with self.hardware.autocast():
+                    loss = self.placed.forward(inputs_bt, targets_bt) / count
+                loss.backward()
             total += loss.detach()
         norms = self.gradients.norms() if self.gradients and gradient_norms else {}
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.training.optimizer.gradient_clip)
-        loss_value, norm_value = torch.stack([total, norm]).tolist()  # one synchronisation for both
-        if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-            self.optimizer.zero_grad(set_to_none=True)
-            what = "gradient" if math.isfinite(loss_value) else "loss"
-            raise NonFiniteError(f"the {what} of step {step} is not finite")
+        values = torch.stack([self.placed.world.mean(total), whole(norm)])
+        result = StepResult(step, Numbers(values), rate, norms)
+        if self.looks_later:
+            self.bad = torch.maximum(self.bad, (~values.isfinite()).any().float())
+            self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]
+            self.settle()
+        else:
+            self._check(result)
+        self.last = result
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss_value, norm_value, rate, norms)
+        return result
+
+    def settle(self) -> None:
+        """Look at the numbers of the last step, so that the weights are known to be good."""
+        if self.last is not None:
+            self._check(self.last)
+
+    def _check(self, result: StepResult) -> None:
+        try:
+            result.check()
+        except NonFiniteError:
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
+
+
+def _seed(seed: int, step: int, rank: int) -> int:
+    """One number of 63 bits for these three."""
+    return hash((seed, step, rank)) & (2**63 - 1)

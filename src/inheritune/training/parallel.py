@@ -1,0 +1,199 @@
+"""A training's tensors, spread over processes by torch's own engines.
+
+One process holds everything. With DDP every process holds the whole model and a share of the windows, and gradients
+are averaged. With FSDP2 (`fully_shard`) every weight, its gradient and its optimizer state are cut into as many
+shares as there are processes, and a block is put together only while it computes.
+
+The model is made on the first process. The others make its shape without memory (meta device) and receive the
+weights block by block, so that nobody but the first holds more of it than the strategy needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import psutil
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from inheritune.config import Parallel, Training
+from inheritune.initialization import choose
+from inheritune.models.architecture import blocks, parameter_count
+from inheritune.models.size import on_meta
+from inheritune.training.device import Hardware
+from inheritune.training.loss import NextTokenLoss
+from inheritune.training.world import World
+
+Strategy = Literal["single", "ddp", "fsdp"]
+
+TRAINED_BYTES = 16
+"""Of a parameter in training: weight, gradient and AdamW's two moments, all float32."""
+
+SHARE_OF_MEMORY = 0.5
+"""Of a device, that a whole model in training may take; the rest is for activations."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A loss where it is to compute.
+
+    Args:
+        loss: whose modules hold the parameters, whole or in shares.
+        forward: computes it; compiled, and with gradients averaged over processes, where that is wanted.
+        strategy: how it is spread.
+        world: over these processes.
+    """
+
+    loss: NextTokenLoss
+    forward: Callable[[Tensor, Tensor], Tensor]
+    strategy: Strategy
+    world: World
+
+    def accumulating(self, last: bool) -> AbstractContextManager[Any]:
+        """Around forward and backward of a micro-batch: DDP averages gradients after the last one only.
+
+        FSDP averages after each, since what it would otherwise keep are whole gradients.
+        """
+        if self.strategy == "ddp" and not last:
+            assert isinstance(self.forward, nn.parallel.DistributedDataParallel)
+            return self.forward.no_sync()
+        return nullcontext()
+
+
+def made_by_first(make: Callable[[], PreTrainedModel], world: World) -> PreTrainedModel:
+    """A model on the first process; on the others its shape, without memory.
+
+    Code that comes with a model cannot be sent: there every process makes the model itself.
+    """
+    made: list[PreTrainedModel] = []
+
+    def shape() -> Any:
+        made.append(make())
+        config = made[0].config
+        return None if type(config).__module__.startswith("transformers_modules.") else config
+
+    config = world.on_first(shape)
+    if world.first:
+        return made[0]
+    return make() if config is None else on_meta(config)
+
+
+def place(loss: NextTokenLoss, training: Training, hardware: Hardware) -> Placed:
+    """Put a loss and the models in it on this process's device, and spread it over the processes."""
+    world = hardware.world
+    model = loss.model
+    checkpoint_activations(model, training)
+    if world.size == 1:
+        loss.to(hardware.device)
+        return Placed(loss, torch.compile(loss) if hardware.compile else loss, "single", world)
+    strategy = choose_strategy(training.parallel, loss, hardware)
+    if hardware.compile:
+        for block in _blocks_of(loss):
+            block.compile()  # each alone, so that communication happens between them
+    if strategy == "fsdp":
+        _shard(loss, hardware)
+        return Placed(loss, loss, strategy, world)
+    _receive(loss, hardware.device)
+    devices = [hardware.device] if hardware.device.type == "cuda" else None
+    replica = nn.parallel.DistributedDataParallel(
+        loss, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+    )
+    return Placed(loss, replica, strategy, world)
+
+
+def choose_strategy(settings: Parallel, loss: NextTokenLoss, hardware: Hardware) -> Strategy:
+    """DDP or FSDP, as the recipe says, or by what fits."""
+    if settings.strategy != "auto":
+        return settings.strategy
+    trained = TRAINED_BYTES * parameter_count(loss.model)
+    teachers = 4 * sum(p.numel() for p in loss.parameters() if not p.requires_grad)
+    fits = trained + teachers <= SHARE_OF_MEMORY * _device_memory(hardware)
+    return "ddp" if all(hardware.world.gather(fits)) else "fsdp"
+
+
+def checkpoint_activations(model: PreTrainedModel, training: Training) -> None:
+    """Let the blocks that the recipe names make their activations again in the backward pass.
+
+    Raises:
+        ValueError: the architecture cannot, or there are no such blocks.
+    """
+    wanted, layers = training.activation_checkpointing, blocks(model)
+    if wanted == "none":
+        return
+    chosen = choose(None if wanted == "all" else wanted, len(layers))
+    if not model.supports_gradient_checkpointing:
+        raise ValueError(
+            f"a {model.config.model_type!r} model has no activation checkpointing: set it to none"
+        )
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for number, block in enumerate(layers):
+        block.gradient_checkpointing = number in chosen  # type: ignore[assignment]
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor put together from the shares that all processes hold; every process must ask for it."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
+
+
+def _shard(loss: NextTokenLoss, hardware: Hardware) -> None:
+    """FSDP2: each block is a group of its own; embeddings, final norm and head are one with the loss as their root.
+
+    Blocks compute in bfloat16 where the training does, and are sent so; gradients are averaged in float32. The root
+    stays float32, as autocast would have it, and so does the residual stream.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    mesh = dist.init_device_mesh(hardware.device.type, (hardware.world.size,))
+    half = torch.bfloat16 if hardware.bf16 else None
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in _blocks_of(loss):
+        _receive(block, hardware.device)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    _receive(loss, hardware.device)
+    fully_shard(loss, mesh=mesh)
+    register_fsdp_forward_method(loss, "per_window")
+
+
+def _blocks_of(loss: NextTokenLoss) -> list[nn.Module]:
+    """The blocks of every model in a loss, the teacher's too."""
+    models = [module for module in loss.modules() if isinstance(module, PreTrainedModel)]
+    outermost = [m for m in models if not any(m is not other and m in other.modules() for other in models)]
+    return [block for model in outermost for block in blocks(model)]
+
+
+def _receive(module: nn.Module, device: torch.device) -> None:
+    """Bring a module to the device, with the first process's weights and buffers; shares are passed over.
+
+    A tensor that stands in two places (a tied head) is one tensor afterwards too.
+    """
+    moved: dict[int, Tensor] = {}
+    for owner in module.modules():
+        for name, parameter in owner._parameters.items():
+            if parameter is None or hasattr(parameter, "full_tensor"):
+                continue
+            if id(parameter) not in moved:
+                sent = _sent(parameter.detach(), device)
+                moved[id(parameter)] = nn.Parameter(sent, requires_grad=parameter.requires_grad)
+            owner._parameters[name] = moved[id(parameter)]  # type: ignore[assignment]
+        for name, buffer in owner._buffers.items():
+            if buffer is not None:
+                owner._buffers[name] = _sent(buffer, device)
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    own = torch.empty_like(tensor, device=device) if tensor.is_meta else tensor.to(device)
+    own = own.contiguous()
+    dist.broadcast(own.view(torch.uint8) if own.dtype == torch.bool else own, src=0)
+    return own
+
+
+def _device_memory(hardware: Hardware) -> int:
+    if hardware.device.type == "cuda":
+        return torch.cuda.get_device_properties(hardware.device).total_memory
+    return psutil.virtual_memory().total // hardware.world.local_size

@@ -1,0 +1,74 @@
+"""Where a training starts: with first weights, or with its newest checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from inheritune.config import Training
+from inheritune.models.pretrained import load_model
+from inheritune.training import checkpoint
+from inheritune.training.checkpoint import TrainState
+from inheritune.training.device import Hardware
+from inheritune.training.loss import NextTokenLoss
+from inheritune.training.optimizer import make_optimizer
+from inheritune.training.parallel import Placed, made_by_first, place
+from inheritune.training.world import World
+
+
+@dataclass(frozen=True)
+class Started:
+    """A model that is ready to be trained, where it computes; spread over the processes of its world."""
+
+    model: PreTrainedModel
+    placed: Placed
+    optimizer: torch.optim.Optimizer
+    state: TrainState
+
+
+def start_or_resume(
+    initial: Callable[[], PreTrainedModel],
+    loss: Callable[[PreTrainedModel, World], NextTokenLoss],
+    training: Training,
+    checkpoints: Path,
+    *,
+    hardware: Hardware,
+    trust_remote_code: bool = False,
+) -> Started:
+    """Everything that a training needs before its next step.
+
+    Args:
+        initial: makes the model with its first weights, on the first process; only called if there is no checkpoint.
+        loss: what is minimised.
+        training: how.
+        checkpoints: their folder.
+        hardware: where, and with which other processes.
+        trust_remote_code: for checkpoints of a model that needs it.
+
+    Raises:
+        ValueError: the checkpoints belong to another recipe.
+    """
+    world, recipe = hardware.world, checkpoint.fingerprint(training)
+    found = world.on_first(lambda: checkpoint.newest(checkpoints, recipe))
+    path, state = found or (None, TrainState(recipe=recipe))
+
+    def first_weights() -> PreTrainedModel:
+        if path is not None:
+            return load_model(path, trust_remote_code=trust_remote_code)
+        torch.manual_seed(training.seed)
+        return initial().to(torch.float32)
+
+    model = made_by_first(first_weights, world)
+    if training.float8:
+        from inheritune.training.float8 import convert
+
+        convert(model)
+    placed = place(loss(model, world), training, hardware)
+    optimizer = make_optimizer(model, training.optimizer)
+    if path is not None:
+        checkpoint.restore_optimizer(path, model, optimizer, world)
+    return Started(model, placed, optimizer, state)

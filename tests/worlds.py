@@ -1,0 +1,134 @@
+"""Worlds of several processes for tests: forked, so that torch is imported once, and joined as torchrun joins them.
+
+`python tests/worlds.py JOBS.json` runs jobs one after the other and prints one JSON line for each: the exit codes of
+its processes, what they wrote to standard error, and how long it took. A job is
+
+    {"recipe": {...}, "kind": "run" | "train", "directory": ..., "processes": 2,
+     "changes": {"1": {"training": ...}}, "kill": {"rank": 1, "saves": 2}, "environment": {...}}
+
+`changes` are of single processes; `kill` ends one of them in the middle of its so-and-so-many-th checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).parent
+
+
+def run_jobs(jobs: list[dict[str, Any]], timeout: float = 240) -> list[dict[str, Any]]:
+    """Run jobs in a program of its own; what each of them ended with."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "jobs.json"
+        path.write_text(json.dumps(jobs))
+        done = subprocess.run(
+            [sys.executable, __file__, path],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _job(job: dict[str, Any]) -> dict[str, Any]:
+    processes, port = job.get("processes", 1), job.get("port") or free_port()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        children = {}
+        for rank in job.get("ranks", range(processes)):
+            environment = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(processes),
+                "LOCAL_WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                **job.get("environment", {}),
+            }
+            child = os.fork()
+            if child == 0:
+                _child(job, rank, environment if processes > 1 else {}, Path(folder) / f"{rank}.err")
+            children[rank] = child
+        codes = {}
+        for rank, child in children.items():
+            status = os.waitpid(child, 0)[1]
+            codes[rank] = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        errors = {rank: (Path(folder) / f"{rank}.err").read_text() for rank in children}
+    return {"codes": codes, "errors": errors, "seconds": time.monotonic() - began}
+
+
+def _child(job: dict[str, Any], rank: int, environment: dict[str, str], errors: Path) -> None:
+    """One process, through the command line's own door, so that it says and returns what users see."""
+    import yaml
+
+    from inheritune.cli import main
+
+    os.environ.update(environment)
+    file = os.open(errors, os.O_CREAT | os.O_WRONLY)
+    os.dup2(file, 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    values = job["recipe"] | job.get("changes", {}).get(str(rank), {})
+    recipe = errors.with_suffix(".yaml")
+    recipe.write_text(yaml.safe_dump(values))
+    if job.get("kill", {}).get("rank") == rank:
+        _die_while_saving(job["kill"]["saves"])
+    sys.argv = ["inheritune", job.get("kind", "train"), str(recipe), "-o", job["directory"]]
+    code = 1
+    try:
+        main.main()
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else 1
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _die_while_saving(after: int) -> None:
+    """Let this process kill itself in the middle of its `after`-th checkpoint."""
+    from inheritune.training import checkpoint
+
+    saves = 0
+    for name in ("save_file", "_save_shares"):
+        original = getattr(checkpoint, name)
+
+        def save(*arguments: Any, original: Any = original) -> None:
+            nonlocal saves
+            saves += 1
+            if saves == after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            original(*arguments)
+
+        setattr(checkpoint, name, save)
+
+
+def main() -> None:
+    import torch
+
+    import inheritune.recipe
+    import inheritune.single  # noqa: F401 - the children have it then
+
+    torch.set_num_threads(1)
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        print(json.dumps(_job(job)), flush=True)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(TESTS))
+    main()
