@@ -30,7 +30,7 @@ def with_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cpu_is_refused(with_torchao: None) -> None:
-    with pytest.raises(ValueError, match=r"CUDA GPU.*is on the cpu"):
+    with pytest.raises(ValueError, match=r"CUDA GPU.*is to train on the cpu"):
         float8.convert(llama())
 
 

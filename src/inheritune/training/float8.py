@@ -21,14 +21,15 @@ MULTIPLE = 16
 """Float8 matrix products need dimensions that are multiples of this; that of the tokens in a micro-batch, too."""
 
 
-def convert(model: PreTrainedModel, *, emulate: bool = False) -> int:
+def convert(model: PreTrainedModel, device: torch.device | None = None, *, emulate: bool = False) -> int:
     """Let the linear layers of the blocks compute in float8; embeddings, norms and head stay as they are.
 
     Parameters are the same objects as before, under the same names. Layers with a dimension that float8 does not
     take are left alone.
 
     Args:
-        model: on the device that it trains on.
+        model: on any device; on that of training before it computes anything.
+        device: on which it is going to train; by default where it is.
         emulate: compute as if in float8, on hardware that has none; slow, for tests.
 
     Returns:
@@ -39,7 +40,7 @@ def convert(model: PreTrainedModel, *, emulate: bool = False) -> int:
     """
     torchao = _torchao()
     if not emulate:
-        _check_hardware(model.device)
+        _check_hardware(device or model.device)
     linears = _linear_layers(model)
     if not linears:
         raise ValueError(
@@ -114,7 +115,7 @@ def _torchao() -> Any:
 def _check_hardware(device: torch.device) -> None:
     if device.type != "cuda":
         raise ValueError(
-            f"`float8` needs a CUDA GPU that computes in it, and the model is on the {device.type}"
+            f"`float8` needs a CUDA GPU that computes in it, and the model is to train on the {device.type}"
         )
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 9):

@@ -1,0 +1,285 @@
+"""What `gpu.py` starts as a program of its own: one contestant, timed; see there.
+
+python benchmarks/gpu_contestants.py '{"size": "tiny", "contestant": "ours", "device": "cpu", ...}' RESULT.json
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpu import SIZES, Size
+
+WARM_UP = 3
+WATCHED = 3
+ATTENTION = ("flash", "fmha", "attention", "sdpa", "mha")
+Step = Callable[[], Any]
+
+
+def main() -> None:
+    spec, result = json.loads(sys.argv[1]), Path(sys.argv[2])
+    if spec["device"] == "cuda" and not torch.cuda.is_available():
+        sys.exit("torch sees no CUDA GPU here")
+    name = spec["contestant"].split("+")[0]
+    row = CONTESTANTS[name](spec)
+    result.write_text(json.dumps(row), encoding="utf-8")
+
+
+def machine(spec: dict[str, Any]) -> dict[str, Any]:
+    """Versions, the device's name, and how fast it multiplies matrices."""
+    device = torch.device(spec["device"])
+    size = 8192 if device.type == "cuda" else 512
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = [_elapsed(lambda: a @ b, device) for _ in range(30 if device.type == "cuda" else 5)]
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    versions = {"torch": torch.__version__, "transformers": version("transformers")}
+    return {
+        "contestant": "machine",
+        "device": name,
+        "described": {"device": name, **versions, "cuda": torch.version.cuda or "no"},
+        "shape": f"bf16 {size} x {size} x {size}",
+        "matmul": 2 * size**3 / statistics.median(seconds[len(seconds) // 3 :]),
+    }
+
+
+def ours(spec: dict[str, Any]) -> dict[str, Any]:
+    """Steps as `training.loop.train` makes them: order, reading, schedule, clip, metrics."""
+    import gpu_variants
+    from inheritune.data.loader import ahead, training_steps
+    from inheritune.data.order import Order
+    from inheritune.training.checkpoint import TrainState
+    from inheritune.training.device import choose_hardware, micro_batch
+    from inheritune.training.meter import Meter
+    from inheritune.training.metrics import Metrics
+    from inheritune.training.optimizer import make_optimizer
+    from inheritune.training.step import Stepper
+
+    settings = gpu_variants.parse(spec["contestant"])
+    if settings.get("loss") == "fused" and not hasattr(torch.nn.functional, "linear_cross_entropy"):
+        return {"skipped": f"torch {torch.__version__} has no linear_cross_entropy"}
+    size = SIZES[spec["size"]]
+    training = _training(size, spec, **gpu_variants.recipe(settings))
+    hardware = choose_hardware(training)
+    model = _model(size)
+    placed = gpu_variants.placed(model, training, hardware, settings)
+    optimizer = make_optimizer(model, training.optimizer)
+    stepper = Stepper(placed, optimizer, training, hardware)
+    flops = placed.loss.flops_per_token(size.window)
+    batch = micro_batch(training, size.window, hardware.device)
+    with tempfile.TemporaryDirectory() as folder:
+        data = _data(Path(folder), size)
+        order = Order(data.windows, training.tokens_per_step // size.window, training.seed)
+        metrics = Metrics(Path(folder), training, 0)
+        state = TrainState()
+        meter = Meter(metrics, training, hardware, flops * training.tokens_per_step, state)
+        coming = range(training.steps)
+        read = training_steps(data, order, coming, batch, hardware.device, hardware.world)
+        steps = ahead(read)
+        timed = iter(meter.timed(steps, state))
+
+        def step() -> None:
+            meter.stepped(state, stepper(state.step, next(timed)))
+
+        row = _timed(step, spec, hardware.device)
+        row["synchronizations"], row["watched_steps"] = _synchronizations(step, hardware.device), WATCHED
+        stepper.settle()
+        steps.close()
+        metrics.close()
+    return {**row, "flops_per_token": flops, "micro_batch": batch, **_rates(row, size)}
+
+
+def plain(spec: dict[str, Any]) -> dict[str, Any]:
+    """What one would write by hand: the model compiled with its logits and cross entropy, clip, fused AdamW."""
+    import torch.nn.functional as F
+
+    from inheritune.models.size import flops_per_token
+    from inheritune.training.device import choose_hardware, micro_batch
+    from inheritune.training.optimizer import make_optimizer
+
+    size = SIZES[spec["size"]]
+    training = _training(size, spec)
+    hardware = choose_hardware(training)
+    model = _model(size).to(hardware.device)
+    optimizer = make_optimizer(model, training.optimizer)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    batch = micro_batch(training, size.window, hardware.device)
+    count = training.tokens_per_step // size.window // batch
+
+    def forward(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = model(input_ids=inputs, use_cache=False).logits
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    compiled = torch.compile(forward) if hardware.compile else forward
+    with tempfile.TemporaryDirectory() as folder:
+        data = _data(Path(folder), size)
+        micro_batches = _random_batches(data, size.window, batch, hardware.device)
+        model.train()
+
+        def step() -> None:
+            for _ in range(count):
+                inputs, targets = next(micro_batches)
+                with hardware.autocast():
+                    loss = compiled(inputs, targets) / count
+                loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        row = _timed(step, spec, hardware.device)
+    flops = flops_per_token(model, size.window)
+    return {**row, "flops_per_token": flops, "micro_batch": batch, **_rates(row, size)}
+
+
+def _training(size: Size, spec: dict[str, Any], **changes: Any) -> Any:
+    from inheritune.config import Training
+
+    own = {"steps": 100_000, "tokens_per_step": size.tokens_per_step, "device": spec["device"]}
+    return Training.model_validate({**own, "tensorboard": False, **changes})
+
+
+def _model(size: Size) -> Any:
+    from inheritune.models.presets import architecture_config, from_config
+
+    return from_config(architecture_config({**size.architecture, "use_cache": False}), seed=0)
+
+
+def _data(folder: Path, size: Size) -> Any:
+    import numpy as np
+
+    from inheritune.config import Data
+    from inheritune.data.loader import open_data
+
+    generator = np.random.default_rng(0)
+    vocabulary = _model_vocabulary(size)
+    for name, count in (("train.bin", 200 * size.tokens_per_step), ("val.bin", 10 * size.window)):
+        (folder / name).write_bytes(generator.integers(0, vocabulary, count, dtype=np.uint16).tobytes())
+    return open_data(Data(path=folder, window=size.window))
+
+
+def _model_vocabulary(size: Size) -> int:
+    from inheritune.models.presets import architecture_config
+
+    return int(architecture_config(size.architecture).vocab_size)
+
+
+def _random_batches(
+    data: Any, window: int, size: int, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    import numpy as np
+
+    from inheritune.data.loader import batches
+
+    generator = np.random.default_rng(0)
+    while True:
+        yield from batches(data.train, generator.integers(0, data.windows, size), window, size, device)
+
+
+def _timed(step: Step, spec: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Median seconds of a step over the rounds; peak memory; kernels of one more step."""
+    started = time.perf_counter()
+    for _ in range(WARM_UP):
+        step()
+    _synchronize(device)
+    warm = time.perf_counter() - started
+    rounds = []
+    for _ in range(spec["rounds"]):
+        started = time.perf_counter()
+        for _ in range(spec["steps"]):
+            step()
+        _synchronize(device)
+        rounds.append((time.perf_counter() - started) / spec["steps"])
+    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    return {"rounds": rounds, "memory_bytes": memory, "warm_up_seconds": warm, **_profile(step, device)}
+
+
+def _rates(row: dict[str, Any], size: Size) -> dict[str, Any]:
+    seconds = statistics.median(row["rounds"])
+    return {"seconds_per_step": seconds, "tokens_per_second": size.tokens_per_step / seconds}
+
+
+def _profile(step: Step, device: torch.device) -> dict[str, Any]:
+    """Names of the kernels that attend, and milliseconds of the kernels that take longest, in one step."""
+    activity = torch.profiler.ProfilerActivity
+    kinds = [activity.CPU, activity.CUDA] if device.type == "cuda" else [activity.CPU]
+    with torch.profiler.profile(activities=kinds) as profile:
+        step()
+        _synchronize(device)
+    times: dict[str, float] = {}
+    for event in profile.key_averages():
+        on_device = event.device_type == torch.autograd.DeviceType.CUDA
+        if on_device == (device.type == "cuda"):
+            own = event.self_device_time_total if on_device else event.self_cpu_time_total
+            times[event.key] = times.get(event.key, 0.0) + own / 1e3
+    longest = sorted(times.items(), key=lambda item: -item[1])
+    attending = [name for name, _ in longest if any(word in name.lower() for word in ATTENTION)]
+    return {
+        "attention_kernels": [name[:100] for name in attending[:4]],
+        "kernels": [(name[:140], round(ms, 3)) for name, ms in longest[:25]],
+        "kernel_milliseconds": sum(times.values()),
+    }
+
+
+def _synchronizations(step: Step, device: torch.device) -> int:
+    """How often a few steps make the host wait for the GPU, as torch warns of it."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            for _ in range(WATCHED):
+                step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for warning in seen:
+        print(warning.filename, warning.lineno, warning.message, file=sys.stderr)
+    return sum("synchroniz" in str(warning.message) for warning in seen)
+
+
+def _elapsed(action: Step, device: torch.device) -> float:
+    if device.type != "cuda":
+        started = time.perf_counter()
+        action()
+        return time.perf_counter() - started
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    action()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _other(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def contestant(spec: dict[str, Any]) -> dict[str, Any]:
+        import gpu_others
+
+        return getattr(gpu_others, name)(spec)
+
+    return contestant
+
+
+CONTESTANTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "machine": machine,
+    "ours": ours,
+    "plain": plain,
+    "trainer": _other("trainer"),
+    "litgpt": _other("litgpt"),
+}
+
+if __name__ == "__main__":
+    main()
