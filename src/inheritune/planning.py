@@ -12,7 +12,7 @@ from types import MappingProxyType
 import torch
 from transformers import PretrainedConfig
 
-from inheritune.config import Data, ModelSource, Recipe, Study, Training, TrainRecipe
+from inheritune.config import Data, Distillation, ModelSource, Recipe, Study, Training, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.models.architecture import cut_config, layer_count, parameter_count
 from inheritune.models.presets import from_config
@@ -36,6 +36,17 @@ Configs = Callable[[ModelSource], PretrainedConfig]
 
 
 @dataclass(frozen=True)
+class Work:
+    """What a stage computes with: a model, how it is trained, on windows of so many tokens, and who teaches it."""
+
+    config: PretrainedConfig
+    training: Training
+    window: int
+    teacher: PretrainedConfig | None = None
+    distillation: Distillation | None = None
+
+
+@dataclass(frozen=True)
 class Stage:
     """One training.
 
@@ -47,7 +58,9 @@ class Stage:
         tokens: trained on.
         epochs: over the training windows; None where the data is not there yet, and its size not in the recipe.
         flops: of the training.
-        memory: bytes of weights, gradients and optimizer, and of a teacher's weights; activations come on top.
+        memory: bytes of weights, gradients and optimizer, and of a teacher's weights; activations come on top, for
+            which see `planned_memory`.
+        work: what is trained; None of a reference that is trained already.
     """
 
     name: str
@@ -58,6 +71,7 @@ class Stage:
     epochs: float | None
     flops: float
     memory: int
+    work: Work | None = None
 
     def seconds(self, flops_per_second: float) -> float:
         """How long the stage takes at this rate."""
@@ -153,7 +167,9 @@ def _rounds(recipe: Recipe, data: TrainingData | None, config_of: Configs) -> li
         if layers >= depth:
             break
         cut = cut_config(config, layers)
-        stages.append(stage(f"round {number}", cut, recipe.training, recipe.data, data, teacher))
+        stages.append(
+            stage(f"round {number}", cut, recipe.training, recipe.data, data, teacher, recipe.distillation)
+        )
     return stages
 
 
@@ -166,7 +182,8 @@ def _training(
     taught_by = config_of(teacher) if teacher is not None else None
     if taught_by is not None:
         check_teacher(taught_by, config)
-    return stage(recipe.name, config, recipe.training, recipe.data, data, taught_by), config
+    planned = stage(recipe.name, config, recipe.training, recipe.data, data, taught_by, recipe.distillation)
+    return planned, config
 
 
 def measured_rate(recipe: Recipe | TrainRecipe) -> float:
@@ -208,6 +225,7 @@ def stage(
     settings: Data,
     data: TrainingData | None,
     teacher: PretrainedConfig | None = None,
+    distillation: Distillation | None = None,
 ) -> Stage:
     """Cost of one training; of none, if the model is trained already."""
     model, window = on_meta(config), settings.window
@@ -228,4 +246,5 @@ def stage(
         epochs=tokens / available if available and tokens else None,
         flops=flops * tokens,
         memory=memory,
+        work=Work(config, training, window, teacher, distillation) if training else None,
     )

@@ -191,6 +191,19 @@ def test_plan_tells_every_stage(command, data: Path, tmp_path: Path) -> None:
     assert command("plan", path, "--flops-per-second", "-1").code == 2
 
 
+def test_plan_tells_the_memory_of_each_process(command, data: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", values(data, training=training(parallel="fsdp")))
+    result = command("plan", path, "--processes", 2)
+    assert result.code == 0, result.err
+    assert "Largest: reference, with 2 windows in one forward pass." in result.out
+    assert "In each of 2 processes: ddp" in result.out
+    assert "the recipe takes fsdp." in result.out
+    none, odd = command("plan", path, "--processes", 0), command("plan", path, "--processes", 3)
+    assert none.err == "error: --processes is 0, but must be at least 1\n"
+    assert "cannot be shared evenly by 3 processes" in odd.err
+    assert command("plan", path, "--device", "tpu").code == none.code == odd.code == 2
+
+
 def test_a_recipe_with_a_misspelt_key(command, data: Path, tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "recipe.yaml", values(data, training={"stpes": 3}))
     result = command("run", path, "-o", tmp_path / "run")

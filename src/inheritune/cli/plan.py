@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from inheritune.planned_memory import StageMemory
 
 WIDTHS = {"layers": 6, "params": 6, "tokens": 7, "epochs": 6, "FLOPs": 6, "memory": 8, "time": 11}
 """Least columns of a terminal for each figure: in a narrow one the names are folded, not the numbers."""
@@ -19,12 +22,20 @@ def plan_command(
     measure: Annotated[
         bool, typer.Option("--measure", help="Run a few steps here, and plan with their rate.")
     ] = False,
+    processes: Annotated[
+        int, typer.Option("--processes", help="How many processes train together (torchrun's).")
+    ] = 1,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", help="cpu or cuda: for whose memory to plan; by default what is here."),
+    ] = None,
 ) -> None:
     """Parameters, tokens, FLOPs, memory and hours of every stage, before anything runs."""
     from rich.table import Table
 
     from inheritune.cli.console import console, print_line, quiet
     from inheritune.config import Study
+    from inheritune.planned_memory import plan_memory
     from inheritune.planning import measured_rate, plan
     from inheritune.progress import duration
     from inheritune.recipe_file import load_any
@@ -33,8 +44,13 @@ def plan_command(
     quiet()
     if flops is not None and flops <= 0:
         raise ValueError(f"--flops-per-second is {flops}, but must be positive")
+    if processes < 1:
+        raise ValueError(f"--processes is {processes}, but must be at least 1")
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(f"--device is {device!r}, but must be cpu or cuda")
     settings = load_any(recipe)
     planned = plan(settings)
+    needs, warnings = plan_memory(planned, processes, device)
     if not measure:
         rate = flops
     elif isinstance(settings, Study):
@@ -54,15 +70,36 @@ def plan_command(
             count(stage.tokens) if stage.tokens else "trained",
             f"{stage.epochs:.2f}" if stage.epochs is not None else "?",
             f"{stage.flops:.1e}".replace("e+", "e"),
-            memory(stage.memory),
+            memory(needs[stage.name].chosen if stage.name in needs else stage.memory) if stage.work else "-",
         ]
         table.add_row(*cells, *([duration(stage.seconds(rate))] if rate else []))
     console.print(table)
     print_line(
-        "Rounds end at the first that reaches parity. Memory: weights, gradients and AdamW's moments in"
+        "Rounds end at the first that reaches parity. Memory: a process's tensors at the peak of a step;"
     )
-    print_line("float32, and a teacher's weights; activations come on top.")
+    print_line("the program itself, a GPU's context and what an allocator keeps in reserve come on top.")
+    for line in memory_lines(needs, processes):
+        print_line(line)
     if rate:
         print_line(f"Times at {rate:.3g} FLOP/s ({'measured here' if measure else 'given'}).")
-    for warning in planned.warnings:
+    for warning in [*planned.warnings, *warnings]:
         print_line(f"note: {warning}")
+
+
+def memory_lines(needs: dict[str, StageMemory], processes: int) -> list[str]:
+    """About the stage that needs most: its micro-batch, and what it would take with each strategy."""
+    from inheritune.report.quantities import memory
+
+    if not needs:
+        return []
+    name = max(needs, key=lambda name: needs[name].chosen)
+    largest = needs[name]
+    windows = f"{largest.micro_batch} window{'s' if largest.micro_batch > 1 else ''}"
+    lines = [f"Largest: {name}, with {windows} in one forward pass."]
+    if processes > 1:
+        told = {strategy: memory(size) for strategy, size in largest.needs.items()}
+        lines.append(
+            f"In each of {processes} processes: ddp {told['ddp']}, fsdp {told['fsdp']} (one process alone: "
+            f"{told['single']}); the recipe takes {largest.strategy}."
+        )
+    return lines

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inheritune.planned_memory import plan_memory, stage_memory
+from inheritune.planning import plan
+from tiny_data import write_shards
+from tiny_recipes import recipe, training
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(tmp_path_factory.mktemp("data"))
+
+
+def reference(data: Path, **changes: Any) -> Any:
+    return plan(recipe(data, training=training(**changes))).stages[0]
+
+
+def test_every_stage_and_strategy(data: Path) -> None:
+    planned = plan(recipe(data, distillation={}))
+    needs, warnings = plan_memory(planned, processes=2)
+    assert list(needs) == ["reference", "round 1"]
+    assert not warnings
+    for stage in planned.stages:
+        assert list(needs[stage.name].needs) == ["single", "ddp", "fsdp"]
+        assert needs[stage.name].strategy == "ddp"
+        assert needs[stage.name].chosen > stage.memory
+
+
+def test_the_micro_batch_is_that_of_each_process(data: Path) -> None:
+    stage = reference(data)
+    alone, together = stage_memory(stage), stage_memory(stage, processes=4)
+    assert alone is not None
+    assert together is not None
+    assert (alone.micro_batch, together.micro_batch) == (4, 1)
+    assert together.needs["ddp"] < together.needs["single"] == alone.chosen
+
+
+def test_a_gpu_that_is_not_here(data: Path) -> None:
+    stage = reference(data, device="auto", precision="auto", tokens_per_step=32_768)
+    on_cpu, on_gpu = stage_memory(stage, device="cpu"), stage_memory(stage, device="cuda")
+    assert on_cpu is not None
+    assert on_gpu is not None
+    assert (on_cpu.micro_batch, on_gpu.micro_batch) == (256, 512)
+    assert on_gpu.chosen < 2 * on_cpu.chosen  # logits are not held all at once
+
+
+@pytest.mark.parametrize(
+    ("processes", "words"),
+    [(0, "0 processes cannot train: give 1 or more"), (3, "shared evenly by 3 processes")],
+)
+def test_processes_that_cannot_share_a_step(data: Path, processes: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        stage_memory(reference(data), processes)
+
+
+def test_a_model_that_cannot_be_traced(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> int:
+        raise RuntimeError("depends on data\nand more")
+
+    monkeypatch.setattr("inheritune.planned_memory.memory_per_process", refuse)
+    needs, warnings = plan_memory(plan(recipe(data)))
+    assert not needs
+    assert warnings[0] == (
+        "reference: memory is without activations, as a step cannot be traced (depends on data)"
+    )
