@@ -4,9 +4,11 @@
 its processes, what they wrote to standard error, and how long it took. A job is
 
     {"recipe": {...}, "kind": "run" | "train", "directory": ..., "processes": 2,
-     "changes": {"1": {"training": ...}}, "kill": {"rank": 1, "saves": 2}, "environment": {...}}
+     "changes": {"1": {"training": ...}}, "kill": {"rank": 1, "saves": 2}, "stop": {"rank": 0, "step": 5},
+     "environment": {...}}
 
-`changes` are of single processes; `kill` ends one of them in the middle of its so-and-so-many-th checkpoint.
+`changes` are of single processes; `kill` ends one of them in the middle of its so-and-so-many-th checkpoint, and
+`stop` sends one of them SIGTERM while it works on a step (0-based).
 """
 
 from __future__ import annotations
@@ -90,6 +92,8 @@ def _child(job: dict[str, Any], rank: int, environment: dict[str, str], errors: 
     recipe.write_text(yaml.safe_dump(values))
     if job.get("kill", {}).get("rank") == rank:
         _die_while_saving(job["kill"]["saves"])
+    if job.get("stop", {}).get("rank") == rank:
+        _stop_in_step(job["stop"]["step"])
     sys.argv = ["inheritune", job.get("kind", "train"), str(recipe), "-o", job["directory"]]
     code = 1
     try:
@@ -116,6 +120,19 @@ def _die_while_saving(after: int) -> None:
             original(*arguments)
 
         setattr(checkpoint, name, save)
+
+
+def _stop_in_step(step: int) -> None:
+    from inheritune.training.step import Stepper
+
+    original = Stepper.__call__
+
+    def call(self: Stepper, number: int, *rest: Any, **options: Any) -> Any:
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, number, *rest, **options)
+
+    Stepper.__call__ = call  # type: ignore[method-assign]
 
 
 def main() -> None:

@@ -61,9 +61,10 @@ def measure_heads(
     depth = layer_count(model.config)
     size = batch or batch_size(model, inputs_nt.shape[1])
     starts = range(0, len(inputs_nt), size)
-    ranks: dict[int, list[Tensor]] = {start: [] for start in starts[world.rank :: world.size]}
-    masses: dict[int, list[Tensor]] = {start: [] for start in ranks}
-    for start in ranks:
+    mine = starts[world.rank :: world.size]
+    ranks: dict[int, list[Tensor]] = {start: [] for start in mine}
+    masses: dict[int, list[Tensor]] = {start: [] for start in mine}
+    for start in mine:
         inputs_bt = inputs_nt[start : start + size].to(model.device)
         mask_bt = None if padding_mask_nt is None else padding_mask_nt[start : start + size].to(model.device)
 

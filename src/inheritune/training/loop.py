@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -24,6 +24,7 @@ from inheritune.training import checkpoint
 from inheritune.training.checkpoint import Saver
 from inheritune.training.checks import warn_if_untrained
 from inheritune.training.device import Hardware, micro_batch
+from inheritune.training.float8 import without_float8
 from inheritune.training.interruption import Interrupted, signals
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.meter import Meter
@@ -104,8 +105,8 @@ def train(
         return _read_outcome(directory, trust_remote_code)
     size = micro_batch(training, data.window, hardware.device, world.size)
     order = Order(data.windows, training.tokens_per_step // data.window, training.seed, data.order)
-    world.on_first(lambda: directory.mkdir(parents=True, exist_ok=True))
     folder = directory / "checkpoints"
+    world.on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     started = start_or_resume(
         initial, loss, training, folder, hardware=hardware, trust_remote_code=trust_remote_code
     )
@@ -115,21 +116,24 @@ def train(
     saver = Saver(folder, training.checkpoints.keep, world)
     flops = placed.loss.flops_per_token(data.window) * training.tokens_per_step
     meter = Meter(Metrics(directory, training, state.step, world.first), training, hardware, flops, state)
-    due = Due(training, validation_interval(training, data))
     steps = ahead(
         training_steps(data, order, range(state.step, training.steps), size, hardware.device, world)
     )
     bar = ProgressBar(title, training.steps, "steps", state.step)
 
+    def measure(windows: int | Literal["all"]) -> WindowLosses:
+        with without_float8(model) if training.float8 else nullcontext():
+            return validate(placed.loss, windows)
+
     with bar, signals() as interrupted, closing(meter), closing(steps):
         try:
             if state.step == 0:
-                losses = validate(placed.loss, training.validation.windows)
+                losses = measure(training.validation.windows)
                 meter.validated(state, losses)
                 if inherited:
                     warn_if_untrained(losses.mean, model.config)
             for micro_batches in meter.timed(steps, state):
-                validates, saves = due.validation(state.step + 1), due.checkpoint(state.step + 1)
+                validates, saves = due_after(state.step + 1, training, data)
                 result = stepper(state.step, micro_batches, gradient_norms=validates)
                 stopping = world.any(interrupted())
                 if validates or saves or stopping:
@@ -138,7 +142,7 @@ def train(
                 bar.update(state.step, meter.note)
 
                 if validates and state.step < training.steps:
-                    losses = validate(placed.loss, training.validation.windows)
+                    losses = measure(training.validation.windows)
                     meter.validated(state, losses)
                     if stop(losses):
                         break
@@ -147,7 +151,7 @@ def train(
                 if stopping:
                     saver.wait()
                     raise Interrupted(f"stopped after step {state.step}; the same command goes on from there")
-            losses = validate(placed.loss, "all")
+            losses = measure("all")
             meter.validated(state, losses.thinned(training.validation.windows))  # as the ones before it
             saver.wait()
         except NonFiniteError as error:
@@ -179,21 +183,11 @@ def validation_interval(training: Training, data: TrainingData) -> int:
     return max(1, -(-training.steps // 20), round(affordable + 0.5))
 
 
-@dataclass(frozen=True)
-class Due:
-    """What is to be done after a step, besides training."""
-
-    training: Training
-    validation_every: int
-
-    def validation(self, step: int) -> bool:
-        """Whether the loss on held-out windows is due after so many steps; it is at the end."""
-        return step % self.validation_every == 0 or step == self.training.steps
-
-    def checkpoint(self, step: int) -> bool:
-        """Whether a checkpoint is."""
-        every = self.training.checkpoints.every
-        return step % (max(1, -(-self.training.steps // 20)) if every == "auto" else every) == 0
+def due_after(step: int, training: Training, data: TrainingData) -> tuple[bool, bool]:
+    """Whether a validation, and whether a checkpoint, is due after so many steps; the end is validated anyway."""
+    every = training.checkpoints.every
+    validates = step % validation_interval(training, data) == 0 or step == training.steps
+    return validates, step % (max(1, -(-training.steps // 20)) if every == "auto" else every) == 0
 
 
 def _write_result(

@@ -18,15 +18,18 @@ from inheritune.models.size import flops_per_token
 from inheritune.training.world import ALONE, World
 
 CHUNK = 4_096
-"""Tokens whose logits are held at once where torch has no fused loss."""
+"""Tokens whose logits are held at once where they are made in chunks."""
+
+WHOLE = 2**30
+"""Logits that compiled code on a GPU holds at once; in bfloat16 2 GiB, and as much for their gradient."""
 
 
 class NextTokenLoss(nn.Module):
     """Mean cross entropy of a batch of windows, in nats per token.
 
     Where logits are a linear map of the last hidden state, head and cross entropy are computed together
-    (`torch.nn.functional.linear_cross_entropy`); models that do more to their logits (soft-capping in Gemma 2,
-    scaling in Cohere) compute them themselves.
+    (`linear_cross_entropy`); models that do more to their logits (soft-capping in Gemma 2, scaling in Cohere)
+    compute them themselves.
 
     Args:
         model: whose loss it is.
@@ -83,14 +86,13 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Mean cross entropy of `hidden @ weight.T + bias` against class indices.
 
-    On a GPU the logits of all tokens would be the largest tensor of the step, so they are made in chunks. On a
-    CPU the chunked form costs more time than it saves memory (measured), so they are made at once.
+    Compiled code holds logits in the type of autocast only, and needs them once, so they are made at once as long as
+    they are not too many; so they are on a CPU, where anything else costs more time than it saves memory (measured).
+    Otherwise, in eager code on a GPU, they would be the largest tensors of the step, so they are made in chunks.
     """
-    if hidden_nd.device.type == "cpu":
+    few = len(hidden_nd) * len(weight_vd) <= WHOLE
+    if hidden_nd.device.type == "cpu" or (few and torch.compiler.is_compiling()):
         return F.cross_entropy(F.linear(hidden_nd, weight_vd, bias_v).float(), targets_n)
-    if hasattr(F, "linear_cross_entropy"):
-        options = nn.LinearCrossEntropyOptions()
-        return F.linear_cross_entropy(hidden_nd, weight_vd, targets_n, linear_bias=bias_v, options=options)
     return chunked_cross_entropy(hidden_nd, weight_vd, bias_v, targets_n)
 
 

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from inheritune.config import Parallel, Training
 from inheritune.initialization import choose
 from inheritune.models.architecture import blocks, parameter_count
+from inheritune.models.attention import use_causal_attention
 from inheritune.models.size import on_meta
 from inheritune.training.device import Hardware
 from inheritune.training.loss import NextTokenLoss
@@ -90,10 +91,21 @@ def place(loss: NextTokenLoss, training: Training, hardware: Hardware) -> Placed
     checkpoint_activations(model, training)
     if world.size == 1:
         loss.to(hardware.device)
-        return Placed(loss, torch.compile(loss) if hardware.compile else loss, "single", world)
+        if not hardware.compile:
+            return Placed(loss, loss, "single", world)
+        for each in _models_of(loss):
+            use_causal_attention(each)
+        return Placed(loss, torch.compile(loss), "single", world)
     strategy = choose_strategy(training.parallel, loss, hardware)
+    if strategy == "fsdp" and training.float8:
+        raise ValueError(
+            "`float8` was only tried on whole weights, and fsdp shares them out: use `parallel: ddp`"
+        )
     if hardware.compile:
-        for block in _blocks_of(loss):
+        layers = _blocks_of(loss)
+        # Blocks that differ in a number, as GPT-2's in their scale of attention, are compiled one by one.
+        torch._dynamo.config.recompile_limit = max(8, 4 * len(layers))
+        for block in layers:
             block.compile()  # each alone, so that communication happens between them
     if strategy == "fsdp":
         _shard(loss, hardware)
@@ -162,9 +174,12 @@ def _shard(loss: NextTokenLoss, hardware: Hardware) -> None:
 
 def _blocks_of(loss: NextTokenLoss) -> list[nn.Module]:
     """The blocks of every model in a loss, the teacher's too."""
-    models = [module for module in loss.modules() if isinstance(module, PreTrainedModel)]
-    outermost = [m for m in models if not any(m is not other and m in other.modules() for other in models)]
-    return [block for model in outermost for block in blocks(model)]
+    return [block for model in _models_of(loss) for block in blocks(model)]
+
+
+def _models_of(loss: NextTokenLoss) -> list[PreTrainedModel]:
+    losses = [module for module in loss.modules() if isinstance(module, NextTokenLoss)]
+    return [one.model for one in losses]
 
 
 def _receive(module: nn.Module, device: torch.device) -> None:

@@ -14,6 +14,7 @@ from inheritune.models.pretrained import load_model
 from inheritune.training import checkpoint
 from inheritune.training.checkpoint import TrainState
 from inheritune.training.device import Hardware
+from inheritune.training.float8 import convert
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.parallel import Placed, made_by_first, place
@@ -63,11 +64,10 @@ def start_or_resume(
         return initial().to(torch.float32)
 
     model = made_by_first(first_weights, world)
+    objective = loss(model, world)
     if training.float8:
-        from inheritune.training.float8 import convert
-
-        convert(model)
-    placed = place(loss(model, world), training, hardware)
+        convert(model, hardware.device)  # after the loss has tried the model, which may be on a CPU still
+    placed = place(objective, training, hardware)
     optimizer = make_optimizer(model, training.optimizer)
     if path is not None:
         checkpoint.restore_optimizer(path, model, optimizer, world)

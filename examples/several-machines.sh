@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# A run on several machines that share a file system. On each of them, in the same folder:
+#   MACHINES=2 MEET=first-machine:29500 examples/several-machines.sh recipe.yaml -o runs/mine
+# MEET is a free port of one of the machines. RUN tells runs apart that meet at the same place.
+set -euo pipefail
+exec torchrun --nnodes "$MACHINES" --nproc-per-node "${PROCESSES:-gpu}" \
+    --rdzv-backend c10d --rdzv-endpoint "$MEET" --rdzv-id "${RUN:-inheritune}" \
+    -m inheritune run "$@"

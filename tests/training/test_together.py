@@ -1,0 +1,266 @@
+"""Several processes train as one would, stop as one, and go on from each other's checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny_data
+from tiny_recipes import ARCHITECTURE, training
+from worlds import free_port, run_jobs
+
+LAYOUTS: dict[str, tuple[int, str]] = {
+    "single": (1, "auto"),
+    "ddp-2": (2, "ddp"),
+    "fsdp-2": (2, "fsdp"),
+    "ddp-4": (4, "ddp"),
+    "fsdp-4": (4, "fsdp"),
+}
+LOST = 3
+INTERRUPTED = 130
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_data.write_shards(tmp_path_factory.mktemp("shards"))
+
+
+def train_recipe(data: Path, **changes: Any) -> dict[str, Any]:
+    """Values for `inheritune train`."""
+    values = {
+        "name": "tiny",
+        "data": {"path": str(data), "window": 32},
+        "model": {"architecture": ARCHITECTURE},
+        "training": training(),
+    }
+    return values | changes
+
+
+def job(layout: str, recipe: dict[str, Any], directory: Path, **more: Any) -> dict[str, Any]:
+    processes, strategy = LAYOUTS[layout]
+    recipe = {**recipe, "training": {**recipe["training"], "parallel": {"strategy": strategy}}}
+    return {"recipe": recipe, "directory": str(directory), "processes": processes, **more}
+
+
+def succeed(jobs: list[dict[str, Any]]) -> None:
+    for asked, done in zip(jobs, run_jobs(jobs), strict=True):
+        assert set(done["codes"].values()) == {0}, (asked["directory"], done["errors"])
+
+
+def rows(directory: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == kind]
+
+
+def weights(directory: Path) -> torch.Tensor:
+    tensors = load_file(directory / "model/model.safetensors")
+    return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
+
+
+def test_fifty_steps_are_those_of_one_process(data: Path, tmp_path: Path) -> None:
+    recipe = train_recipe(data, training=training(steps=50, log_every=1))
+    succeed([job(layout, recipe, tmp_path / layout) for layout in LAYOUTS])
+    alone = rows(tmp_path / "single", "train")
+    for layout in LAYOUTS:
+        found = rows(tmp_path / layout, "train")
+        assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in alone], rel=1e-6)
+        assert [row["gradient_norm"] for row in found] == pytest.approx(
+            [row["gradient_norm"] for row in alone], rel=1e-4
+        )
+        assert [row["tokens"] for row in found] == [row["tokens"] for row in alone]
+        first, expected = rows(tmp_path / layout, "validation")[0], rows(tmp_path / "single", "validation")[0]
+        assert first["loss"] == expected["loss"], "the same weights have the same validation loss, exactly"
+
+
+@pytest.mark.parametrize("layout", ["fsdp-2", "ddp-2"])
+def test_distillation_and_activation_checkpointing(data: Path, tmp_path: Path, layout: str) -> None:
+    """A sharded teacher teaches the same, and activations that are made again are the same ones."""
+    succeed([job("single", train_recipe(data), tmp_path / "teacher")])
+    recipe = train_recipe(
+        data,
+        model={"pretrained": str(tmp_path / "teacher/model")},
+        initialization={"layers": "first 2"},
+        distillation={"alpha": 0.6},
+    )
+    again = {**recipe, "training": {**recipe["training"], "activation_checkpointing": "all"}}
+    succeed(
+        [
+            job("single", recipe, tmp_path / "single"),
+            job(layout, recipe, tmp_path / "together"),
+            job(layout, again, tmp_path / "again"),
+        ]
+    )
+    expected = [row["loss"] for row in rows(tmp_path / "single", "train")]
+    for name in ("together", "again"):
+        assert [row["loss"] for row in rows(tmp_path / name, "train")] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def stopped(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trainings of each layout that were stopped in their sixth step, and one that was not."""
+    folder = tmp_path_factory.mktemp("stopped")
+    jobs = [
+        job(layout, train_recipe(data), folder / layout, stop={"rank": LAYOUTS[layout][0] - 1, "step": 5})
+        for layout in ("single", "ddp-2", "fsdp-4")
+    ]
+    for done in run_jobs(jobs):
+        assert set(done["codes"].values()) == {INTERRUPTED}, done["errors"]
+        for error in done["errors"].values():
+            assert "stopped after step 6; the same command goes on from there" in error
+    succeed([job("single", train_recipe(data), folder / "undisturbed")])
+    return folder
+
+
+@pytest.mark.parametrize("saved", ["single", "ddp-2", "fsdp-4"])
+def test_a_checkpoint_is_gone_on_with_in_any_layout(
+    data: Path, stopped: Path, tmp_path: Path, saved: str
+) -> None:
+    jobs = []
+    for layout in ("single", "ddp-2", "fsdp-4"):
+        shutil.copytree(stopped / saved, tmp_path / layout)
+        jobs.append(job(layout, train_recipe(data), tmp_path / layout))
+    succeed(jobs)
+    expected = weights(stopped / "undisturbed")
+    for layout in ("single", "ddp-2", "fsdp-4"):
+        rest = [row["step"] for row in rows(tmp_path / layout, "train")]
+        assert rest == [2, 4, 6, 8, 10, 12]
+        torch.testing.assert_close(weights(tmp_path / layout), expected, rtol=1e-2, atol=3e-5)
+
+
+@pytest.mark.parametrize(("layout", "victim"), [("ddp-2", 0), ("fsdp-2", 1), ("fsdp-2", 0)])
+def test_one_process_killed_in_the_middle_of_saving(
+    data: Path, tmp_path: Path, layout: str, victim: int
+) -> None:
+    recipe = train_recipe(data)
+    killed, goes_on, undisturbed = run_jobs(
+        [
+            job(layout, recipe, tmp_path / "killed", kill={"rank": victim, "saves": 2}),
+            job(layout, recipe, tmp_path / "killed"),
+            job(layout, recipe, tmp_path / "undisturbed"),
+        ]
+    )
+    survivor = str(1 - victim)
+    assert killed["codes"] == {str(victim): -9, survivor: LOST}
+    assert (
+        f"(process {survivor} of 2): process {survivor} of 2 lost another process"
+        in killed["errors"][survivor]
+    )
+    assert "Traceback" not in killed["errors"][survivor]
+    assert killed["seconds"] < 60
+    assert set(goes_on["codes"].values()) | set(undisturbed["codes"].values()) == {0}
+    assert torch.equal(weights(tmp_path / "killed"), weights(tmp_path / "undisturbed"))
+
+
+def test_algorithm_1_together(data: Path, tmp_path: Path) -> None:
+    """The whole of it, with an analysis for the first cut, a second round, and the same verdict as alone."""
+    recipe = {
+        "name": "tiny",
+        "data": {"path": str(data), "window": 32},
+        "reference": {"architecture": ARCHITECTURE},
+        "start_layers": "auto",
+        "grow": {"layers": 1, "max_rounds": 2, "mode": "append"},
+        "parity": {"margin": -100.0},
+        "training": training(),
+    }
+    layouts = ("single", "ddp-2", "fsdp-2")
+    succeed([job(layout, recipe, tmp_path / layout, kind="run") for layout in layouts])
+    alone = json.loads((tmp_path / "single/summary.json").read_text())
+    ranks = json.loads((tmp_path / "single/reference/analysis.json").read_text())["analyses"][0]
+    assert len(alone["rounds"]) == 2
+    for layout in layouts[1:]:
+        found = json.loads((tmp_path / layout / "summary.json").read_text())
+        assert found["verdict"] == alone["verdict"] == "no parity"
+        assert [r["layers"] for r in found["rounds"]] == [r["layers"] for r in alone["rounds"]]
+        losses = [r["loss"] for r in found["rounds"]]
+        assert losses == pytest.approx([r["loss"] for r in alone["rounds"]], rel=1e-5)
+        theirs = json.loads((tmp_path / layout / "reference/analysis.json").read_text())["analyses"][0]
+        for name in ("ranks", "masses", "windows", "cut"):
+            assert theirs[name] == ranks[name], name
+        assert (tmp_path / layout / "final/model.safetensors").exists()
+
+
+def test_validation_of_the_same_model_is_identical(data: Path, tmp_path: Path) -> None:
+    succeed([job("single", train_recipe(data), tmp_path / "reference")])
+    recipe = {
+        "name": "tiny",
+        "data": {"path": str(data), "window": 8},
+        "reference": {"pretrained": str(tmp_path / "reference/model")},
+        "grow": {"max_rounds": 1},
+        "training": training(steps=3, tokens_per_step=64),
+    }
+    layouts = ("single", "ddp-2", "fsdp-2", "fsdp-4")
+    succeed([job(layout, recipe, tmp_path / layout, kind="run") for layout in layouts])
+    losses = [
+        np.array(json.loads((tmp_path / layout / "reference/validation.json").read_text())["losses"])
+        for layout in layouts
+    ]
+    assert len(losses[0]) == 249
+    for found in losses[1:]:
+        assert np.array_equal(found, losses[0])
+
+
+def failed(data: Path, directory: Path, **more: Any) -> dict[str, Any]:
+    """The one job's end, after making sure that nobody hung and everybody said why in a sentence."""
+    changes = more.pop("training", {})
+    recipe = train_recipe(data, training=training(**changes))
+    (done,) = run_jobs([{"recipe": recipe, "directory": str(directory), "processes": 2, **more}])
+    assert done["seconds"] < 60
+    for error in done["errors"].values():
+        assert "Traceback" not in error, error
+        assert error.count("error (process") == 1, error
+    return done
+
+
+def test_windows_that_cannot_be_shared(data: Path, tmp_path: Path) -> None:
+    done = failed(data, tmp_path / "out", training={"tokens_per_step": 96})
+    assert done["codes"] == {"0": 2, "1": 2}
+    for error in done["errors"].values():
+        assert "a step of 3 windows cannot be shared evenly by 2 processes: make tokens_per_step" in error
+
+
+def test_a_backend_that_is_not_there(data: Path, tmp_path: Path) -> None:
+    done = failed(data, tmp_path / "out", training={"parallel": {"backend": "pigeon"}})
+    assert done["codes"] == {"0": 2, "1": 2}
+    for error in done["errors"].values():
+        assert "this torch has no backend 'pigeon' for parallel training" in error
+
+
+def test_two_recipes(data: Path, tmp_path: Path) -> None:
+    other = {"training": training(parallel={"strategy": "fsdp"}, seed=1)}
+    done = failed(data, tmp_path / "out", changes={"1": other})
+    assert done["codes"] == {"0": 2, "1": 2}
+    for error in done["errors"].values():
+        assert "process 1 was started with something else than process 0" in error
+        assert "training.parallel.strategy: auto -> fsdp; training.seed: 0 -> 1" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_process_that_does_not_come(data: Path, tmp_path: Path) -> None:
+    done = failed(data, tmp_path / "out", ranks=[0], training={"parallel": {"join_seconds": 2}})
+    assert done["codes"] == {"0": 2}
+    assert "waited 2 s at 127.0.0.1:" in done["errors"]["0"]
+    assert "for all 2 processes, and they did not come" in done["errors"]["0"]
+
+
+def test_a_meeting_place_that_an_earlier_start_left(data: Path, tmp_path: Path) -> None:
+    port = free_port()
+    store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    store.add("inheritune/0", 1)
+    store.add("inheritune/1", 1)
+    done = failed(data, tmp_path / "out", port=port, environment={"TORCHELASTIC_USE_AGENT_STORE": "True"})
+    assert done["codes"] == {"0": 2, "1": 2}
+    for rank, error in done["errors"].items():
+        assert f"process {rank} of 2 is at 127.0.0.1:{port} already: an earlier start" in error
+
+
+def test_work_for_one(data: Path, tmp_path: Path) -> None:
+    done = failed(data, tmp_path / "out", kind="study")
+    assert done["codes"] == {"0": 2, "1": 2}
+    assert "`inheritune study` is work for one process, and torchrun started 2" in done["errors"]["1"]
