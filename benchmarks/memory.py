@@ -1,10 +1,10 @@
 """Memory of a training step: what `inheritune plan` says, and what the processes were seen to take.
 
-    python benchmarks/memory.py [--cases gpt2,llama] [--strategies single,ddp,fsdp] [--device cuda]
+    python benchmarks/memory.py [--cases gpt2,llama] [--strategies single,ddp,fsdp] [--processes 4] [--device cuda]
 
-Every measurement is taken in processes of its own, one or two, with the loop's own step, `parallel.place` and
+Every measurement is taken in processes of its own, one or more, with the loop's own step, `parallel.place` and
 optimizer. On a CPU it is the peak of the resident memory (VmHWM) in the third step, less what the process had after
-a step of a tiny model, with glibc told to hand large blocks back at once; with two processes it is the larger one's.
+a step of a tiny model, with glibc told to hand large blocks back at once; of several processes it is the largest.
 On a GPU it is `torch.cuda.max_memory_allocated`, of one process. Printed: GiB told and measured, and their ratio.
 """
 
@@ -37,15 +37,15 @@ from inheritune.training.world import joined
 GLIBC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 STEPS = 3
 """The first makes the optimizer's state, and after it DDP sorts its buckets anew."""
-GPT2 = {"preset": "gpt2-small", "n_layer": 3, "n_embd": 512, "n_head": 8, "n_positions": 256}
-DEEP = {**GPT2, "n_layer": 10, "vocab_size": 4096}
+GPT2 = {"preset": "gpt2-small", "n_layer": 3, "n_embd": 768, "n_head": 12, "n_positions": 256}
+DEEP = {**GPT2, "n_layer": 10, "n_embd": 640, "n_head": 10, "vocab_size": 4096}
 LLAMA = {
     "model_type": "llama",
-    "num_hidden_layers": 5,
-    "hidden_size": 512,
-    "intermediate_size": 1408,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
+    "num_hidden_layers": 6,
+    "hidden_size": 768,
+    "intermediate_size": 2048,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
     "vocab_size": 4096,
     "tie_word_embeddings": False,
 }
@@ -70,11 +70,10 @@ CASES: dict[str, dict[str, Any]] = {
         "checkpointing": "all",
     },
 }
-TINY = {"model": {**LLAMA, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}, "window": 16}
+TINY = {"model": {**LLAMA, "hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 1}, "window": 16}
 
 
-def training_of(case: dict[str, Any], device: str, strategy: str) -> Training:
-    processes = 1 if strategy == "single" else 2
+def training_of(case: dict[str, Any], device: str, strategy: str, processes: int) -> Training:
     return Training.model_validate(
         {
             "tokens_per_step": case["window"] * case.get("size", 1) * case.get("count", 1) * processes,
@@ -88,7 +87,7 @@ def training_of(case: dict[str, Any], device: str, strategy: str) -> Training:
     )
 
 
-def told(case: dict[str, Any], device: str, strategy: str) -> int:
+def told(case: dict[str, Any], device: str, strategy: str, processes: int) -> int:
     """What the plan says."""
     teacher = case.get("teacher")
     step = Step(
@@ -102,7 +101,7 @@ def told(case: dict[str, Any], device: str, strategy: str) -> int:
         teacher=architecture_config(teacher) if teacher else None,
         distillation=Distillation() if teacher else None,
     )
-    return memory_per_process(step, strategy, 1 if strategy == "single" else 2)  # type: ignore[arg-type]
+    return memory_per_process(step, strategy, processes)  # type: ignore[arg-type]
 
 
 def stepper_of(case: dict[str, Any], training: Training, hardware: Hardware) -> Stepper:
@@ -144,32 +143,31 @@ def peak(hardware: Hardware) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def measure_here(name: str, device: str, strategy: str, results: Any) -> None:
+def measure_here(name: str, device: str, strategy: str, processes: int, results: Any) -> None:
     """In one of the processes: send what it took."""
-    case, training = CASES[name], training_of(CASES[name], device, strategy)
+    case, training = CASES[name], training_of(CASES[name], device, strategy, processes)
     with joined(training) as world:
         hardware = choose_hardware(training, world)
-        take_steps(TINY, training_of(TINY, device, strategy), hardware, 2)
+        take_steps(TINY, training_of(TINY, device, strategy, processes), hardware, 2)
         before = psutil.Process().memory_info().rss if device == "cpu" else torch.cuda.memory_allocated()
         results.put(take_steps(case, training, hardware, STEPS) - before)
 
 
-def measured(name: str, device: str, strategy: str) -> int:
-    """What the larger of the processes took."""
+def measured(name: str, device: str, strategy: str, size: int) -> int:
+    """What the largest of the processes took."""
     # Forked, so that torch and transformers are imported once.
     context = torch.multiprocessing.get_context("fork")
     results = context.SimpleQueue()
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    size = 1 if strategy == "single" else 2
     processes = []
     for rank in range(size):
         os.environ.update(
             RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size)
         )
         os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
-        processes.append(context.Process(target=measure_here, args=(name, device, strategy, results)))
+        processes.append(context.Process(target=measure_here, args=(name, device, strategy, size, results)))
         processes[-1].start()
     for process in processes:
         process.join()
@@ -184,6 +182,7 @@ def main() -> None:
     )
     parser.add_argument("--cases", default="", help="parts of their names, with semicolons between them")
     parser.add_argument("--strategies", default="single,ddp,fsdp")
+    parser.add_argument("--processes", type=int, default=2, help="of ddp and fsdp")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
     if GLIBC.items() - os.environ.items():  # it is read when a program starts
@@ -192,10 +191,11 @@ def main() -> None:
     torch.set_num_threads(1)
     strategies = options.strategies.split(",") if options.device == "cpu" else ["single"]
     names = [name for name in CASES if any(part in name for part in options.cases.split(";"))]
+    count = {strategy: 1 if strategy == "single" else options.processes for strategy in strategies}
     seen: dict[tuple[str, str], int] = {}
     for name, strategy in itertools.product(names, strategies):
         try:
-            seen[name, strategy] = measured(name, options.device, strategy)
+            seen[name, strategy] = measured(name, options.device, strategy, count[strategy])
         except RuntimeError as error:
             print(error, flush=True)
             continue
@@ -205,7 +205,7 @@ def main() -> None:
         name,
         strategy,
     ), taken in seen.items():  # only now, as a program that has used autograd cannot be forked
-        ours = told(CASES[name], options.device, strategy)
+        ours = told(CASES[name], options.device, strategy, count[strategy])
         print(
             f"{name:36}{strategy:10}{ours / 2**30:8.3f}{taken / 2**30:10.3f}{ours / taken:8.3f}", flush=True
         )

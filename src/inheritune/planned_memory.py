@@ -23,11 +23,13 @@ class StageMemory:
         strategy: what the training would use.
         needs: strategy -> bytes; of one process alone too.
         micro_batch: windows in one forward pass.
+        alone: windows in one forward pass of a process that trains alone.
     """
 
     strategy: Strategy
     needs: dict[Strategy, int]
     micro_batch: int
+    alone: int
 
     @property
     def chosen(self) -> int:
@@ -97,13 +99,13 @@ def stage_memory(stage: Stage, processes: int = 1, device: str | None = None) ->
     )
     needs: dict[Strategy, int] = {"single": memory_per_process(alone, "single")}
     if processes == 1:
-        return StageMemory("single", needs, step.micro_batch)
+        return StageMemory("single", needs, step.micro_batch, alone.micro_batch)
     needs["ddp"] = memory_per_process(step, "ddp", processes)
     needs["fsdp"] = memory_per_process(step, "fsdp", processes)
     wanted = training.parallel.strategy
     if wanted == "auto":
         wanted = "ddp" if _fits(stage.memory, on, processes) else "fsdp"
-    return StageMemory(wanted, needs, step.micro_batch)
+    return StageMemory(wanted, needs, step.micro_batch, alone.micro_batch)
 
 
 def _fits(size: int, on: torch.device, processes: int) -> bool:

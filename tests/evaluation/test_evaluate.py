@@ -399,7 +399,8 @@ def test_validation_is_that_of_training(pair: list[str], text: Path) -> None:
     hardware = choose_hardware(Training.model_validate(training()))
     split = open_split(text, "validation")
     losses = [
-        validate(NextTokenLoss(AutoModelForCausalLM.from_pretrained(path)), split, 100, hardware) for path in pair
+        validate(NextTokenLoss(AutoModelForCausalLM.from_pretrained(path)), split, 100, hardware)
+        for path in pair
     ]
     assert (found.windows, found.window, found.split) == (19, 100, "validation")
     assert [score.value for score in found.scores] == [one.mean for one in losses]

@@ -16,10 +16,16 @@ import torch
 from safetensors import SafetensorError
 
 import tiny_data
+from inheritune.config import Training
+from inheritune.models.pretrained import load_model
 from inheritune.recipe import run
+from inheritune.recipe_file import differences
 from inheritune.training import checkpoint, loop
 from inheritune.training.interruption import Interrupted
-from tiny_recipes import recipe, training, values
+from inheritune.training.optimizer import make_optimizer
+from inheritune.training.world import ALONE
+from tiny_models import tiny_model, tokens
+from tiny_recipes import make_stepper, recipe, training, values
 
 
 @pytest.fixture(scope="module")
@@ -201,3 +207,43 @@ def test_the_command_stops_on_sigterm_and_goes_on(data: Path, tmp_path: Path) ->
     assert "the same command goes on from there" in errors
     assert "Traceback" not in errors
     assert len(list((tmp_path / "run/reference/checkpoints").iterdir())) == 1
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model("gpt2")
+    settings = Training.model_validate(training())
+    optimizer = make_optimizer(model, settings.optimizer)
+    stepper = make_stepper(model, optimizer, settings)
+    stepper(0, [(tokens(2, 16), tokens(2, 16, seed=1))])
+    saved = {name: value.clone() for name, value in model.state_dict().items()}
+    original, may_write = checkpoint.save_file, threading.Event()
+
+    def slow(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        assert may_write.wait(60)
+        original(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    saver = checkpoint.Saver(tmp_path, 2, ALONE)
+    saver.save(model, optimizer, checkpoint.TrainState(step=1, recipe="x"))
+    stepper(1, [(tokens(2, 16), tokens(2, 16, seed=1))])
+    assert not checkpoint.all_in(tmp_path), "it is not complete, so it is not there"
+    may_write.set()
+    saver.wait()
+    path, state = checkpoint.newest(tmp_path, "x") or (None, None)
+    assert path is not None and state is not None and state.step == 1
+    for name, value in load_model(path).state_dict().items():
+        assert torch.equal(value, saved[name]), "the weights of the step it was asked for, not of the next"
+
+
+def test_how_a_training_is_computed_is_no_part_of_what_it_is() -> None:
+    plain = Training.model_validate(training())
+    spread = Training.model_validate(
+        training(parallel="fsdp", micro_batch=1, activation_checkpointing="every 2")
+    )
+    assert spread.parallel.strategy == "fsdp"
+    assert checkpoint.fingerprint(spread) == checkpoint.fingerprint(plain)
+    assert differences(plain, Training.model_validate(training(seed=1)))
+    with pytest.raises(ValueError, match="it is 'most', but should be none, all, a list of block numbers"):
+        Training.model_validate(training(activation_checkpointing="most"))

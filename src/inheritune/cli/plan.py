@@ -94,12 +94,16 @@ def memory_lines(needs: dict[str, StageMemory], processes: int) -> list[str]:
         return []
     name = max(needs, key=lambda name: needs[name].chosen)
     largest = needs[name]
-    windows = f"{largest.micro_batch} window{'s' if largest.micro_batch > 1 else ''}"
-    lines = [f"Largest: {name}, with {windows} in one forward pass."]
+    lines = [f"Largest: {name}, with {windows(largest.micro_batch)} in one forward pass."]
     if processes > 1:
         told = {strategy: memory(size) for strategy, size in largest.needs.items()}
         lines.append(
-            f"In each of {processes} processes: ddp {told['ddp']}, fsdp {told['fsdp']} (one process alone: "
-            f"{told['single']}); the recipe takes {largest.strategy}."
+            f"In each of {processes} processes: ddp {told['ddp']}, fsdp {told['fsdp']}; the recipe takes "
+            f"{largest.strategy}. One process alone, with {windows(largest.alone)}: {told['single']}."
         )
     return lines
+
+
+def windows(count: int) -> str:
+    """So many windows."""
+    return f"{count} window{'' if count == 1 else 's'}"
