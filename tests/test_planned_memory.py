@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from inheritune.planned_memory import plan_memory, stage_memory
-from inheritune.planning import plan
+from inheritune.planning import KNOWN_RATES, known_rate, plan
 from tiny_data import write_shards
 from tiny_recipes import recipe, training
 
@@ -68,3 +68,15 @@ def test_a_model_that_cannot_be_traced(data: Path, monkeypatch: pytest.MonkeyPat
     assert warnings[0] == (
         "reference: memory is without activations, as a step cannot be traced (depends on data)"
     )
+
+
+def test_the_rate_of_a_gpu_that_was_measured_before(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu = recipe(data, training=training(device="cuda", precision="auto"))
+    assert known_rate(on_gpu) is None  # none is here
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert known_rate(on_gpu) == KNOWN_RATES["NVIDIA H100 80GB HBM3"]
+    assert known_rate(on_gpu, device="cpu") is None
+    assert known_rate(recipe(data, training=training(device="cuda", precision="fp32"))) is None
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "another")
+    assert known_rate(on_gpu) is None

@@ -30,6 +30,9 @@ from inheritune.training.step import Stepper
 MEASURED_LAYERS = 2
 MEASURED_STEPS = 3
 
+KNOWN_RATES = {"NVIDIA H100 80GB HBM3": 4.4e14}
+"""GPU as torch names it -> FLOP/s of one in bf16, compiled: the least that `benchmarks/gpu.py` saw there."""
+
 
 Configs = Callable[[ModelSource], PretrainedConfig]
 """Configuration of a pretrained model, wherever it is; of a row of a study, before it is trained."""
@@ -208,6 +211,17 @@ def measured_rate(recipe: Recipe | TrainRecipe) -> float:
         stepper(step, [(tokens, tokens)])
         seconds.append(time.perf_counter() - started)
     return flops_per_token(model, window) * size * window / statistics.median(seconds[1:])
+
+
+def known_rate(recipe: Recipe | TrainRecipe | Study, device: str | None = None) -> float | None:
+    """FLOP/s of the GPU that is here, if it was measured before and the recipe trains on it, compiled and in bf16."""
+    if device == "cpu" or not torch.cuda.is_available():
+        return None
+    if not isinstance(recipe, Study):
+        training = recipe.training
+        if training.device == "cpu" or training.precision == "fp32" or training.compile is False:
+            return None
+    return KNOWN_RATES.get(torch.cuda.get_device_name())
 
 
 def reference_config(

@@ -36,7 +36,7 @@ def plan_command(
     from inheritune.cli.console import console, print_line, quiet
     from inheritune.config import Study
     from inheritune.planned_memory import plan_memory
-    from inheritune.planning import measured_rate, plan
+    from inheritune.planning import known_rate, measured_rate, plan
     from inheritune.progress import duration
     from inheritune.recipe_file import load_any
     from inheritune.report.quantities import count, memory
@@ -51,12 +51,12 @@ def plan_command(
     settings = load_any(recipe)
     planned = plan(settings)
     needs, warnings = plan_memory(planned, processes, device)
-    if not measure:
-        rate = flops
-    elif isinstance(settings, Study):
+    if measure and isinstance(settings, Study):
         raise ValueError("--measure is for a single recipe; give a study's rate with --flops-per-second")
-    else:
-        rate = measured_rate(settings)
+    whence = "measured here" if measure else "given"
+    rate = measured_rate(settings) if measure and not isinstance(settings, Study) else flops
+    if rate is None and (known := known_rate(settings, device)):
+        rate, whence = processes * known, f"{processes} x what this kind of GPU was measured to do"
 
     table = Table(title=settings.name, box=None, padding=(0, 1, 0, 0), header_style="dim")
     table.add_column("stage", overflow="fold")
@@ -77,11 +77,11 @@ def plan_command(
     print_line(
         "Rounds end at the first that reaches parity. Memory: a process's tensors at the peak of a step;"
     )
-    print_line("the program itself, a GPU's context and what an allocator keeps in reserve come on top.")
+    print_line("the program, a GPU's context and an allocator's reserve come on top; compiled steps can take less.")
     for line in memory_lines(needs, processes):
         print_line(line)
     if rate:
-        print_line(f"Times at {rate:.3g} FLOP/s ({'measured here' if measure else 'given'}).")
+        print_line(f"Times at {rate:.3g} FLOP/s ({whence}).")
     for warning in [*planned.warnings, *warnings]:
         print_line(f"note: {warning}")
 
