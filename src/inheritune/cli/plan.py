@@ -77,7 +77,9 @@ def plan_command(
     print_line(
         "Rounds end at the first that reaches parity. Memory: a process's tensors at the peak of a step;"
     )
-    print_line("the program, a GPU's context and an allocator's reserve come on top; compiled steps can take less.")
+    print_line(
+        "the program, a GPU's context and an allocator's reserve come on top; compiled steps can take less."
+    )
     for line in memory_lines(needs, processes):
         print_line(line)
     if rate:
