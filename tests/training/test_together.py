@@ -102,6 +102,15 @@ def test_distillation_and_activation_checkpointing(data: Path, tmp_path: Path, l
         assert [row["loss"] for row in rows(tmp_path / name, "train")] == pytest.approx(expected, rel=1e-6)
 
 
+def test_bf16(data: Path, tmp_path: Path) -> None:
+    recipe = train_recipe(data, training=training(precision="bf16"))
+    layouts = ("single", "ddp-2", "fsdp-2")
+    succeed([job(layout, recipe, tmp_path / layout) for layout in layouts])
+    expected = [row["loss"] for row in rows(tmp_path / "single", "train")]
+    for layout in layouts[1:]:
+        assert [row["loss"] for row in rows(tmp_path / layout, "train")] == pytest.approx(expected, rel=1e-2)
+
+
 @pytest.fixture(scope="module")
 def stopped(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trainings of each layout that were stopped in their sixth step, and one that was not."""

@@ -72,7 +72,7 @@ def _peaks(step: Step, strategy: Strategy, processes: int) -> dict[str, float]:
 def _sums(step: Step, strategy: Strategy, processes: int) -> Iterator[tuple[str, float]]:
     """Moments and the bytes held at each of their points."""
     if strategy == "fsdp":
-        yield from _sharded(traced_step(step, halved=step.bf16), step, processes)
+        yield from _sharded(traced_step(step, halved=step.halved), step, processes)
         return
     traced = traced_step(step)
     fixed = traced.weights + 4 * traced.state
@@ -96,13 +96,13 @@ def _sharded(traced: Traced, step: Step, processes: int) -> Iterator[tuple[str, 
     Gradients are whole until their block is through, then copied into one float32 tensor that is reduced, and is
     kept until the next one.
     """
-    gathered = [(2 if step.bf16 else 4) * count for count in traced.blocks]
-    teacher = (2 if step.bf16 else 4) * traced.teacher
+    gathered = [(2 if step.halved else 4) * count for count in traced.blocks]
+    teacher = (2 if step.halved else 4) * traced.teacher
     root, last = 4 * traced.root, len(gathered) - 1
     fixed = (traced.weights + 4 * traced.state) / processes
     if step.accumulates:
         fixed += 4 * traced.trained / processes
-    share = (2 if step.bf16 else 1) / processes  # of gradients that are kept as float32
+    share = (2 if step.halved else 1) / processes  # of gradients that are kept as float32
     for point, after in pairwise([*traced.points, traced.points[-1]]):
         kind, _, number = point.moment.partition(" ")
         block = int(number) if number else 0

@@ -156,13 +156,14 @@ def whole(tensor: Tensor) -> Tensor:
 def _shard(loss: NextTokenLoss, hardware: Hardware) -> None:
     """FSDP2: each block is a group of its own; embeddings, final norm and head are one with the loss as their root.
 
-    Blocks compute in bfloat16 where the training does, and are sent so; gradients are averaged in float32. The root
-    stays float32, as autocast would have it, and so does the residual stream.
+    On a GPU blocks are sent in bfloat16 where the training computes in it; gradients are averaged in float32. The
+    root stays float32, as autocast would have it, and so does the residual stream. On a CPU autocast lets a
+    layernorm meet both types, which it cannot compute with; so there blocks are sent as they are.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     mesh = dist.init_device_mesh(hardware.device.type, (hardware.world.size,))
-    half = torch.bfloat16 if hardware.bf16 else None
+    half = torch.bfloat16 if hardware.bf16 and hardware.device.type == "cuda" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in _blocks_of(loss):
         _receive(block, hardware.device)

@@ -64,6 +64,11 @@ class Step:
     teacher: PretrainedConfig | None = field(default=None, hash=False)
     distillation: Distillation | None = None
 
+    @property
+    def halved(self) -> bool:
+        """Whether FSDP puts blocks together in bfloat16."""
+        return self.bf16 and self.gpu
+
 
 @dataclass(frozen=True)
 class Traced:
