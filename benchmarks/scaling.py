@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-VOCABULARY = 4096
+VOCABULARY = 50_304
 WAYS = {"1 process x 2 threads": (1, "auto"), "2 x 1, ddp": (2, "ddp"), "2 x 1, fsdp": (2, "fsdp")}
 
 
@@ -38,7 +38,7 @@ def train(folder: Path, way: str, hidden: int, steps: int, turn: int) -> float:
         "training": {
             **{
                 "steps": steps,
-                "tokens_per_step": 4096,
+                "tokens_per_step": 1024,
                 "log_every": 1,
                 "tensorboard": False,
                 "precision": "fp32",
@@ -62,7 +62,7 @@ def train(folder: Path, way: str, hidden: int, steps: int, turn: int) -> float:
         str(path),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": str(2 // processes)}
-    subprocess.run([sys.executable, *command], env=environment, check=True, capture_output=True)
+    subprocess.run([sys.executable, *command], env=environment, check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     rates = [row["tokens_per_second"] for row in rows if row["kind"] == "train"]
     return statistics.median(rates[len(rates) // 2 :])
@@ -79,7 +79,7 @@ def main() -> None:
         folder = Path(name)
         generator = np.random.default_rng(0)
         for file, count in (("train.bin", 1_000_000), ("val.bin", 10_000)):
-            (folder / file).write_bytes(generator.integers(0, VOCABULARY, count, dtype=np.uint16).tobytes())
+            (folder / file).write_bytes(generator.integers(0, 50_257, count, dtype=np.uint16).tobytes())
         print(
             "| hidden size | " + " | ".join(WAYS) + " | ddp / one | fsdp / one |\n|---|---|---|---|---|---|"
         )
