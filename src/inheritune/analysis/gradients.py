@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune.models.architecture import blocks
+from inheritune.training.parallel import whole
 
 QueryAndKey = tuple[Tensor, Tensor]
 Split = Callable[[Tensor, PretrainedConfig], QueryAndKey]
@@ -59,7 +60,7 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     gradient = parameter.grad
     if gradient is None:
         return torch.zeros(1, device=parameter.device)
-    return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+    return whole(gradient)
 
 
 def _find(block: nn.Module, config: PretrainedConfig) -> _Layer:
