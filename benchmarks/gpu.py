@@ -11,7 +11,9 @@ took. The table comes last, also after SIGTERM or Ctrl-C.
 
 A variant is a contestant with changed settings, such as `ours+loss=whole+micro=24`; `gpu_variants.py` lists them.
 FLOPs are those of `models/size.py`. "Of matmul" is their rate over that of a bf16 product of two 8192 x 8192 matrices
-of random numbers, measured by this script at each start.
+of random numbers, measured by this script at each start, on a cool GPU. A GPU that has worked for a while draws all
+the power it may and is slower at everything; so each contestant measures the same product again right after its
+steps: "when warm".
 """
 
 from __future__ import annotations
@@ -58,7 +60,6 @@ SIZES = {
 }
 CONTESTANTS = ("ours", "trainer", "litgpt", "plain")
 VARIANTS = (
-    "ours+attention=causal",
     "ours+attention=masked",
     "ours+loss=whole",
     "ours+loss=chunked",
@@ -72,6 +73,8 @@ VARIANTS = (
     "ours+residual=bf16",
     "ours+compile=autotune",
     "ours+optimizer=muon",
+    "ours+parallel=ddp",
+    "ours+parallel=fsdp",
 )
 FACTOR = 1.15
 """How many times the best of the others we aim at."""
@@ -207,8 +210,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     words = "; ".join(f"{key}: {value}" for key, value in machine["described"].items())
     lines = ["", words, f"matmul, {machine['shape']}: {machine['matmul'] / 1e12:,.1f} TFLOP/s", ""]
     lines.append(
-        "| size | contestant | tokens/s | ms a step | memory | TFLOP/s | of matmul | ours / this |\n"
-        "|---|---|---|---|---|---|---|---|"
+        "| size | contestant | tokens/s | ms a step | memory | TFLOP/s | of matmul | when warm | ours / this |\n"
+        "|---|---|---|---|---|---|---|---|---|"
     )
     for size in SIZES:
         group = {name: row for (its, name), row in latest.items() if its == size}
@@ -216,13 +219,14 @@ def table(rows: list[dict[str, Any]]) -> str:
         for name, row in group.items():
             why = row.get("error") or row.get("skipped")
             if why:
-                lines.append(f"| {size} | {name} | {why} | | | | | |")
+                lines.append(f"| {size} | {name} | {why} | | | | | | |")
                 continue
             rate, memory = row["flops_per_token"] * row["tokens_per_second"], row["memory_bytes"] / 2**30
+            warm = f"{rate / row['matmul_when_warm']:.1%}" if row.get("matmul_when_warm") else ""
             ratio = f"{ours / row['tokens_per_second']:.2f}" if ours and name != "ours" else ""
             lines.append(
                 f"| {size} | {name} | {row['tokens_per_second']:,.0f} | {1e3 * row['seconds_per_step']:.1f} | "
-                f"{memory:.1f} GiB | {rate / 1e12:,.1f} | {rate / machine['matmul']:.1%} | {ratio} |"
+                f"{memory:.1f} GiB | {rate / 1e12:,.1f} | {rate / machine['matmul']:.1%} | {warm} | {ratio} |"
             )
     return "\n".join([*lines, "", *_aims(latest, machine), *_checks(latest)])
 
@@ -257,9 +261,10 @@ def _checks(latest: dict[tuple[str, str], dict[str, Any]]) -> list[str]:
     for (size, name), row in latest.items():
         if row.get("attention_kernels"):
             lines.append(f"{size} {name}: attention by {', '.join(row['attention_kernels'])}")
-        if name == "ours" and "synchronizations" in row:
+        if "synchronizations" in row:
             count, steps = row["synchronizations"], row["watched_steps"]
             lines.append(f"{size} {name}: {count} host synchronizations in {steps} steps; aim 0")
+            lines += [f"    {place}" for place in row.get("synchronized_at", [])]
     return lines
 
 

@@ -22,6 +22,7 @@ from gpu import SIZES, Size
 
 WARM_UP = 3
 WATCHED = 3
+WARM_PRODUCTS = 1000  # about 1.5 s of an H100's time
 ATTENTION = ("flash", "fmha", "attention", "sdpa", "mha")
 Step = Callable[[], Any]
 
@@ -38,9 +39,7 @@ def main() -> None:
 def machine(spec: dict[str, Any]) -> dict[str, Any]:
     """Versions, the device's name, and how fast it multiplies matrices."""
     device = torch.device(spec["device"])
-    size = 8192 if device.type == "cuda" else 512
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    seconds = [_elapsed(lambda: a @ b, device) for _ in range(30 if device.type == "cuda" else 5)]
+    size, rate = _matmul(device, 30 if device.type == "cuda" else 5)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     versions = {"torch": torch.__version__, "transformers": version("transformers")}
     return {
@@ -48,8 +47,16 @@ def machine(spec: dict[str, Any]) -> dict[str, Any]:
         "device": name,
         "described": {"device": name, **versions, "cuda": torch.version.cuda or "no"},
         "shape": f"bf16 {size} x {size} x {size}",
-        "matmul": 2 * size**3 / statistics.median(seconds[len(seconds) // 3 :]),
+        "matmul": rate,
     }
+
+
+def _matmul(device: torch.device, times: int) -> tuple[int, float]:
+    """Rows of two square bf16 matrices of random numbers, and FLOP/s of their product; median of the later ones."""
+    size = 8192 if device.type == "cuda" else 512
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = [_elapsed(lambda: a @ b, device) for _ in range(times)]
+    return size, 2 * size**3 / statistics.median(seconds[len(seconds) // 3 :])
 
 
 def ours(spec: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +65,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
     from inheritune.data.loader import ahead, training_steps
     from inheritune.data.order import Order
     from inheritune.training.checkpoint import TrainState
-    from inheritune.training.device import choose_hardware, micro_batch
+    from inheritune.training.device import choose_hardware
     from inheritune.training.meter import Meter
     from inheritune.training.metrics import Metrics
     from inheritune.training.optimizer import make_optimizer
@@ -68,14 +75,14 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
     if settings.get("loss") == "fused" and not hasattr(torch.nn.functional, "linear_cross_entropy"):
         return {"skipped": f"torch {torch.__version__} has no linear_cross_entropy"}
     size = SIZES[spec["size"]]
-    training = _training(size, spec, **gpu_variants.recipe(settings))
+    training = _training(size, spec)
     hardware = choose_hardware(training)
     model = _model(size)
-    placed = gpu_variants.placed(model, training, hardware, settings)
+    placed = gpu_variants.placed(model, training, hardware, size.window, settings)
     optimizer = make_optimizer(model, training.optimizer)
     stepper = Stepper(placed, optimizer, training, hardware)
     flops = placed.loss.flops_per_token(size.window)
-    batch = micro_batch(training, size.window, hardware.device)
+    batch = _micro_batch(model, training, hardware, size)
     with tempfile.TemporaryDirectory() as folder:
         data = _data(Path(folder), size)
         order = Order(data.windows, training.tokens_per_step // size.window, training.seed)
@@ -91,7 +98,8 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
             meter.stepped(state, stepper(state.step, next(timed)))
 
         row = _timed(step, spec, hardware.device)
-        row["synchronizations"], row["watched_steps"] = _synchronizations(step, hardware.device), WATCHED
+        row["synchronized_at"] = _synchronizations(step, hardware.device)
+        row["synchronizations"], row["watched_steps"] = len(row["synchronized_at"]), WATCHED
         stepper.settle()
         steps.close()
         metrics.close()
@@ -103,7 +111,7 @@ def plain(spec: dict[str, Any]) -> dict[str, Any]:
     import torch.nn.functional as F
 
     from inheritune.models.size import flops_per_token
-    from inheritune.training.device import choose_hardware, micro_batch
+    from inheritune.training.device import choose_hardware
     from inheritune.training.optimizer import make_optimizer
 
     size = SIZES[spec["size"]]
@@ -112,7 +120,7 @@ def plain(spec: dict[str, Any]) -> dict[str, Any]:
     model = _model(size).to(hardware.device)
     optimizer = make_optimizer(model, training.optimizer)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    batch = micro_batch(training, size.window, hardware.device)
+    batch = _micro_batch(model, training, hardware, size)
     count = training.tokens_per_step // size.window // batch
 
     def forward(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -140,11 +148,13 @@ def plain(spec: dict[str, Any]) -> dict[str, Any]:
     return {**row, "flops_per_token": flops, "micro_batch": batch, **_rates(row, size)}
 
 
-def _training(size: Size, spec: dict[str, Any], **changes: Any) -> Any:
+def _training(size: Size, spec: dict[str, Any]) -> Any:
+    import gpu_variants
     from inheritune.config import Training
 
     own = {"steps": 100_000, "tokens_per_step": size.tokens_per_step, "device": spec["device"]}
-    return Training.model_validate({**own, "tensorboard": False, **changes})
+    changed = gpu_variants.recipe(gpu_variants.parse(spec["contestant"]))
+    return Training.model_validate({**own, "tensorboard": False, **changed})
 
 
 def _model(size: Size) -> Any:
@@ -164,6 +174,15 @@ def _data(folder: Path, size: Size) -> Any:
     for name, count in (("train.bin", 200 * size.tokens_per_step), ("val.bin", 10 * size.window)):
         (folder / name).write_bytes(generator.integers(0, vocabulary, count, dtype=np.uint16).tobytes())
     return open_data(Data(path=folder, window=size.window))
+
+
+def _micro_batch(model: Any, training: Any, hardware: Any, size: Size) -> int:
+    """Windows in a forward pass that our training would take on this GPU; the others take as many."""
+    from inheritune.training.micro_batch import fitting_step, step_of
+    from inheritune.training.parallel import device_memory
+
+    step = step_of(training, model.config, size.window, hardware.device, hardware.bf16)
+    return fitting_step(step, training, "single", room=device_memory(hardware)).micro_batch
 
 
 def _model_vocabulary(size: Size) -> int:
@@ -199,7 +218,10 @@ def _timed(step: Step, spec: dict[str, Any], device: torch.device) -> dict[str, 
         _synchronize(device)
         rounds.append((time.perf_counter() - started) / spec["steps"])
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    return {"rounds": rounds, "memory_bytes": memory, "warm_up_seconds": warm, **_profile(step, device)}
+    measured = {"rounds": rounds, "memory_bytes": memory, "warm_up_seconds": warm}
+    if device.type == "cuda":
+        measured["matmul_when_warm"] = _matmul(device, WARM_PRODUCTS)[1]
+    return {**measured, **_profile(step, device)}
 
 
 def _rates(row: dict[str, Any], size: Size) -> dict[str, Any]:
@@ -229,10 +251,10 @@ def _profile(step: Step, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _synchronizations(step: Step, device: torch.device) -> int:
-    """How often a few steps make the host wait for the GPU, as torch warns of it."""
+def _synchronizations(step: Step, device: torch.device) -> list[str]:
+    """Where a few steps make the host wait for the GPU, as torch warns of it."""
     if device.type != "cuda":
-        return 0
+        return []
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as seen:
@@ -241,9 +263,8 @@ def _synchronizations(step: Step, device: torch.device) -> int:
                 step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    for warning in seen:
-        print(warning.filename, warning.lineno, warning.message, file=sys.stderr)
-    return sum("synchroniz" in str(warning.message) for warning in seen)
+    seen = [warning for warning in seen if "synchroniz" in str(warning.message)]
+    return [f"{'/'.join(Path(each.filename).parts[-3:])}:{each.lineno}" for each in seen]
 
 
 def _elapsed(action: Step, device: torch.device) -> float:

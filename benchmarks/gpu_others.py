@@ -11,8 +11,11 @@ import torch
 
 from gpu import SIZES, Size
 from gpu_contestants import (
+    WARM_PRODUCTS,
     WARM_UP,
     _data,
+    _matmul,
+    _micro_batch,
     _model,
     _profile,
     _random_batches,
@@ -22,7 +25,7 @@ from gpu_contestants import (
     _training,
 )
 from inheritune.models.size import flops_per_token
-from inheritune.training.device import choose_hardware, micro_batch
+from inheritune.training.device import choose_hardware
 
 
 class Windows(torch.utils.data.Dataset):
@@ -49,8 +52,8 @@ def trainer(spec: dict[str, Any]) -> dict[str, Any]:
     size = SIZES[spec["size"]]
     training = _training(size, spec)
     hardware = choose_hardware(training)
-    batch = micro_batch(training, size.window, hardware.device)
     model = _model(size)
+    batch = _micro_batch(model, training, hardware, size)
     model.set_attn_implementation("sdpa")
     measured: dict[str, Any] = {"rounds": []}
     last = WARM_UP + spec["rounds"] * spec["steps"]
@@ -97,6 +100,8 @@ def trainer(spec: dict[str, Any]) -> dict[str, Any]:
         program = Trainer(model=model, args=arguments, train_dataset=Windows(data), callbacks=[Clock()])
         program.train()
         memory = torch.cuda.max_memory_allocated() if hardware.device.type == "cuda" else 0
+        if hardware.device.type == "cuda":
+            measured["matmul_when_warm"] = _matmul(hardware.device, WARM_PRODUCTS)[1]
         measured.update(_profile_micro_batch(program, hardware.device))
     flops = flops_per_token(model, size.window)
     row = {**measured, "memory_bytes": memory, "flops_per_token": flops, "micro_batch": batch}
@@ -129,7 +134,7 @@ def litgpt(spec: dict[str, Any]) -> dict[str, Any]:
     size = SIZES[spec["size"]]
     training = _training(size, spec)
     hardware = choose_hardware(training)
-    batch = micro_batch(training, size.window, hardware.device)
+    batch = _micro_batch(_model(size), training, hardware, size)
     count = training.tokens_per_step // size.window // batch
     fabric = Fabric(accelerator=hardware.device.type, devices=1, precision="bf16-mixed")
     with fabric.init_module(empty_init=False):

@@ -1,12 +1,15 @@
 """Settings of ours that `gpu.py` can change without a change of the source: `ours+NAME=VALUE+...`.
 
-attention   masked (what transformers does with `sdpa` in compiled code), causal (without a mask), cudnn, flash
+attention   masked (what transformers does with `sdpa` in compiled code), cudnn, flash
 loss        whole (all logits at once), chunked, fused (torch's, in bf16), ahead (gradients in the forward pass)
-compile     whole, blocks (each block alone, and the loss), autotune (max-autotune-no-cudagraphs), none
+compile     whole, blocks (each block and the cross entropy alone), autotune (max-autotune-no-cudagraphs), none
 micro       windows in a micro-batch
 residual    bf16: between the blocks too (not what autocast does; for comparison)
 optimizer   adamw, muon
 float8      yes
+parallel    ddp, fsdp: in a process group of one, to see what the engine itself costs
+
+The other contestants know `micro`, such as `trainer+micro=24`.
 """
 
 from __future__ import annotations
@@ -15,18 +18,18 @@ import dataclasses
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inheritune.config import Training
-from inheritune.models.architecture import blocks
-from inheritune.models.attention import use_causal_attention
+from inheritune.models.attention import attend
 from inheritune.training import loss as losses
 from inheritune.training.device import Hardware
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.parallel import Placed, place
+from inheritune.training.parallel import Placed, place, spread
 
-NAMES = ("attention", "loss", "compile", "micro", "residual", "optimizer", "float8")
+NAMES = ("attention", "loss", "compile", "micro", "residual", "optimizer", "float8", "parallel")
 
 
 def parse(contestant: str) -> dict[str, str]:
@@ -52,14 +55,16 @@ def recipe(settings: dict[str, str]) -> dict[str, Any]:
     return keys
 
 
-def placed(model: Any, training: Training, hardware: Hardware, settings: dict[str, str]) -> Placed:
+def placed(
+    model: Any, training: Training, hardware: Hardware, window: int, settings: dict[str, str]
+) -> Placed:
     """The model's loss, placed as the training loop does, with the settings changed."""
     loss: NextTokenLoss = LOSSES[settings.get("loss", "ours")](model)
     if training.float8:  # only now: the loss has tried the model where it was made
         from inheritune.training.float8 import convert
 
         convert(model, hardware.device)
-    result = place(loss, training, hardware)
+    result = place(loss, training, hardware, window)
     if "attention" in settings:
         _attend(model, settings["attention"])
     if settings.get("residual") == "bf16":
@@ -67,13 +72,14 @@ def placed(model: Any, training: Training, hardware: Hardware, settings: dict[st
         first = getattr(base, "drop", None) or base.get_input_embeddings()
         first.register_forward_hook(lambda module, inputs, output: output.bfloat16())
     how = settings.get("compile")
-    if how == "blocks":
-        # Blocks that differ in a number (GPT-2's scaling by layer) are compiled one by one; beyond the limit the
-        # rest would run as it is.
-        torch._dynamo.config.recompile_limit = 4 * len(blocks(model))
-        for block in blocks(model):
-            block.compile()
-        losses.linear_cross_entropy = torch.compile(losses.linear_cross_entropy)
+    if "parallel" in settings:
+        _group_of_one(hardware.device)
+        if how == "blocks":
+            loss.compile_parts()
+            hardware = dataclasses.replace(hardware, compile=False)
+        result = spread(loss, settings["parallel"], hardware)  # type: ignore[arg-type]
+    elif how == "blocks":
+        loss.compile_parts()
         result = dataclasses.replace(result, forward=loss)
     elif how == "autotune":
         compiled = torch.compile(loss, mode="max-autotune-no-cudagraphs")
@@ -81,15 +87,18 @@ def placed(model: Any, training: Training, hardware: Hardware, settings: dict[st
     return result
 
 
+def _group_of_one(device: torch.device) -> None:
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+
+
 def _attend(model: Any, how: str) -> None:
     if how == "masked":
-        model.set_attn_implementation("sdpa")
+        attend(model, "sdpa")
         return
-    use_causal_attention(model)
-    if how in ("cudnn", "flash"):
-        torch.backends.cuda.enable_mem_efficient_sdp(False)
-        torch.backends.cuda.enable_flash_sdp(how == "flash")
-        torch.backends.cuda.enable_cudnn_sdp(how == "cudnn")
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_flash_sdp(how == "flash")
+    torch.backends.cuda.enable_cudnn_sdp(how == "cudnn")
 
 
 class Whole(NextTokenLoss):

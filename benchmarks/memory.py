@@ -110,7 +110,7 @@ def stepper_of(case: dict[str, Any], training: Training, hardware: Hardware) -> 
     if case.get("teacher"):
         teacher = from_config(architecture_config(case["teacher"]), seed=1)
         loss = DistillationLoss(model, teacher, Distillation(), hardware.world)
-    placed = place(loss, training, hardware)
+    placed = place(loss, training, hardware, case["window"])
     return Stepper(placed, make_optimizer(placed.loss.model, training.optimizer), training, hardware)
 
 

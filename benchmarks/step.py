@@ -31,10 +31,11 @@ from inheritune.data.order import Order
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.models.size import flops_per_token
 from inheritune.training.checkpoint import TrainState
-from inheritune.training.device import Hardware, choose_hardware, describe, micro_batch
+from inheritune.training.device import Hardware, choose_hardware, describe
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.meter import Meter
 from inheritune.training.metrics import Metrics
+from inheritune.training.micro_batch import micro_batch
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.parallel import place
 from inheritune.training.schedule import learning_rate
@@ -80,7 +81,7 @@ def our_step(
 ) -> Callable[[], None]:
     """One turn of `training.loop.train`, with all that it does in a turn without validation or checkpoint."""
     model = make_model(size, hardware)
-    placed = place(NextTokenLoss(model), training, hardware)
+    placed = place(NextTokenLoss(model), training, hardware, data.window)
     stepper = Stepper(placed, make_optimizer(model, training.optimizer), training, hardware)
     batch = micro_batch(training, data.window, hardware.device)
     order = Order(data.windows, size[4], training.seed)

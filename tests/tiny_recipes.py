@@ -63,4 +63,4 @@ def recipe(data: Path, **changes: Any) -> Recipe:
 def make_stepper(model: PreTrainedModel, optimizer: torch.optim.Optimizer, settings: Training) -> Stepper:
     """A stepper of the next-token loss, in this process alone."""
     hardware = choose_hardware(settings)
-    return Stepper(place(NextTokenLoss(model), settings, hardware), optimizer, settings, hardware)
+    return Stepper(place(NextTokenLoss(model), settings, hardware, window=64), optimizer, settings, hardware)

@@ -9,10 +9,10 @@ import torch
 
 from inheritune.config import Distillation
 from inheritune.planning import Plan, Stage
-from inheritune.training.device import computes_in_bf16, micro_batch
+from inheritune.training.device import computes_in_bf16
 from inheritune.training.memory import memory_per_process
-from inheritune.training.parallel import SHARE_OF_MEMORY, Strategy
-from inheritune.training.traced_step import Step
+from inheritune.training.micro_batch import fitting_step, step_of
+from inheritune.training.parallel import Strategy, fitting_strategy
 
 
 @dataclass(frozen=True)
@@ -22,19 +22,22 @@ class StageMemory:
     Args:
         strategy: what the training would use.
         needs: strategy -> bytes; of one process alone too.
-        micro_batch: windows in one forward pass.
-        alone: windows in one forward pass of a process that trains alone.
+        windows: strategy -> windows in one forward pass.
     """
 
     strategy: Strategy
     needs: dict[Strategy, int]
-    micro_batch: int
-    alone: int
+    windows: dict[Strategy, int]
 
     @property
     def chosen(self) -> int:
         """What the training would take."""
         return self.needs[self.strategy]
+
+    @property
+    def micro_batch(self) -> int:
+        """Windows in one forward pass of the training."""
+        return self.windows[self.strategy]
 
 
 def plan_memory(
@@ -81,40 +84,35 @@ def stage_memory(stage: Stage, processes: int = 1, device: str | None = None) ->
     here = "cuda" if torch.cuda.is_available() else "cpu"
     on = torch.device(training.device if training.device != "auto" else device or here)
     automatic = on.type == "cuda" or computes_in_bf16(on)
-    alone, step = (
-        Step(
-            config=work.config,
-            window=work.window,
-            micro_batch=(size := micro_batch(training, work.window, on, count)),
-            accumulates=training.tokens_per_step > size * work.window * count,
-            bf16=automatic if training.precision == "auto" else training.precision == "bf16",
-            gpu=on.type == "cuda",
-            checkpointing=training.activation_checkpointing,
-            optimizer=training.optimizer.name,
-            teacher=work.teacher,
-            distillation=work.distillation
-            and Distillation(alpha=work.distillation.alpha, temperature=work.distillation.temperature),
-        )
-        for count in (1, processes)
+    bf16 = automatic if training.precision == "auto" else training.precision == "bf16"
+    how = work.distillation and Distillation(
+        alpha=work.distillation.alpha, temperature=work.distillation.temperature
     )
-    needs: dict[Strategy, int] = {"single": memory_per_process(alone, "single")}
-    if processes == 1:
-        return StageMemory("single", needs, step.micro_batch, alone.micro_batch)
-    needs["ddp"] = memory_per_process(step, "ddp", processes)
-    needs["fsdp"] = memory_per_process(step, "fsdp", processes)
-    wanted = training.parallel.strategy
-    if wanted == "auto":
-        wanted = "ddp" if _fits(stage.memory, on, processes) else "fsdp"
-    return StageMemory(wanted, needs, step.micro_batch, alone.micro_batch)
+    step, room = (
+        step_of(training, work.config, work.window, on, bf16, work.teacher, how),
+        _room(on, processes),
+    )
+    counts: dict[Strategy, int] = {
+        "single": 1,
+        **({"ddp": processes, "fsdp": processes} if processes > 1 else {}),
+    }
+    steps = {
+        strategy: fitting_step(step, training, strategy, count, room) for strategy, count in counts.items()
+    }
+    strategy: Strategy = "single"
+    if processes > 1:
+        wanted = training.parallel.strategy
+        # A GPU that is not here is taken to have room for a whole model.
+        strategy = fitting_strategy(stage.memory, room or 2**63) if wanted == "auto" else wanted
+    return StageMemory(
+        strategy,
+        {each: memory_per_process(steps[each], each, count) for each, count in counts.items()},
+        {each: steps[each].micro_batch for each in steps},
+    )
 
 
-def _fits(size: int, on: torch.device, processes: int) -> bool:
-    """Whether a whole model in training leaves room for activations, as `parallel.choose_strategy` asks.
-
-    Of a GPU that is not here it is taken to; processes on CPUs are taken to share this machine.
-    """
+def _room(on: torch.device, processes: int) -> int | None:
+    """Bytes of the device of each process; None of a GPU that is not here. Processes on CPUs share this machine."""
     if on.type == "cpu":
-        return size <= SHARE_OF_MEMORY * (psutil.virtual_memory().total // processes)
-    if not torch.cuda.is_available():
-        return True
-    return size <= SHARE_OF_MEMORY * torch.cuda.get_device_properties(0).total_memory
+        return psutil.virtual_memory().total // processes
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None

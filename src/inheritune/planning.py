@@ -20,9 +20,10 @@ from inheritune.models.size import flops_per_token, on_meta, training_memory
 from inheritune.recipe import first_cut
 from inheritune.single import initial_config, scratch_config, source_config, teacher_of
 from inheritune.study import recipe_of, rows_of
-from inheritune.training.device import choose_hardware, micro_batch
+from inheritune.training.device import choose_hardware
 from inheritune.training.distillation import check_teacher
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.micro_batch import choose_micro_batch
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.parallel import place
 from inheritune.training.step import Stepper
@@ -200,9 +201,9 @@ def measured_rate(recipe: Recipe | TrainRecipe) -> float:
     config = reference_config(recipe, None) if isinstance(recipe, Recipe) else initial_config(recipe, None)
     shallow = cut_config(config, min(MEASURED_LAYERS, layer_count(config)))
     model = from_config(shallow, seed=0).to(hardware.device)
-    placed = place(NextTokenLoss(model), training, hardware)
+    placed = place(NextTokenLoss(model), training, hardware, window)
     stepper = Stepper(placed, make_optimizer(model, training.optimizer), training, hardware)
-    size = micro_batch(training, window, hardware.device)
+    size = choose_micro_batch(placed, training, hardware, window)
     vocabulary = config.get_text_config().vocab_size
     tokens = torch.randint(vocabulary, (size, window), device=hardware.device)
     seconds = []

@@ -199,7 +199,9 @@ def found(this: Run) -> tuple[str, None]:
             load_model, source.pretrained, config=config, revision=revision, trust_remote_code=trust
         )
         model = made_by_first(load, this.world)
-        placed = place(NextTokenLoss(model, this.world), this.recipe.training, this.hardware)
+        placed = place(
+            NextTokenLoss(model, this.world), this.recipe.training, this.hardware, this.data.window
+        )
         losses = validator(this.data, this.hardware)(placed.loss, "all")
         this.world.on_first(lambda: losses.save(path))
     return source.pretrained, None

@@ -99,8 +99,8 @@ def test_sums_of_each_strategy_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     # head: gradients are there already, and a new one of 200 beside them
     assert memory_per_process(step, "ddp", 2) == 3000 + 900 + 1000 + 200
     assert memory_per_process(replace(step, accumulates=True), "single") == 3000 + 900 + 1000 + 200
-    # and 1000 of the micro-batch before
-    assert memory_per_process(replace(step, accumulates=True), "ddp", 2) == 3000 + 900 + 1000 + 200 + 1000
+    # as many, since DDP's gradients of one micro-batch are added to those of the one before
+    assert memory_per_process(replace(step, accumulates=True), "ddp", 2) == 3000 + 900 + 1000 + 200
     # Half of 3000. backward 1: 400 + 400 + 200 held, 200 + 400 gathered and 400 of the next: 2000; as it ends,
     # 200 + 400 gathered, 400 to reduce and 200 reduced: 2200. backward 0: 300 + 400 + 200 and half of 400 done,
     # 200 + 400 gathered, 400 of block 1 to reduce: 2100; as it ends, 200 gathered, 400 and 200: 1900.

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 
 import tiny_recipes
 from inheritune.config import Optimizer, Training
-from inheritune.training.device import choose_hardware, micro_batch
+from inheritune.training.device import choose_hardware
 from inheritune.training.loss import NextTokenLoss, chunked_cross_entropy
+from inheritune.training.micro_batch import micro_batch
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.schedule import learning_rate
 from inheritune.training.step import NonFiniteError

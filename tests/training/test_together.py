@@ -111,6 +111,25 @@ def test_bf16(data: Path, tmp_path: Path) -> None:
         assert [row["loss"] for row in rows(tmp_path / layout, "train")] == pytest.approx(expected, rel=1e-2)
 
 
+@pytest.mark.slow
+def test_compiled(data: Path, tmp_path: Path) -> None:
+    """DDP's graph is cut at its buckets; under FSDP, or with checkpoints, each block is compiled alone."""
+    recipe = train_recipe(data, training=training(steps=6))
+    compiled = {**recipe, "training": {**recipe["training"], "compile": True}}
+    again = {**compiled, "training": {**compiled["training"], "activation_checkpointing": "all"}}
+    succeed(
+        [
+            job("single", recipe, tmp_path / "single"),
+            job("ddp-2", compiled, tmp_path / "ddp"),
+            job("fsdp-2", compiled, tmp_path / "fsdp"),
+            job("ddp-2", again, tmp_path / "again"),
+        ]
+    )
+    expected = [row["loss"] for row in rows(tmp_path / "single", "train")]
+    for name in ("ddp", "fsdp", "again"):
+        assert [row["loss"] for row in rows(tmp_path / name, "train")] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.fixture(scope="module")
 def stopped(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trainings of each layout that were stopped in their sixth step, and one that was not."""

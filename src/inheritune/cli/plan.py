@@ -98,10 +98,13 @@ def memory_lines(needs: dict[str, StageMemory], processes: int) -> list[str]:
     largest = needs[name]
     lines = [f"Largest: {name}, with {windows(largest.micro_batch)} in one forward pass."]
     if processes > 1:
-        told = {strategy: memory(size) for strategy, size in largest.needs.items()}
+        told = {
+            strategy: f"{memory(size)} ({windows(largest.windows[strategy])})"
+            for strategy, size in largest.needs.items()
+        }
         lines.append(
             f"In each of {processes} processes: ddp {told['ddp']}, fsdp {told['fsdp']}; the recipe takes "
-            f"{largest.strategy}. One process alone, with {windows(largest.alone)}: {told['single']}."
+            f"{largest.strategy}. One process alone: {told['single']}."
         )
     return lines
 

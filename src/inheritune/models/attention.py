@@ -1,10 +1,10 @@
-"""transformers' `sdpa` attention, without a mask in compiled code, so that flash attention can be used.
+"""transformers' `sdpa` attention, without masks where nothing needs one.
 
 In eager code transformers leaves the mask of a plain causal model out and says "causal" instead, which is what flash
-attention needs. In compiled code it cannot see that nothing is padded and that no sequences are packed, because
-those are values of tensors; so it makes a mask of all tokens by all tokens, which flash attention does not take
-(`_ignore_causal_mask_sdpa` and `find_packed_sequence_indices` of transformers 5.17 to 5.23). Our training windows
-are neither padded nor packed.
+attention needs; but to see that no sequences are packed it waits for the GPU, in every forward pass. In compiled code
+it cannot look at values of tensors at all; so it makes a mask of all tokens by all tokens, which flash attention does
+not take (`_ignore_causal_mask_sdpa` and `find_packed_sequence_indices` of transformers 5.17 to 5.23). Our training
+windows are neither padded nor packed.
 """
 
 from __future__ import annotations
@@ -18,35 +18,53 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME = "inheritune_causal"
+CAUSAL = "inheritune_causal"
+"""Attention that no masks belong to: transformers makes none."""
 
-_seen: ContextVar[list[bool]] = ContextVar("seen")
-"""Of a trial: for each mask that the model asked for, whether it could be left out."""
+CAUSAL_OR_SLIDING = "inheritune_causal_or_sliding"
+"""Attention whose masks are left out in compiled code, in layers that see the whole window."""
+
+_seen: ContextVar[list[tuple[bool, int | None]]] = ContextVar("seen")
+"""Of a trial: for each mask that the model asked for, whether it could be left out, and how far its layer sees."""
 
 
-def use_causal_attention(model: PreTrainedModel) -> bool:
-    """Let a model that attends with `sdpa` do so without a mask when it is compiled.
+def fitting_attention(model: PreTrainedModel, window: int | None = None) -> str:
+    """The attention with the fewest masks that computes the same as the model's own; what to give `attend`.
 
-    Whether it is plainly causal is tried on the model itself with a few tokens, in eager code, where transformers
-    tells; so it holds for architectures nobody listed. Eager code, padding, caches and sliding windows are as before,
-    so the model can stay as it is for all that follows; the switch is not saved with it.
+    Whether a model that attends with `sdpa` is plainly causal is tried on the model itself with a few tokens, in
+    eager code, where transformers tells; so it holds for architectures nobody listed.
 
-    Returns:
-        Whether the model was switched.
+    Args:
+        model: with its weights.
+        window: the model is only going to read windows of at most so many tokens, without padding. If it is not
+            told, padding, caches and sliding windows stay as they are, and so does eager code.
     """
-    if model.config.get_text_config()._attn_implementation != "sdpa":
-        return False
-    AttentionInterface.register(NAME, sdpa_attention_forward)
-    AttentionMaskInterface.register(NAME, _mask)
+    own = str(model.config.get_text_config()._attn_implementation)
+    if own != "sdpa":
+        return own
     try:
-        model.set_attn_implementation(NAME)
+        attend(model, CAUSAL_OR_SLIDING)
     except ValueError:  # the architecture has attention of its own
-        return False
-    left_out = _trial(model)
-    if not left_out or not all(left_out):
-        model.set_attn_implementation("sdpa")
-        return False
-    return True
+        return own
+    seen = _trial(model)
+    attend(model, own)
+    if not seen or not all(left_out for left_out, _ in seen):
+        return own
+    sees_all = window is not None and all(size is None or window < size for _, size in seen)
+    return CAUSAL if sees_all else CAUSAL_OR_SLIDING
+
+
+def attend(model: PreTrainedModel, implementation: str) -> None:
+    """Switch a model's attention; the switch is not saved with it.
+
+    Raises:
+        ValueError: the architecture has attention of its own.
+    """
+    AttentionInterface.register(CAUSAL, sdpa_attention_forward)
+    AttentionInterface.register(CAUSAL_OR_SLIDING, sdpa_attention_forward)
+    AttentionMaskInterface.register(CAUSAL_OR_SLIDING, _mask)
+    if implementation != model.config.get_text_config()._attn_implementation:
+        model.set_attn_implementation(implementation)
 
 
 def _mask(
@@ -74,13 +92,13 @@ def _mask(
         **options,
     )
     if not torch.compiler.is_compiling() and whole and (seen := _seen.get(None)) is not None:
-        seen.append(mask is None)
+        seen.append((mask is None, local_size))
     return mask
 
 
 @torch.no_grad()
-def _trial(model: PreTrainedModel) -> list[bool]:
-    seen: list[bool] = []
+def _trial(model: PreTrainedModel) -> list[tuple[bool, int | None]]:
+    seen: list[tuple[bool, int | None]] = []
     training = model.training
     token = _seen.set(seen)
     model.eval()

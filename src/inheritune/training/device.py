@@ -1,4 +1,4 @@
-"""What a machine can do: device, precision, compilation, micro-batch, memory; and the processes that share it."""
+"""What a machine can do: device, precision, compilation, memory; and the processes that share it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ import torch
 
 from inheritune.config import Training
 from inheritune.training.world import ALONE, World, check_gpus
-
-# Tokens in one forward pass when the recipe leaves it open: enough to keep the device busy, little enough
-# that the activations of a billion-parameter model fit a common GPU, and those of a small one a laptop.
-MICRO_BATCH_TOKENS = {"cpu": 8_192, "cuda": 16_384}
 
 
 @dataclass(frozen=True)
@@ -79,32 +75,6 @@ def computes_in_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
-
-
-def micro_batch(training: Training, window: int, device: torch.device, processes: int = 1) -> int:
-    """Windows in one forward pass of one process: a divisor of its share of the windows of a step.
-
-    Raises:
-        ValueError: the step is not a whole number of windows, shares or micro-batches.
-    """
-    windows, rest = divmod(training.tokens_per_step, window)
-    if rest or not windows:
-        raise ValueError(
-            f"tokens_per_step ({training.tokens_per_step}) must be a multiple of the window ({window} tokens)"
-        )
-    if windows % processes:
-        raise ValueError(
-            f"a step of {windows} windows cannot be shared evenly by {processes} processes: make tokens_per_step "
-            f"({training.tokens_per_step}) a multiple of {window * processes}"
-        )
-    windows //= processes
-    if training.micro_batch == "auto":
-        fitting = max(1, MICRO_BATCH_TOKENS[device.type] // window)
-        return max(size for size in range(1, min(windows, fitting) + 1) if windows % size == 0)
-    if windows % training.micro_batch:
-        whose = "of a step" if processes == 1 else "that each process has of a step"
-        raise ValueError(f"micro_batch ({training.micro_batch}) must divide the {windows} windows {whose}")
-    return training.micro_batch
 
 
 def describe(hardware: Hardware) -> dict[str, str | int]:

@@ -51,6 +51,13 @@ class DistillationLoss(NextTokenLoss):
         check_teacher(teacher.config, model.config)
         self.teacher = NextTokenLoss(teacher.requires_grad_(False), world)
         self.settings = settings
+        self.distillation: Callable[..., Tensor] = LinearDistillation.apply
+
+    def compile_parts(self) -> None:
+        """The teacher's blocks too."""
+        super().compile_parts()
+        self.teacher.compile_parts()
+        self.distillation = torch.compile(self.distillation)
 
     def train(self, mode: bool = True) -> DistillationLoss:
         """The student into training mode; the teacher never."""
@@ -69,10 +76,9 @@ class DistillationLoss(NextTokenLoss):
         with torch.no_grad():
             taught_ne = self.teacher.hidden(inputs_bt).flatten(0, 1)
         hidden_nd, head, teachers = self.hidden(inputs_bt).flatten(0, 1), self.head, self.teacher.head
-        loss: Tensor = LinearDistillation.apply(
+        return self.distillation(
             hidden_nd, head.weight, head.bias, taught_ne, teachers, targets_n, alpha, temperature
         )
-        return loss
 
     def flops_per_token(self, window: int) -> float:
         """The student's training, and the teacher's forward pass, which is a third of its training."""

@@ -23,12 +23,13 @@ from inheritune.progress import ProgressBar
 from inheritune.training import checkpoint
 from inheritune.training.checkpoint import Saver
 from inheritune.training.checks import warn_if_untrained
-from inheritune.training.device import Hardware, micro_batch
+from inheritune.training.device import Hardware
 from inheritune.training.float8 import without_float8
 from inheritune.training.interruption import Interrupted, signals
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.meter import Meter
 from inheritune.training.metrics import Metrics
+from inheritune.training.micro_batch import windows_per_process
 from inheritune.training.start import start_or_resume
 from inheritune.training.step import NonFiniteError, Stepper
 from inheritune.training.world import World
@@ -103,12 +104,18 @@ def train(
     world = hardware.world
     if world.on_first((directory / "model").exists):
         return _read_outcome(directory, trust_remote_code)
-    size = micro_batch(training, data.window, hardware.device, world.size)
-    order = Order(data.windows, training.tokens_per_step // data.window, training.seed, data.order)
+    share = windows_per_process(training, data.window, world.size)
+    order = Order(data.windows, world.size * share, training.seed, data.order)
     folder = directory / "checkpoints"
     world.on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     started = start_or_resume(
-        initial, loss, training, folder, hardware=hardware, trust_remote_code=trust_remote_code
+        initial,
+        loss,
+        training,
+        folder,
+        hardware=hardware,
+        window=data.window,
+        trust_remote_code=trust_remote_code,
     )
     model, placed, state = started.model, started.placed, started.state
 
@@ -116,8 +123,8 @@ def train(
     saver = Saver(folder, training.checkpoints.keep, world)
     flops = placed.loss.flops_per_token(data.window) * training.tokens_per_step
     meter = Meter(Metrics(directory, training, state.step, world.first), training, hardware, flops, state)
-    steps = ahead(
-        training_steps(data, order, range(state.step, training.steps), size, hardware.device, world)
+    coming = training_steps(
+        data, order, range(state.step, training.steps), started.micro_batch, hardware.device, world
     )
     bar = ProgressBar(title, training.steps, "steps", state.step)
 
@@ -125,7 +132,7 @@ def train(
         with without_float8(model) if training.float8 else nullcontext():
             return validate(placed.loss, windows)
 
-    with bar, signals() as interrupted, closing(meter), closing(steps):
+    with bar, signals() as interrupted, closing(meter), closing(ahead(coming)) as steps:
         try:
             if state.step == 0:
                 losses = measure(training.validation.windows)

@@ -6,6 +6,8 @@ Letters: B windows, T tokens, D hidden size, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +15,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from inheritune.models.architecture import head_is_linear
+from inheritune.models.architecture import blocks, head_is_linear
 from inheritune.models.size import flops_per_token
 from inheritune.training.world import ALONE, World
 
 CHUNK = 4_096
 """Tokens whose logits are held at once where they are made in chunks."""
 
-WHOLE = 2**30
-"""Logits that compiled code on a GPU holds at once; in bfloat16 2 GiB, and as much for their gradient."""
+WHOLE = 5 * 2**28
+"""Logits that compiled code on a GPU holds at once; in bfloat16 2.5 GiB, and as much for their gradient."""
 
 
 class NextTokenLoss(nn.Module):
@@ -41,6 +43,12 @@ class NextTokenLoss(nn.Module):
         self.training = model.training
         self.model = model
         self.linear_head = world.on_first(lambda: head_is_linear(model))
+        self.cross_entropy: Callable[..., Tensor] = linear_cross_entropy
+
+    def compile_parts(self) -> None:
+        """Compile each block alone, and what comes after the last one: between them processes may communicate."""
+        compile_each(blocks(self.model))
+        self.cross_entropy = torch.compile(self.cross_entropy)
 
     @property
     def head(self) -> nn.Linear:
@@ -64,7 +72,7 @@ class NextTokenLoss(nn.Module):
         if not self.linear_head:
             return F.cross_entropy(self.logits(inputs_bt).float().flatten(0, 1), targets_bt.flatten())
         hidden_nd, head = self.hidden(inputs_bt).flatten(0, 1), self.head
-        return linear_cross_entropy(hidden_nd, head.weight, head.bias, targets_bt.flatten())
+        return self.cross_entropy(hidden_nd, head.weight, head.bias, targets_bt.flatten())
 
     @torch.no_grad()
     def per_window(self, inputs_bt: Tensor, targets_bt: Tensor) -> Tensor:
@@ -79,6 +87,25 @@ class NextTokenLoss(nn.Module):
     def flops_per_token(self, window: int) -> float:
         """Of a training step on windows of this length."""
         return flops_per_token(self.model, window)
+
+
+def compile_each(layers: nn.ModuleList) -> None:
+    """Compile blocks in place, each alone; blocks that are alike share their code.
+
+    Blocks that differ in a number, as GPT-2's in their scale of attention, have code of their own. In one cache each
+    call would look through that of all blocks before it (on a GPU longer than a block of GPT-2 medium computes).
+    """
+    numbers = {
+        tuple(v for m in b.modules() for v in vars(m).values() if isinstance(v, float)) for b in layers
+    }
+    alike, options = len(numbers) == 1, {}
+    if not alike and "isolate_recompiles" in signature(torch.compile).parameters:
+        options["isolate_recompiles"] = True
+    elif not alike:  # before torch 2.13
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, 4 * len(layers))
+    for block in layers:
+        block.compile(**options)
 
 
 def linear_cross_entropy(

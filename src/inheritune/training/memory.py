@@ -82,9 +82,6 @@ def _sums(step: Step, strategy: Strategy, processes: int) -> Iterator[tuple[str,
             continue
         # Gradients are there all the time; a new one is added to the old, or copied to where DDP averages it.
         held = 4 * traced.trained + point.fresh
-        if strategy == "ddp" and step.accumulates:
-            # Those of the micro-batches before the last stand beside DDP's own, until they are copied one by one.
-            held += 4 * traced.trained - point.gradients + point.fresh
         yield point.moment, fixed + point.rest + held
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import psutil
@@ -24,7 +25,7 @@ from transformers import PreTrainedModel
 from inheritune.config import Parallel, Training
 from inheritune.initialization import choose
 from inheritune.models.architecture import blocks, parameter_count
-from inheritune.models.attention import use_causal_attention
+from inheritune.models.attention import attend, fitting_attention
 from inheritune.models.size import on_meta
 from inheritune.training.device import Hardware
 from inheritune.training.loss import NextTokenLoss
@@ -37,6 +38,9 @@ TRAINED_BYTES = 16
 
 SHARE_OF_MEMORY = 0.5
 """Of a device, that a whole model in training may take; the rest is for activations."""
+
+BUCKET = 100
+"""MiB of gradients that DDP averages at once: four times torch's own, as compiled code is cut at their ends."""
 
 
 @dataclass(frozen=True)
@@ -84,48 +88,60 @@ def made_by_first(make: Callable[[], PreTrainedModel], world: World) -> PreTrain
     return make() if config is None else on_meta(config)
 
 
-def place(loss: NextTokenLoss, training: Training, hardware: Hardware) -> Placed:
-    """Put a loss and the models in it on this process's device, and spread it over the processes."""
-    world = hardware.world
-    model = loss.model
-    checkpoint_activations(model, training)
-    if world.size == 1:
+def place(loss: NextTokenLoss, training: Training, hardware: Hardware, window: int) -> Placed:
+    """Put a loss and the models in it on this process's device, and spread it over the processes.
+
+    From then on the models read windows of at most so many tokens, without padding.
+    """
+    checkpoint_activations(loss.model, training)
+    for model in _models_of(loss):
+        attend(model, hardware.world.on_first(partial(fitting_attention, model, window)))
+    if hardware.world.size == 1:
         loss.to(hardware.device)
-        if not hardware.compile:
-            return Placed(loss, loss, "single", world)
-        for each in _models_of(loss):
-            use_causal_attention(each)
-        return Placed(loss, torch.compile(loss), "single", world)
+        return Placed(loss, torch.compile(loss) if hardware.compile else loss, "single", hardware.world)
     strategy = choose_strategy(training.parallel, loss, hardware)
     if strategy == "fsdp" and training.float8:
         raise ValueError(
             "`float8` was only tried on whole weights, and fsdp shares them out: use `parallel: ddp`"
         )
+    return spread(loss, strategy, hardware)
+
+
+def spread(loss: NextTokenLoss, strategy: Literal["ddp", "fsdp"], hardware: Hardware) -> Placed:
+    """Spread a loss over the processes of the default process group, with the first one's weights."""
     if hardware.compile:
-        layers = _blocks_of(loss)
-        # Blocks that differ in a number, as GPT-2's in their scale of attention, are compiled one by one.
-        torch._dynamo.config.recompile_limit = max(8, 4 * len(layers))
-        for block in layers:
-            block.compile()  # each alone, so that communication happens between them
+        again = any(getattr(block, "gradient_checkpointing", False) for block in _blocks_of(loss))
+        if strategy == "ddp" and not again:
+            loss.compile()  # torch cuts the graph where DDP's buckets end, but not through checkpoints
+        else:
+            loss.compile_parts()
     if strategy == "fsdp":
         _shard(loss, hardware)
-        return Placed(loss, loss, strategy, world)
+        return Placed(loss, loss, strategy, hardware.world)
     _receive(loss, hardware.device)
     devices = [hardware.device] if hardware.device.type == "cuda" else None
     replica = nn.parallel.DistributedDataParallel(
-        loss, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        loss,
+        device_ids=devices,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        bucket_cap_mb=BUCKET,
     )
-    return Placed(loss, replica, strategy, world)
+    return Placed(loss, replica, strategy, hardware.world)
 
 
-def choose_strategy(settings: Parallel, loss: NextTokenLoss, hardware: Hardware) -> Strategy:
+def choose_strategy(settings: Parallel, loss: NextTokenLoss, hardware: Hardware) -> Literal["ddp", "fsdp"]:
     """DDP or FSDP, as the recipe says, or by what fits."""
     if settings.strategy != "auto":
         return settings.strategy
     trained = TRAINED_BYTES * parameter_count(loss.model)
     teachers = 4 * sum(p.numel() for p in loss.parameters() if not p.requires_grad)
-    fits = trained + teachers <= SHARE_OF_MEMORY * _device_memory(hardware)
-    return "ddp" if all(hardware.world.gather(fits)) else "fsdp"
+    return fitting_strategy(trained + teachers, min(hardware.world.gather(device_memory(hardware))))
+
+
+def fitting_strategy(size: int, room: int) -> Literal["ddp", "fsdp"]:
+    """How to spread models that take so many bytes in training, over devices of so many bytes."""
+    return "ddp" if size <= SHARE_OF_MEMORY * room else "fsdp"
 
 
 def checkpoint_activations(model: PreTrainedModel, training: Training) -> None:
@@ -209,7 +225,8 @@ def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     return own
 
 
-def _device_memory(hardware: Hardware) -> int:
+def device_memory(hardware: Hardware) -> int:
+    """Bytes of the GPU, or this process's share of the machine's memory."""
     if hardware.device.type == "cuda":
         return torch.cuda.get_device_properties(hardware.device).total_memory
     return psutil.virtual_memory().total // hardware.world.local_size

@@ -16,6 +16,7 @@ from inheritune.training.checkpoint import TrainState
 from inheritune.training.device import Hardware
 from inheritune.training.float8 import convert
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.micro_batch import choose_micro_batch
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.parallel import Placed, made_by_first, place
 from inheritune.training.world import World
@@ -23,12 +24,16 @@ from inheritune.training.world import World
 
 @dataclass(frozen=True)
 class Started:
-    """A model that is ready to be trained, where it computes; spread over the processes of its world."""
+    """A model that is ready to be trained, where it computes; spread over the processes of its world.
+
+    `micro_batch` are the windows that each process computes at once.
+    """
 
     model: PreTrainedModel
     placed: Placed
     optimizer: torch.optim.Optimizer
     state: TrainState
+    micro_batch: int
 
 
 def start_or_resume(
@@ -38,6 +43,7 @@ def start_or_resume(
     checkpoints: Path,
     *,
     hardware: Hardware,
+    window: int,
     trust_remote_code: bool = False,
 ) -> Started:
     """Everything that a training needs before its next step.
@@ -48,6 +54,7 @@ def start_or_resume(
         training: how.
         checkpoints: their folder.
         hardware: where, and with which other processes.
+        window: tokens that the model reads at once.
         trust_remote_code: for checkpoints of a model that needs it.
 
     Raises:
@@ -67,8 +74,8 @@ def start_or_resume(
     objective = loss(model, world)
     if training.float8:
         convert(model, hardware.device)  # after the loss has tried the model, which may be on a CPU still
-    placed = place(objective, training, hardware)
+    placed = place(objective, training, hardware, window)
     optimizer = make_optimizer(model, training.optimizer)
     if path is not None:
         checkpoint.restore_optimizer(path, model, optimizer, world)
-    return Started(model, placed, optimizer, state)
+    return Started(model, placed, optimizer, state, choose_micro_batch(placed, training, hardware, window))

@@ -143,7 +143,7 @@ class Stepper:
             self._check(result)
         self.last = result
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
         return result
 
     def settle(self) -> None:
@@ -155,8 +155,12 @@ class Stepper:
         try:
             result.check()
         except NonFiniteError:
-            self.optimizer.zero_grad(set_to_none=True)
+            self._clear_gradients()
             raise
+
+    def _clear_gradients(self) -> None:
+        """DDP's stay where they are, in the buckets it averages: anew they would stand beside those."""
+        self.optimizer.zero_grad(set_to_none=self.placed.strategy != "ddp")
 
 
 def _seed(seed: int, step: int, rank: int) -> int:

@@ -1,0 +1,139 @@
+"""How many windows a process computes at once; the rest of its share of a step follows, and gradients add up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from transformers import PretrainedConfig
+
+from inheritune.config import Distillation, Training
+from inheritune.training.device import Hardware
+from inheritune.training.distillation import DistillationLoss
+from inheritune.training.memory import memory_per_process
+from inheritune.training.parallel import Placed, Strategy, device_memory
+from inheritune.training.traced_step import Step
+
+TOKENS = {"cpu": 8_192, "cuda": 24_576}
+"""In one forward pass, at most, when the recipe leaves it open: more made no device faster (`benchmarks/gpu.py`)."""
+
+UNTRACED_TOKENS = 8_192
+"""The same for a model on a GPU whose memory cannot be told before it runs."""
+
+FILLED = 0.875
+"""Of a GPU's memory, what the tensors of a step may take; the rest is for the program and for what kernels need."""
+
+
+def windows_per_process(training: Training, window: int, processes: int = 1) -> int:
+    """Each process's share of the windows of a step.
+
+    Raises:
+        ValueError: the step is not a whole number of windows, shares or micro-batches.
+    """
+    windows, rest = divmod(training.tokens_per_step, window)
+    if rest or not windows:
+        raise ValueError(
+            f"tokens_per_step ({training.tokens_per_step}) must be a multiple of the window ({window} tokens)"
+        )
+    if windows % processes:
+        raise ValueError(
+            f"a step of {windows} windows cannot be shared evenly by {processes} processes: make tokens_per_step "
+            f"({training.tokens_per_step}) a multiple of {window * processes}"
+        )
+    share = windows // processes
+    if training.micro_batch != "auto" and share % training.micro_batch:
+        whose = "of a step" if processes == 1 else "that each process has of a step"
+        raise ValueError(f"micro_batch ({training.micro_batch}) must divide the {share} windows {whose}")
+    return share
+
+
+def micro_batch(
+    training: Training,
+    window: int,
+    device: torch.device,
+    processes: int = 1,
+    fits: Callable[[int], bool] = lambda size: True,
+) -> int:
+    """Windows in one forward pass: what the recipe says, or the largest divisor of the share that fits.
+
+    Raises:
+        ValueError: as `windows_per_process`.
+    """
+    share = windows_per_process(training, window, processes)
+    if training.micro_batch != "auto":
+        return training.micro_batch
+    most = min(share, max(1, TOKENS[device.type] // window))
+    sizes = [size for size in range(most, 0, -1) if share % size == 0]
+    return next((size for size in sizes if fits(size)), 1)
+
+
+def step_of(
+    training: Training,
+    config: PretrainedConfig,
+    window: int,
+    device: torch.device,
+    bf16: bool,
+    teacher: PretrainedConfig | None = None,
+    distillation: Distillation | None = None,
+) -> Step:
+    """A step on one window, as it is traced to tell its memory."""
+    return Step(
+        config=config,
+        window=window,
+        micro_batch=1,
+        bf16=bf16,
+        gpu=device.type == "cuda",
+        checkpointing=training.activation_checkpointing,
+        optimizer=training.optimizer.name,
+        teacher=teacher,
+        distillation=distillation,
+    )
+
+
+def fitting_step(
+    step: Step, training: Training, strategy: Strategy, processes: int = 1, room: int | None = None
+) -> Step:
+    """A step on as many windows as `training.micro_batch` says, or as fit a GPU.
+
+    Args:
+        step: on any number of windows.
+        training: whose step it is.
+        strategy: how it is spread over processes.
+        processes: so many.
+        room: bytes of the GPU's memory; if they are not known, or on a CPU, everything fits.
+    """
+
+    def of(size: int) -> Step:
+        accumulates = training.tokens_per_step > size * step.window * processes
+        return replace(step, micro_batch=size, accumulates=accumulates)
+
+    def fits(size: int) -> bool:
+        if room is None or not step.gpu:
+            return True
+        try:
+            return memory_per_process(of(size), strategy, processes) <= FILLED * room
+        except (
+            RuntimeError,
+            NotImplementedError,
+            ValueError,
+        ):  # what it computes depends on what tensors hold
+            return size * step.window <= UNTRACED_TOKENS
+
+    device = torch.device("cuda" if step.gpu else "cpu")
+    return of(micro_batch(training, step.window, device, processes, fits))
+
+
+def choose_micro_batch(placed: Placed, training: Training, hardware: Hardware, window: int) -> int:
+    """Windows in one forward pass of each process, for a loss where it computes.
+
+    Raises:
+        ValueError: as `windows_per_process`.
+    """
+    loss, world = placed.loss, hardware.world
+    taught = (
+        (loss.teacher.model.config, loss.settings) if isinstance(loss, DistillationLoss) else (None, None)
+    )
+    step = step_of(training, loss.model.config, window, hardware.device, hardware.bf16, *taught)
+    room = min(world.gather(device_memory(hardware)))
+    return world.on_first(lambda: fitting_step(step, training, placed.strategy, world.size, room).micro_batch)
