@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from inheritune.planned_memory import plan_memory, stage_memory
 from inheritune.planning import KNOWN_RATES, known_rate, plan
+from inheritune.training.memory import memory_per_process
+from inheritune.training.micro_batch import fitting_step, step_of
 from tiny_data import write_shards
 from tiny_recipes import recipe, training
 
@@ -47,6 +51,28 @@ def test_a_gpu_that_is_not_here(data: Path) -> None:
     assert on_gpu is not None
     assert (on_cpu.micro_batch, on_gpu.micro_batch) == (256, 768)
     assert on_gpu.chosen < 3 * on_cpu.chosen  # logits are not held all at once
+
+
+def test_the_micro_batch_is_what_the_gpu_has_room_for(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = reference(data, device="cuda", precision="auto", tokens_per_step=24_576)
+    work = stage.work
+    step = step_of(work.training, work.config, work.window, torch.device("cuda"), bf16=True)
+    need = {size: memory_per_process(replace(step, micro_batch=size), "single") for size in (384, 768)}
+
+    def chosen(room: int | None, **changes: Any) -> int:
+        settings = work.training.model_copy(update=changes)
+        return fitting_step(step, settings, "single", room=room).micro_batch
+
+    assert chosen(None) == chosen(2 * need[768]) == 768
+    assert chosen(need[768]) == 384  # it is not filled to the brim
+    assert chosen(1) == 1
+    assert chosen(1, micro_batch=256) == 256  # the recipe knows better
+
+    def refuse(*arguments: object) -> int:
+        raise RuntimeError("depends on data")
+
+    monkeypatch.setattr("inheritune.training.micro_batch.memory_per_process", refuse)
+    assert chosen(2 * need[768]) == 256
 
 
 @pytest.mark.parametrize(

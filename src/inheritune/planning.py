@@ -32,7 +32,7 @@ MEASURED_LAYERS = 2
 MEASURED_STEPS = 3
 
 KNOWN_RATES = {"NVIDIA H100 80GB HBM3": 4.4e14}
-"""GPU as torch names it -> FLOP/s of one in bf16, compiled: the least that `benchmarks/gpu.py` saw there."""
+"""GPU as torch names it -> FLOP/s in bf16, compiled: GPT-2 medium's in `benchmarks/gpu.py`, the least there."""
 
 
 Configs = Callable[[ModelSource], PretrainedConfig]

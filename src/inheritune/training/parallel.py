@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any, Literal
 
 import psutil
@@ -119,13 +120,16 @@ def spread(loss: NextTokenLoss, strategy: Literal["ddp", "fsdp"], hardware: Hard
         _shard(loss, hardware)
         return Placed(loss, loss, strategy, hardware.world)
     _receive(loss, hardware.device)
-    devices = [hardware.device] if hardware.device.type == "cuda" else None
-    replica = nn.parallel.DistributedDataParallel(
+    engine = nn.parallel.DistributedDataParallel
+    # Buffers never change; torch 2.13 has a new name for not sending them at every step.
+    known = signature(engine).parameters
+    quiet = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    replica = engine(
         loss,
-        device_ids=devices,
-        broadcast_buffers=False,
+        device_ids=[hardware.device] if hardware.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         bucket_cap_mb=BUCKET,
+        **{quiet: False},
     )
     return Placed(loss, replica, strategy, hardware.world)
 
