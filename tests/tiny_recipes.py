@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import PreTrainedModel
 
@@ -64,3 +67,15 @@ def make_stepper(model: PreTrainedModel, optimizer: torch.optim.Optimizer, setti
     """A stepper of the next-token loss, in this process alone."""
     hardware = choose_hardware(settings)
     return Stepper(place(NextTokenLoss(model), settings, hardware, window=64), optimizer, settings, hardware)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Send SIGTERM to this process while it works on the given step of the reference."""
+    original = Stepper.__call__
+
+    def call(self: Stepper, number: int, *rest: object, **options: object) -> object:
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, number, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Stepper, "__call__", call)

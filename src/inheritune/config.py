@@ -99,6 +99,11 @@ class Parallel(Settings):
 LAYERS = re.compile(r"(first|last|middle|ends|spread|every) [1-9]\d*|-?\d*:-?\d*(:\d+)?")
 """How layers can be named in words; `initialization.layers` tells what they mean."""
 
+LAYERS_EXPLAINED = (
+    "a list of block numbers, a slice such as '0:24:2', or "
+    "'first N', 'last N', 'middle N', 'ends N', 'spread N' or 'every N'"
+)
+
 
 class Training(Settings):
     """One training: of the reference, of one round, or of a single model."""
@@ -141,10 +146,7 @@ class Training(Settings):
     @classmethod
     def _blocks_are_named(cls, value: Any) -> Any:
         if isinstance(value, str) and value not in ("none", "all") and not LAYERS.fullmatch(value):
-            raise ValueError(
-                f"it is {value!r}, but should be none, all, a list of block numbers, a slice such as '0:24:2', or "
-                "'first N', 'last N', 'middle N', 'ends N', 'spread N' or 'every N'"
-            )
+            raise ValueError(f"it is {value!r}, but should be none, all, {LAYERS_EXPLAINED}")
         return value
 
     @model_validator(mode="after")
@@ -258,10 +260,7 @@ class Initialization(Settings):
     @model_validator(mode="after")
     def _one_way(self) -> Initialization:
         if isinstance(self.layers, str) and not LAYERS.fullmatch(self.layers):
-            raise ValueError(
-                f"`layers` is {self.layers!r}, but should be a list of block numbers, a slice such as '0:24:2', or "
-                "'first N', 'last N', 'middle N', 'ends N', 'spread N' or 'every N'"
-            )
+            raise ValueError(f"`layers` is {self.layers!r}, but should be {LAYERS_EXPLAINED}")
         for name in ("layers", "parts"):
             if getattr(self, name) == ():
                 raise ValueError(f"`{name}` is an empty list: nothing would be inherited")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import signal
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from inheritune.training.interruption import Interrupted
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.world import ALONE
 from tiny_models import tiny_model, tokens
-from tiny_recipes import make_stepper, recipe, training, values
+from tiny_recipes import make_stepper, recipe, stop_after, training, values
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +41,6 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def final_weights(directory: Path) -> bytes:
     return (directory / "final/model.safetensors").read_bytes()
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Send SIGTERM to this process while it works on the given step of the reference."""
-    original = loop.Stepper.__call__
-
-    def call(self: loop.Stepper, number: int, *rest: object, **options: object) -> object:
-        if number == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, number, *rest, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop.Stepper, "__call__", call)
 
 
 def test_a_signal_finishes_the_step_and_saves(

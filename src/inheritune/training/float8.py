@@ -75,14 +75,6 @@ def without_float8(model: PreTrainedModel) -> Iterator[None]:
             setattr(parent, name, child)
 
 
-def revert(model: PreTrainedModel) -> None:
-    """Undo `convert` for good."""
-    for parent in list(blocks(model).modules()):
-        for name, child in list(parent.named_children()):
-            if type(child).__name__ == "Float8Linear":
-                setattr(parent, name, _plain(child))
-
-
 def _linear_layers(model: PreTrainedModel) -> list[tuple[nn.Module, str, nn.Linear]]:
     return [
         (parent, name, child)

@@ -122,14 +122,14 @@ def spread(loss: NextTokenLoss, strategy: Literal["ddp", "fsdp"], hardware: Hard
     _receive(loss, hardware.device)
     engine = nn.parallel.DistributedDataParallel
     # Buffers never change; torch 2.13 has a new name for not sending them at every step.
-    known = signature(engine).parameters
-    quiet = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    newer = "forward_sync_buffers" in signature(engine).parameters
+    quiet: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
     replica = engine(
         loss,
         device_ids=[hardware.device] if hardware.device.type == "cuda" else None,
         gradient_as_bucket_view=True,
         bucket_cap_mb=BUCKET,
-        **{quiet: False},
+        **quiet,
     )
     return Placed(loss, replica, strategy, hardware.world)
 
@@ -162,7 +162,9 @@ def checkpoint_activations(model: PreTrainedModel, training: Training) -> None:
         raise ValueError(
             f"a {model.config.model_type!r} model has no activation checkpointing: set it to none"
         )
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers 5.23 has the new name, and warns of the old one.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
     for number, block in enumerate(layers):
         block.gradient_checkpointing = number in chosen  # type: ignore[assignment]
 
