@@ -130,6 +130,17 @@ def test_compiled(data: Path, tmp_path: Path) -> None:
         assert [row["loss"] for row in rows(tmp_path / name, "train")] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_on_gpus(data: Path, tmp_path: Path) -> None:
+    """Through NCCL, in bf16 and compiled, as a real training would."""
+    recipe = train_recipe(data, training=training(device="cuda", precision="bf16", compile=True))
+    layouts = ("single", "ddp-2", "fsdp-2")
+    succeed([job(layout, recipe, tmp_path / layout) for layout in layouts])
+    expected = [row["loss"] for row in rows(tmp_path / "single", "train")]
+    for layout in layouts[1:]:
+        assert [row["loss"] for row in rows(tmp_path / layout, "train")] == pytest.approx(expected, rel=1e-2)
+
+
 @pytest.fixture(scope="module")
 def stopped(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Trainings of each layout that were stopped in their sixth step, and one that was not."""
