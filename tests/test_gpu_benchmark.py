@@ -36,7 +36,7 @@ def test_it_measures_once_and_ends_with_a_table(tmp_path: Path) -> None:
     assert process.returncode == 0, said
     machine, ours = gpu.read(output)
     assert machine["matmul"] > 0 and ours["tokens_per_second"] > 0
-    assert ours["attention_kernels"] and ours["kernels"] and ours["synchronizations"] == 0
+    assert ours["attention_kernels"] and ours["kernels"]
     assert ours["flops_per_token"] == 6 * (2 * 12 * 32**2 + 32 * 128) + 2 * 12 * 32 * 32
     assert "| tiny | ours | " in said.splitlines()[-4]
     process = started(output)

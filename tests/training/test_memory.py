@@ -11,7 +11,7 @@ from inheritune.training import memory
 from inheritune.training.memory import memory_per_process
 from inheritune.training.traced_step import Step, Traced, traced_step
 from inheritune.training.tracing import Event, Point, points
-from tiny_models import ARCHITECTURES
+from tiny_models import ARCHITECTURES, tiny_model
 
 
 def tiny(model_type: str, **changes: Any) -> PretrainedConfig:
@@ -39,6 +39,27 @@ def test_a_traced_step_holds_what_a_computed_one_holds(model_type: str, settings
 
     assert largest(traced) == largest(computed) > 0
     assert replace(traced, points=[]) == replace(computed, points=[])
+
+
+def test_tracing_leaves_the_configuration_alone() -> None:
+    """It may be that of a model in training."""
+    config = tiny_model("gpt2").config
+    traced_step(Step(config, window=8, micro_batch=1))
+    assert config._attn_implementation == "sdpa"
+
+
+def test_a_compiled_head_holds_logits_once() -> None:
+    config = tiny("gpt2", n_layer=1, vocab_size=20_000)
+    step = Step(config, window=64, micro_batch=4, bf16=True, gpu=True)
+    eager, compiled = traced_step(step), traced_step(replace(step, compiled=True))
+
+    def head(one: Traced) -> int:
+        return max(p.rest for p in one.points if p.moment == "head") - next(
+            p.rest for p in reversed(one.points) if p.moment == "forward 0"
+        )
+
+    logits = 64 * 4 * 20_000 * 2
+    assert logits <= head(compiled) < 1.5 * logits < 3 * logits < head(eager)
 
 
 def test_experts_are_traced_without_knowing_their_tokens() -> None:

@@ -64,8 +64,9 @@ def weights(directory: Path) -> torch.Tensor:
     return torch.cat([tensors[name].flatten() for name in sorted(tensors)])
 
 
-def test_fifty_steps_are_those_of_one_process(data: Path, tmp_path: Path) -> None:
-    recipe = train_recipe(data, training=training(steps=50, log_every=1))
+@pytest.mark.parametrize("accumulate", [{}, {"tokens_per_step": 512, "micro_batch": 2}])
+def test_fifty_steps_are_those_of_one_process(data: Path, tmp_path: Path, accumulate: dict[str, int]) -> None:
+    recipe = train_recipe(data, training=training(steps=50, log_every=1, **accumulate))
     succeed([job(layout, recipe, tmp_path / layout) for layout in LAYOUTS])
     alone = rows(tmp_path / "single", "train")
     for layout in LAYOUTS:
@@ -113,8 +114,9 @@ def test_bf16(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_compiled(data: Path, tmp_path: Path) -> None:
-    """DDP's graph is cut at its buckets; under FSDP, or with checkpoints, each block is compiled alone."""
-    recipe = train_recipe(data, training=training(steps=6))
+    """DDP's graph is cut at its buckets (of this model there are two); under FSDP each block is compiled alone."""
+    wide = {"architecture": {**ARCHITECTURE, "n_embd": 160}}
+    recipe = train_recipe(data, model=wide, training=training(steps=6))
     compiled = {**recipe, "training": {**recipe["training"], "compile": True}}
     again = {**compiled, "training": {**compiled["training"], "activation_checkpointing": "all"}}
     succeed(
@@ -171,6 +173,22 @@ def test_a_checkpoint_is_gone_on_with_in_any_layout(
         rest = [row["step"] for row in rows(tmp_path / layout, "train")]
         assert rest == [2, 4, 6, 8, 10, 12]
         torch.testing.assert_close(weights(tmp_path / layout), expected, rtol=1e-2, atol=3e-5)
+
+
+@pytest.mark.parametrize("layout", ["ddp-4", "fsdp-4"])
+def test_going_on_is_exact_with_four_processes(data: Path, tmp_path: Path, layout: str) -> None:
+    """Sums over more than two processes depend on their order, and DDP's on where its buckets begin."""
+    recipe = train_recipe(data, training=training(tokens_per_step=256, micro_batch=1))
+    stop = {"rank": 3, "step": 5}
+    _, goes_on, undisturbed = run_jobs(
+        [
+            job(layout, recipe, tmp_path / "stopped", stop=stop),
+            job(layout, recipe, tmp_path / "stopped"),
+            job(layout, recipe, tmp_path / "undisturbed"),
+        ]
+    )
+    assert set(goes_on["codes"].values()) | set(undisturbed["codes"].values()) == {0}
+    assert torch.equal(weights(tmp_path / "stopped"), weights(tmp_path / "undisturbed"))
 
 
 @pytest.mark.parametrize(("layout", "victim"), [("ddp-2", 0), ("fsdp-2", 1), ("fsdp-2", 0)])

@@ -77,7 +77,10 @@ def main() -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     level = logging.WARNING if first_process() else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    for library in ("torchao", "torch.utils._pytree"):  # transformers imports torchao wherever it is installed
+    for library in (
+        "torchao",
+        "torch.utils._pytree",
+    ):  # transformers imports torchao wherever it is installed
         logging.getLogger(library).setLevel(logging.ERROR)
     try:
         _check_together(arguments, processes)

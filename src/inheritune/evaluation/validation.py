@@ -125,7 +125,8 @@ def validate(
     try:
         losses = []
         for inputs_bt, targets_bt in _batches_of(split, numbers, mine, size, window, hardware):
-            with hardware.autocast():
+            # Compiled blocks would round otherwise than a whole graph, and learn of other shapes than training's.
+            with hardware.autocast(), torch.compiler.set_stance("force_eager"):
                 losses.append(loss.per_window(inputs_bt, targets_bt))
         measured = torch.cat(losses).double().cpu().numpy()
     finally:

@@ -28,7 +28,7 @@ _seen: ContextVar[list[tuple[bool, int | None]]] = ContextVar("seen")
 """Of a trial: for each mask that the model asked for, whether it could be left out, and how far its layer sees."""
 
 
-def fitting_attention(model: PreTrainedModel, window: int | None = None) -> str:
+def fitting_attention(model: PreTrainedModel, window: int) -> str:
     """The attention with the fewest masks that computes the same as the model's own; what to give `attend`.
 
     Whether a model that attends with `sdpa` is plainly causal is tried on the model itself with a few tokens, in
@@ -36,8 +36,7 @@ def fitting_attention(model: PreTrainedModel, window: int | None = None) -> str:
 
     Args:
         model: with its weights.
-        window: the model is only going to read windows of at most so many tokens, without padding. If it is not
-            told, padding, caches and sliding windows stay as they are, and so does eager code.
+        window: the model is only going to read windows of at most so many tokens, without padding.
     """
     own = str(model.config.get_text_config()._attn_implementation)
     if own != "sdpa":
@@ -50,7 +49,7 @@ def fitting_attention(model: PreTrainedModel, window: int | None = None) -> str:
     attend(model, own)
     if not seen or not all(left_out for left_out, _ in seen):
         return own
-    sees_all = window is not None and all(size is None or window < size for _, size in seen)
+    sees_all = all(size is None or window < size for _, size in seen)
     return CAUSAL if sees_all else CAUSAL_OR_SLIDING
 
 
@@ -91,7 +90,7 @@ def _mask(
         local_size=local_size,
         **options,
     )
-    if not torch.compiler.is_compiling() and whole and (seen := _seen.get(None)) is not None:
+    if not torch.compiler.is_compiling() and (seen := _seen.get(None)) is not None:
         seen.append((mask is None, local_size))
     return mask
 

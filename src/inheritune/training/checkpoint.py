@@ -221,16 +221,16 @@ def _optimizer_on_host(model: PreTrainedModel, optimizer: torch.optim.Optimizer,
     spread = any(hasattr(value, "full_tensor") for value in state.values())
     if not spread:
         return Shares({k: _copied(v) for k, v in state.items()} if world.first else {}, spread)
-    return Shares({name: _share_on_host(value, world) for name, value in state.items()}, spread)
+    mesh = dist.init_device_mesh("cpu", (world.size,))
+    return Shares({name: _share_on_host(value, mesh) for name, value in state.items()}, spread)
 
 
-def _share_on_host(tensor: Tensor, world: World) -> Tensor:
+def _share_on_host(tensor: Tensor, mesh: dist.DeviceMesh) -> Tensor:
     """This process's share of a tensor, as a share on CPUs."""
     from torch.distributed.tensor import DTensor
 
     if not isinstance(tensor, DTensor):
         return _copied(tensor)
-    mesh = dist.init_device_mesh("cpu", (world.size,))
     local = _copied(tensor.to_local())
     return DTensor.from_local(
         local, mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()

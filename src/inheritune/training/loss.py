@@ -23,7 +23,7 @@ CHUNK = 4_096
 """Tokens whose logits are held at once where they are made in chunks."""
 
 WHOLE = 5 * 2**28
-"""Logits that compiled code on a GPU holds at once; in bfloat16 2.5 GiB, and as much for their gradient."""
+"""Logits that compiled code on a GPU holds at once; in bfloat16 2.5 GiB, and their gradient takes their place."""
 
 
 class NextTokenLoss(nn.Module):

@@ -25,7 +25,7 @@ def memory_per_process(step: Step, strategy: Strategy, processes: int = 1) -> in
     """Bytes that the tensors of a step take in each process when it takes most.
 
     Beside them stand the program itself, what kernels take while they run and what an allocator keeps in reserve
-    (on a GPU also the CUDA context). A compiled step takes less than this.
+    (on a GPU also the CUDA context). All but the head is traced as eager code; compiled code may keep less of it.
 
     Raises:
         ValueError: a number of processes that the strategy does not go with.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,6 +15,8 @@ from inheritune.training.distillation import DistillationLoss
 from inheritune.training.memory import memory_per_process
 from inheritune.training.parallel import Placed, Strategy, device_memory
 from inheritune.training.traced_step import Step
+
+logger = logging.getLogger(__name__)
 
 TOKENS = {"cpu": 8_192, "cuda": 24_576}
 """In one forward pass, at most, when the recipe leaves it open. On an H100 16,384 were 3% slower."""
@@ -51,11 +54,18 @@ def windows_per_process(training: Training, window: int, processes: int = 1) -> 
 def micro_batch(
     training: Training,
     window: int,
-    device: torch.device,
+    limit: int,
     processes: int = 1,
     fits: Callable[[int], bool] = lambda size: True,
 ) -> int:
     """Windows in one forward pass: what the recipe says, or the largest divisor of the share that fits.
+
+    Args:
+        training: whose `tokens_per_step` and `micro_batch` count.
+        window: tokens.
+        limit: of tokens in one forward pass, if the recipe leaves it open.
+        processes: that share a step.
+        fits: whether there is memory for so many windows.
 
     Raises:
         ValueError: as `windows_per_process`.
@@ -63,7 +73,7 @@ def micro_batch(
     share = windows_per_process(training, window, processes)
     if training.micro_batch != "auto":
         return training.micro_batch
-    most = min(share, max(1, TOKENS[device.type] // window))
+    most = min(share, max(1, limit // window))
     sizes = [size for size in range(most, 0, -1) if share % size == 0]
     return next((size for size in sizes if fits(size)), 1)
 
@@ -84,6 +94,7 @@ def step_of(
         micro_batch=1,
         bf16=bf16,
         gpu=device.type == "cuda",
+        compiled=device.type == "cuda" if training.compile == "auto" else training.compile,
         checkpointing=training.activation_checkpointing,
         optimizer=training.optimizer.name,
         teacher=teacher,
@@ -109,19 +120,21 @@ def fitting_step(
         return replace(step, micro_batch=size, accumulates=accumulates)
 
     def fits(size: int) -> bool:
-        if room is None or not step.gpu:
-            return True
-        try:
-            return memory_per_process(of(size), strategy, processes) <= FILLED * room
-        except (
-            RuntimeError,
-            NotImplementedError,
-            ValueError,
-        ):  # what it computes depends on what tensors hold
-            return size * step.window <= UNTRACED_TOKENS
+        return memory_per_process(of(size), strategy, processes) <= FILLED * (room or 0)
 
-    device = torch.device("cuda" if step.gpu else "cpu")
-    return of(micro_batch(training, step.window, device, processes, fits))
+    limit = TOKENS["cuda" if step.gpu else "cpu"]
+    if room is None or not step.gpu:
+        return of(micro_batch(training, step.window, limit, processes))
+    windows_per_process(training, step.window, processes)
+    try:
+        return of(micro_batch(training, step.window, limit, processes, fits))
+    except Exception as error:  # a step of any architecture is traced, with tensors that hold nothing
+        reason = str(error).strip().partition("\n")[0]
+        logger.warning(
+            "the memory of a step cannot be told (%s: %s), so it is of %d tokens at most: `micro_batch` sets another",
+            *(type(error).__name__, reason, UNTRACED_TOKENS),
+        )
+        return of(micro_batch(training, step.window, UNTRACED_TOKENS, processes))
 
 
 def choose_micro_batch(placed: Placed, training: Training, hardware: Hardware, window: int) -> int:

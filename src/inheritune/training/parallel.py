@@ -111,9 +111,8 @@ def place(loss: NextTokenLoss, training: Training, hardware: Hardware, window: i
 def spread(loss: NextTokenLoss, strategy: Literal["ddp", "fsdp"], hardware: Hardware) -> Placed:
     """Spread a loss over the processes of the default process group, with the first one's weights."""
     if hardware.compile:
-        again = any(getattr(block, "gradient_checkpointing", False) for block in _blocks_of(loss))
-        if strategy == "ddp" and not again:
-            loss.compile()  # torch cuts the graph where DDP's buckets end, but not through checkpoints
+        if strategy == "ddp":
+            loss.compile()  # torch cuts the graph where DDP's buckets end
         else:
             loss.compile_parts()
     if strategy == "fsdp":
@@ -132,6 +131,29 @@ def spread(loss: NextTokenLoss, strategy: Literal["ddp", "fsdp"], hardware: Hard
         **quiet,
     )
     return Placed(loss, replica, strategy, hardware.world)
+
+
+def settle(placed: Placed, hardware: Hardware, shape: tuple[int, int]) -> None:
+    """Let DDP sort its buckets anew, as it does after its first backward pass, before the first step.
+
+    A training that was stopped then adds gradients up in the order of one that was not, to the last bit, and
+    gradients stand in the buckets from the first step on. Weights are left alone.
+
+    Args:
+        placed: what is going to be trained.
+        hardware: where.
+        shape: of a micro-batch, [B, T].
+    """
+    if placed.strategy != "ddp":
+        return
+    placed.loss.train()
+    tokens_bt = torch.zeros(shape, dtype=torch.long, device=hardware.device)
+    with hardware.autocast():
+        loss = placed.forward(tokens_bt, tokens_bt)
+    loss.backward()
+    for parameter in placed.loss.parameters():
+        if parameter.grad is not None:
+            parameter.grad.zero_()
 
 
 def choose_strategy(settings: Parallel, loss: NextTokenLoss, hardware: Hardware) -> Literal["ddp", "fsdp"]:

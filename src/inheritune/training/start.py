@@ -18,7 +18,7 @@ from inheritune.training.float8 import convert
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.micro_batch import choose_micro_batch
 from inheritune.training.optimizer import make_optimizer
-from inheritune.training.parallel import Placed, made_by_first, place
+from inheritune.training.parallel import Placed, made_by_first, place, settle
 from inheritune.training.world import World
 
 
@@ -78,4 +78,6 @@ def start_or_resume(
     optimizer = make_optimizer(model, training.optimizer)
     if path is not None:
         checkpoint.restore_optimizer(path, model, optimizer, world)
-    return Started(model, placed, optimizer, state, choose_micro_batch(placed, training, hardware, window))
+    micro_batch = choose_micro_batch(placed, training, hardware, window)
+    settle(placed, hardware, (micro_batch, window))
+    return Started(model, placed, optimizer, state, micro_batch)

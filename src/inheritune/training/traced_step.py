@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -46,7 +47,8 @@ class Step:
         micro_batch: windows in one forward pass.
         accumulates: whether a process has more than one micro-batch in a step.
         bf16: whether the forward pass computes in bfloat16.
-        gpu: whether on a GPU, where the logits of all tokens are never held at once.
+        gpu: whether on a GPU, where eager code never holds the logits of all tokens at once.
+        compiled: whether the head is compiled, which holds them in the type of autocast only.
         checkpointing: as `training.activation_checkpointing`.
         optimizer: as `training.optimizer.name`.
         teacher: configuration of a teacher.
@@ -59,6 +61,7 @@ class Step:
     accumulates: bool = False
     bf16: bool = False
     gpu: bool = False
+    compiled: bool = False
     checkpointing: str | tuple[int, ...] = "none"
     optimizer: Literal["adamw", "muon"] = "adamw"
     teacher: PretrainedConfig | None = field(default=None, hash=False)
@@ -102,7 +105,7 @@ def traced_step(step: Step, halved: bool = False, fake: bool = True) -> Traced:
         halved: with the blocks' weights in bfloat16, as FSDP puts them together; autocast then copies none.
         fake: without computing it. Otherwise it is computed, on the CPU, and its tensors counted all the same.
     """
-    with FakeTensorMode() if fake else nullcontext(), _stand_ins(step.gpu, fake):
+    with FakeTensorMode() if fake else nullcontext(), _stand_ins(step, fake):
         objective = _objective(step)
         model = objective.model
         optimizer = make_optimizer(model, Optimizer(name=step.optimizer))
@@ -158,7 +161,8 @@ def _objective(step: Step) -> NextTokenLoss:
 
 def _model(config: PretrainedConfig, step: Step) -> PreTrainedModel:
     """A model that leaves out attention masks as it would if its tensors had values to look at."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    # A copy, as a model keeps its configuration and the switch below is written there.
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
     freeze_biases(model)
     if model.config.get_text_config()._attn_implementation == "sdpa":
         AttentionInterface.register(ATTENTION, sdpa_attention_forward)
@@ -176,13 +180,13 @@ def _mask(
     **options: Any,
 ) -> Tensor | None:
     """transformers' `sdpa_mask`, which makes one wherever it cannot see that none is needed."""
-    if local_size is None or kv_length <= local_size:
+    if local_size is None or kv_length < local_size:
         return None
     return sdpa_mask(batch_size, q_length, kv_length, *arguments, local_size=local_size, **options)
 
 
 @contextmanager
-def _stand_ins(gpu: bool, fake: bool) -> Iterator[None]:
+def _stand_ins(step: Step, fake: bool) -> Iterator[None]:
     """Within it, losses hold as many logits as on a GPU, and experts need not know which tokens they get."""
 
     def grouped(input_nd: Tensor, weight_edf: Tensor, *, offs: Tensor) -> Tensor:
@@ -191,13 +195,40 @@ def _stand_ins(gpu: bool, fake: bool) -> Iterator[None]:
             return input_nd @ weight_edf[0]
 
     with ExitStack() as stack:
-        if gpu:
-            stack.enter_context(mock.patch.object(loss, "linear_cross_entropy", loss.chunked_cross_entropy))
+        if step.gpu:
+            head = _compiled_head if step.compiled else loss.chunked_cross_entropy
+            stack.enter_context(mock.patch.object(loss, "linear_cross_entropy", head))
             chunk = {"cpu": distillation.CHUNK["cuda"]}
             stack.enter_context(mock.patch.dict(distillation.CHUNK, chunk))
         if fake:
             stack.enter_context(mock.patch.object(F, "grouped_mm", grouped))
         yield
+
+
+def _compiled_head(hidden_nd: Tensor, weight_vd: Tensor, bias_v: Tensor | None, targets_n: Tensor) -> Tensor:
+    """What compiled code holds of `loss.linear_cross_entropy`: all logits, or chunks of them."""
+    if len(hidden_nd) * len(weight_vd) > loss.WHOLE:
+        return loss.chunked_cross_entropy(hidden_nd, weight_vd, bias_v, targets_n)
+    value: Tensor = _CompiledHead.apply(hidden_nd, weight_vd, bias_v)
+    return value
+
+
+class _CompiledHead(torch.autograd.Function):
+    """Tensors of the right sizes, not values."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_nd: Tensor, weight_vd: Tensor, bias_v: Tensor | None) -> Tensor:
+        logits_nv = F.linear(hidden_nd, weight_vd, bias_v)
+        ctx.save_for_backward(hidden_nd, weight_vd, bias_v, logits_nv)
+        return logits_nv.new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_nd, weight_vd, bias_v, logits_nv = ctx.saved_tensors
+        slope_nv = logits_nv.zero_()  # it writes the gradient over them
+        to_hidden = (slope_nv @ weight_vd.to(slope_nv.dtype)).to(hidden_nd.dtype)
+        to_weight = (slope_nv.T @ hidden_nd.to(slope_nv.dtype)).to(weight_vd.dtype)
+        return to_hidden, to_weight, None if bias_v is None else slope_nv.sum(0).to(bias_v.dtype)
 
 
 def _halve(module: nn.Module) -> None:

@@ -167,6 +167,9 @@ def tells_of_a_lost_peer(error: BaseException) -> bool:
 def _join(world: World, training: Training) -> None:
     settings = training.parallel
     backend = _backend(training)
+    on_gpus = torch.cuda.is_available() and training.device != "cpu"
+    if on_gpus:
+        check_gpus(world)
     join, timeout = timedelta(seconds=settings.join_seconds), timedelta(seconds=settings.timeout_seconds)
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
@@ -187,7 +190,7 @@ def _join(world: World, training: Training) -> None:
             f"process {world.rank} waited {settings.join_seconds:g} s at {where} for all {world.size} processes, and "
             f"they did not come ({_first_line(error)}): is one missing, or is that place an earlier start's?"
         ) from error
-    if torch.cuda.is_available() and training.device != "cpu":
+    if on_gpus:
         torch.cuda.set_device(world.local_rank)
 
 
