@@ -39,7 +39,7 @@ def main() -> None:
 def machine(spec: dict[str, Any]) -> dict[str, Any]:
     """Versions, the device's name, and how fast it multiplies matrices."""
     device = torch.device(spec["device"])
-    size, rate = _matmul(device, 30 if device.type == "cuda" else 5)
+    size, rate = matmul_rate(device, 30 if device.type == "cuda" else 5)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     versions = {"torch": torch.__version__, "transformers": version("transformers")}
     return {
@@ -51,7 +51,7 @@ def machine(spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _matmul(device: torch.device, times: int) -> tuple[int, float]:
+def matmul_rate(device: torch.device, times: int) -> tuple[int, float]:
     """Rows of two square bf16 matrices of random numbers, and FLOP/s of their product; median of the later ones."""
     size = 8192 if device.type == "cuda" else 512
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
@@ -75,16 +75,16 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
     if settings.get("loss") == "fused" and not hasattr(torch.nn.functional, "linear_cross_entropy"):
         return {"skipped": f"torch {torch.__version__} has no linear_cross_entropy"}
     size = SIZES[spec["size"]]
-    training = _training(size, spec)
+    training = training_of(size, spec)
     hardware = choose_hardware(training)
-    model = _model(size)
+    model = model_of(size)
     placed = gpu_variants.placed(model, training, hardware, size.window, settings)
     optimizer = make_optimizer(model, training.optimizer)
     stepper = Stepper(placed, optimizer, training, hardware)
     flops = placed.loss.flops_per_token(size.window)
-    batch = _micro_batch(model, training, hardware, size)
+    batch = micro_batch_of(model, training, hardware, size)
     with tempfile.TemporaryDirectory() as folder:
-        data = _data(Path(folder), size)
+        data = data_of(Path(folder), size)
         order = Order(data.windows, training.tokens_per_step // size.window, training.seed)
         metrics = Metrics(Path(folder), training, 0)
         state = TrainState()
@@ -97,13 +97,13 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
         def step() -> None:
             meter.stepped(state, stepper(state.step, next(timed)))
 
-        row = _timed(step, spec, hardware.device)
+        row = time_steps(step, spec, hardware.device)
         row["synchronized_at"] = _synchronizations(step, hardware.device)
         row["synchronizations"], row["watched_steps"] = len(row["synchronized_at"]), WATCHED
         stepper.settle()
         steps.close()
         metrics.close()
-    return {**row, "flops_per_token": flops, "micro_batch": batch, **_rates(row, size)}
+    return {**row, "flops_per_token": flops, "micro_batch": batch, **rates_of(row, size)}
 
 
 def plain(spec: dict[str, Any]) -> dict[str, Any]:
@@ -115,12 +115,12 @@ def plain(spec: dict[str, Any]) -> dict[str, Any]:
     from inheritune.training.optimizer import make_optimizer
 
     size = SIZES[spec["size"]]
-    training = _training(size, spec)
+    training = training_of(size, spec)
     hardware = choose_hardware(training)
-    model = _model(size).to(hardware.device)
+    model = model_of(size).to(hardware.device)
     optimizer = make_optimizer(model, training.optimizer)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    batch = _micro_batch(model, training, hardware, size)
+    batch = micro_batch_of(model, training, hardware, size)
     count = training.tokens_per_step // size.window // batch
 
     def forward(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -129,8 +129,8 @@ def plain(spec: dict[str, Any]) -> dict[str, Any]:
 
     compiled = torch.compile(forward) if hardware.compile else forward
     with tempfile.TemporaryDirectory() as folder:
-        data = _data(Path(folder), size)
-        micro_batches = _random_batches(data, size.window, batch, hardware.device)
+        data = data_of(Path(folder), size)
+        micro_batches = random_batches(data, size.window, batch, hardware.device)
         model.train()
 
         def step() -> None:
@@ -143,12 +143,12 @@ def plain(spec: dict[str, Any]) -> dict[str, Any]:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-        row = _timed(step, spec, hardware.device)
+        row = time_steps(step, spec, hardware.device)
     flops = flops_per_token(model, size.window)
-    return {**row, "flops_per_token": flops, "micro_batch": batch, **_rates(row, size)}
+    return {**row, "flops_per_token": flops, "micro_batch": batch, **rates_of(row, size)}
 
 
-def _training(size: Size, spec: dict[str, Any]) -> Any:
+def training_of(size: Size, spec: dict[str, Any]) -> Any:
     import gpu_variants
     from inheritune.config import Training
 
@@ -157,13 +157,13 @@ def _training(size: Size, spec: dict[str, Any]) -> Any:
     return Training.model_validate({**own, "tensorboard": False, **changed})
 
 
-def _model(size: Size) -> Any:
+def model_of(size: Size) -> Any:
     from inheritune.models.presets import architecture_config, from_config
 
     return from_config(architecture_config({**size.architecture, "use_cache": False}), seed=0)
 
 
-def _data(folder: Path, size: Size) -> Any:
+def data_of(folder: Path, size: Size) -> Any:
     import numpy as np
 
     from inheritune.config import Data
@@ -176,7 +176,7 @@ def _data(folder: Path, size: Size) -> Any:
     return open_data(Data(path=folder, window=size.window))
 
 
-def _micro_batch(model: Any, training: Any, hardware: Any, size: Size) -> int:
+def micro_batch_of(model: Any, training: Any, hardware: Any, size: Size) -> int:
     """Windows in a forward pass that our training would take on this GPU; the others take as many."""
     from inheritune.training.micro_batch import fitting_step, step_of
     from inheritune.training.parallel import device_memory
@@ -191,7 +191,7 @@ def _model_vocabulary(size: Size) -> int:
     return int(architecture_config(size.architecture).vocab_size)
 
 
-def _random_batches(
+def random_batches(
     data: Any, window: int, size: int, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     import numpy as np
@@ -203,39 +203,39 @@ def _random_batches(
         yield from batches(data.train, generator.integers(0, data.windows, size), window, size, device)
 
 
-def _timed(step: Step, spec: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def time_steps(step: Step, spec: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Median seconds of a step over the rounds; peak memory; kernels of one more step."""
     started = time.perf_counter()
     for _ in range(WARM_UP):
         step()
-    _synchronize(device)
+    synchronize(device)
     warm = time.perf_counter() - started
     rounds = []
     for _ in range(spec["rounds"]):
         started = time.perf_counter()
         for _ in range(spec["steps"]):
             step()
-        _synchronize(device)
+        synchronize(device)
         rounds.append((time.perf_counter() - started) / spec["steps"])
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     measured = {"rounds": rounds, "memory_bytes": memory, "warm_up_seconds": warm}
     if device.type == "cuda":
-        measured["matmul_when_warm"] = _matmul(device, WARM_PRODUCTS)[1]
-    return {**measured, **_profile(step, device)}
+        measured["matmul_when_warm"] = matmul_rate(device, WARM_PRODUCTS)[1]
+    return {**measured, **profile_of(step, device)}
 
 
-def _rates(row: dict[str, Any], size: Size) -> dict[str, Any]:
+def rates_of(row: dict[str, Any], size: Size) -> dict[str, Any]:
     seconds = statistics.median(row["rounds"])
     return {"seconds_per_step": seconds, "tokens_per_second": size.tokens_per_step / seconds}
 
 
-def _profile(step: Step, device: torch.device) -> dict[str, Any]:
+def profile_of(step: Step, device: torch.device) -> dict[str, Any]:
     """Names of the kernels that attend, and milliseconds of the kernels that take longest, in one step."""
     activity = torch.profiler.ProfilerActivity
     kinds = [activity.CPU, activity.CUDA] if device.type == "cuda" else [activity.CPU]
     with torch.profiler.profile(activities=kinds) as profile:
         step()
-        _synchronize(device)
+        synchronize(device)
     times: dict[str, float] = {}
     for event in profile.key_averages():
         on_device = event.device_type == torch.autograd.DeviceType.CUDA
@@ -280,7 +280,7 @@ def _elapsed(action: Step, device: torch.device) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
 

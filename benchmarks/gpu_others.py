@@ -13,16 +13,16 @@ from gpu import SIZES, Size
 from gpu_contestants import (
     WARM_PRODUCTS,
     WARM_UP,
-    _data,
-    _matmul,
-    _micro_batch,
-    _model,
-    _profile,
-    _random_batches,
-    _rates,
-    _synchronize,
-    _timed,
-    _training,
+    data_of,
+    matmul_rate,
+    micro_batch_of,
+    model_of,
+    profile_of,
+    random_batches,
+    rates_of,
+    synchronize,
+    time_steps,
+    training_of,
 )
 from inheritune.models.size import flops_per_token
 from inheritune.training.device import choose_hardware
@@ -50,10 +50,10 @@ def trainer(spec: dict[str, Any]) -> dict[str, Any]:
 
     logging.set_verbosity_error()
     size = SIZES[spec["size"]]
-    training = _training(size, spec)
+    training = training_of(size, spec)
     hardware = choose_hardware(training)
-    model = _model(size)
-    batch = _micro_batch(model, training, hardware, size)
+    model = model_of(size)
+    batch = micro_batch_of(model, training, hardware, size)
     model.set_attn_implementation("sdpa")
     measured: dict[str, Any] = {"rounds": []}
     last = WARM_UP + spec["rounds"] * spec["steps"]
@@ -65,7 +65,7 @@ def trainer(spec: dict[str, Any]) -> dict[str, Any]:
             done = state.global_step - WARM_UP
             if done < 0 or done % spec["steps"]:
                 return
-            _synchronize(hardware.device)
+            synchronize(hardware.device)
             now = time.perf_counter()
             if done == 0:
                 measured["warm_up_seconds"] = now - self.started
@@ -74,7 +74,7 @@ def trainer(spec: dict[str, Any]) -> dict[str, Any]:
             self.started = now
 
     with tempfile.TemporaryDirectory() as folder:
-        data = _data(Path(folder), size)
+        data = data_of(Path(folder), size)
         arguments = TrainingArguments(
             output_dir=f"{folder}/trainer",
             max_steps=last,
@@ -101,11 +101,11 @@ def trainer(spec: dict[str, Any]) -> dict[str, Any]:
         program.train()
         memory = torch.cuda.max_memory_allocated() if hardware.device.type == "cuda" else 0
         if hardware.device.type == "cuda":
-            measured["matmul_when_warm"] = _matmul(hardware.device, WARM_PRODUCTS)[1]
+            measured["matmul_when_warm"] = matmul_rate(hardware.device, WARM_PRODUCTS)[1]
         measured.update(_profile_micro_batch(program, hardware.device))
     flops = flops_per_token(model, size.window)
     row = {**measured, "memory_bytes": memory, "flops_per_token": flops, "micro_batch": batch}
-    return {**row, **_rates(measured, size)}
+    return {**row, **rates_of(measured, size)}
 
 
 def _profile_micro_batch(program: Any, device: torch.device) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _profile_micro_batch(program: Any, device: torch.device) -> dict[str, Any]:
         program.training_step(model, dict(inputs))
 
     step()
-    return _profile(step, device)
+    return profile_of(step, device)
 
 
 def litgpt(spec: dict[str, Any]) -> dict[str, Any]:
@@ -132,9 +132,9 @@ def litgpt(spec: dict[str, Any]) -> dict[str, Any]:
     except ImportError as error:
         return {"skipped": f"litgpt cannot be imported ({error})"}
     size = SIZES[spec["size"]]
-    training = _training(size, spec)
+    training = training_of(size, spec)
     hardware = choose_hardware(training)
-    batch = _micro_batch(_model(size), training, hardware, size)
+    batch = micro_batch_of(model_of(size), training, hardware, size)
     count = training.tokens_per_step // size.window // batch
     fabric = Fabric(accelerator=hardware.device.type, devices=1, precision="bf16-mixed")
     with fabric.init_module(empty_init=False):
@@ -146,7 +146,7 @@ def litgpt(spec: dict[str, Any]) -> dict[str, Any]:
     )
     optimizer = fabric.setup_optimizers(optimizer)
     with tempfile.TemporaryDirectory() as folder:
-        micro_batches = _random_batches(_data(Path(folder), size), size.window, batch, hardware.device)
+        micro_batches = random_batches(data_of(Path(folder), size), size.window, batch, hardware.device)
 
         def step() -> None:
             for number in range(1, count + 1):
@@ -158,9 +158,9 @@ def litgpt(spec: dict[str, Any]) -> dict[str, Any]:
             optimizer.step()
             optimizer.zero_grad()
 
-        row = _timed(step, spec, hardware.device)
-    flops = flops_per_token(_model(size), size.window)
-    return {**row, "flops_per_token": flops, "micro_batch": batch, **_rates(row, size)}
+        row = time_steps(step, spec, hardware.device)
+    flops = flops_per_token(model_of(size), size.window)
+    return {**row, "flops_per_token": flops, "micro_batch": batch, **rates_of(row, size)}
 
 
 def _litgpt_config(size: Size) -> dict[str, Any]:

@@ -76,6 +76,8 @@ def test_fifty_steps_are_those_of_one_process(data: Path, tmp_path: Path, accumu
             [row["gradient_norm"] for row in alone], rel=1e-4
         )
         assert [row["tokens"] for row in found] == [row["tokens"] for row in alone]
+        if accumulate:
+            assert {row["micro_batch"] for row in found} == {accumulate["micro_batch"]}
         first, expected = rows(tmp_path / layout, "validation")[0], rows(tmp_path / "single", "validation")[0]
         assert first["loss"] == expected["loss"], "the same weights have the same validation loss, exactly"
 

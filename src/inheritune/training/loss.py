@@ -95,17 +95,20 @@ def compile_each(layers: nn.ModuleList) -> None:
     Blocks that differ in a number, as GPT-2's in their scale of attention, have code of their own. In one cache each
     call would look through that of all blocks before it (on a GPU longer than a block of GPT-2 medium computes).
     """
-    numbers = {
-        tuple(v for m in b.modules() for v in vars(m).values() if isinstance(v, float)) for b in layers
-    }
-    alike, options = len(numbers) == 1, {}
-    if not alike and "isolate_recompiles" in signature(torch.compile).parameters:
-        options["isolate_recompiles"] = True
-    elif not alike:  # before torch 2.13
-        limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, 4 * len(layers))
+    options = {}
+    if len({_numbers(block) for block in layers}) > 1:
+        if "isolate_recompiles" in signature(torch.compile).parameters:
+            options["isolate_recompiles"] = True
+        else:  # before torch 2.13
+            limit = torch._dynamo.config.recompile_limit
+            torch._dynamo.config.recompile_limit = max(limit, 4 * len(layers))
     for block in layers:
         block.compile(**options)
+
+
+def _numbers(block: nn.Module) -> tuple[float, ...]:
+    """The numbers that a block's modules hold, which compiled code takes as constants."""
+    return tuple(v for module in block.modules() for v in vars(module).values() if isinstance(v, float))
 
 
 def linear_cross_entropy(

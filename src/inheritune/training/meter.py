@@ -66,6 +66,7 @@ class Meter:
             flops=state.step * self.flops,
             loss=sum(losses) / steps,
             learning_rate=result.learning_rate,
+            micro_batch=result.micro_batch,
             gradient_norm=max(r.gradient_norm for r in self.results),
             tokens_per_second=steps * self.training.tokens_per_step / elapsed,
             flops_per_second=steps * self.flops / elapsed,

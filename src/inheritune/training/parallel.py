@@ -147,9 +147,10 @@ def settle(placed: Placed, hardware: Hardware, shape: tuple[int, int]) -> None:
     if placed.strategy != "ddp":
         return
     placed.loss.train()
-    tokens_bt = torch.zeros(shape, dtype=torch.long, device=hardware.device)
-    with hardware.autocast():
-        loss = placed.forward(tokens_bt, tokens_bt)
+    size, window = shape
+    zeros = torch.zeros(size, window + 1, dtype=torch.long, device=hardware.device)
+    with hardware.autocast():  # laid out as the loader's, so that compiled code sees nothing new afterwards
+        loss = placed.forward(zeros[:, :-1].contiguous(), zeros[:, 1:].contiguous())
     loss.backward()
     for parameter in placed.loss.parameters():
         if parameter.grad is not None:

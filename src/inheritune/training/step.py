@@ -48,12 +48,14 @@ class Numbers:
 class StepResult:
     """What one step reports; reading loss or gradient norm waits for the device.
 
-    `gradient_norms` are those of every layer's query and key weights, if they were taken.
+    `micro_batch` are the windows of a forward pass, `gradient_norms` those of every layer's query and key weights,
+    if they were taken.
     """
 
     step: int
     numbers: Numbers
     learning_rate: float
+    micro_batch: int
     gradient_norms: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -134,7 +136,7 @@ class Stepper:
         norms = self.gradients.norms() if self.gradients and gradient_norms else {}
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.training.optimizer.gradient_clip)
         values = torch.stack([self.placed.world.mean(total), whole(norm)])
-        result = StepResult(step, Numbers(values), rate, norms)
+        result = StepResult(step, Numbers(values), rate, len(micro_batches[0][0]), norms)
         if self.looks_later:
             self.bad = torch.maximum(self.bad, (~values.isfinite()).any().float())
             self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]
