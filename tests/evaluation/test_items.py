@@ -190,6 +190,12 @@ def test_an_interval_with_0_in_it_shows_no_difference(low: float, width: float, 
         assert (outcome == "better") == ((low > 0) == higher)
 
 
+def test_an_exact_test_that_sees_nothing_is_believed() -> None:
+    assert judge((0.0002, 0.0281), True, p=0.049) == "better"
+    assert judge((0.0002, 0.0281), True, p=0.056) == "no difference seen"
+    assert judge((-0.01, 0.02), True, p=0.01) == "no difference seen"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_and_itself(kind: Kind) -> None:
     items, _ = two_models(kind, 20)

@@ -43,12 +43,9 @@ class MetricItems(BaseModel):
         low, high = difference - Z95 * error, difference + Z95 * error
         if self.kind in ("perplexity", "weighted_perplexity"):  # a difference of logarithms, so far
             difference, low, high = math.expm1(difference), math.expm1(low), math.expm1(high)
-        return Paired(
-            difference=difference,
-            interval=(low, high),
-            p=_mcnemar(_numbers(self), _numbers(reference)) if self.kind == "mean" else None,
-            outcome=judge((low, high), self.higher_is_better),
-        )
+        p = _mcnemar(_numbers(self), _numbers(reference)) if self.kind == "mean" else None
+        outcome = judge((low, high), self.higher_is_better, p)
+        return Paired(difference=difference, interval=(low, high), p=p, outcome=outcome)
 
     def _error(self) -> float | None:
         if self.items is None or len(self.items) < 2:

@@ -58,7 +58,7 @@ class Paired(Record):
     p: float | None = None
     """Exact McNemar test, for metrics that are 0 or 1 on every item."""
     outcome: Outcome
-    """Whether the interval leaves out 0, and on which side."""
+    """Whether the interval leaves out 0, and on which side, and p is below 0.05 where there is one."""
 
 
 class MetricResult(Record):
@@ -198,10 +198,10 @@ class Evaluation(Record):
         raise KeyError(name)
 
 
-def judge(interval: tuple[float, float], higher_is_better: bool) -> Outcome:
-    """What an interval of differences says."""
+def judge(interval: tuple[float, float], higher_is_better: bool, p: float | None = None) -> Outcome:
+    """What an interval of differences says; an exact p of 0.05 or more is stronger than it, as it is approximate."""
     low, high = interval
-    if low <= 0 <= high:
+    if low <= 0 <= high or (p is not None and p >= 0.05):
         return "no difference seen"
     return "better" if (low > 0) == higher_is_better else "worse"
 

@@ -18,7 +18,7 @@ LONGEST_NAME = 34  # letters
 def difference_figure(evaluation: Evaluation, *, standalone: bool = False) -> str | None:
     """Every accuracy's paired difference to the first model with its 95% interval, around 0; None without any.
 
-    A filled mark is one whose interval leaves out 0. Averages of groups come last.
+    A filled mark is better or worse. Averages of groups come last.
     """
     lines = [line for name, result in _accuracies(evaluation) for line in _lines(evaluation, name, result)]
     if not lines:

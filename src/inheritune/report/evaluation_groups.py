@@ -165,8 +165,10 @@ def _paired_legend(results: Sequence[MetricResult]) -> Iterator[str]:
     if any(is_perplexity(result.metric) for result in results):
         yield "Differences of perplexities are their ratio minus 1, in percent."
     yield (
-        "Better and worse mean that the 95% interval leaves out 0; no difference seen does not mean that there is "
-        "none. Of twenty tasks in which two models are equally good, about one shows a difference by chance."
+        "Better and worse mean that the 95% interval leaves out 0, and p is below 0.05 where there is one; no "
+        "difference seen does not mean that there is none. Of twenty tasks in which two models are equally good, about "
+        "one shows a difference by chance."
+        "one shows a difference by chance."
     )
 
 

@@ -57,7 +57,7 @@ def rounds_table(summary: Summary | Mapping[str, Any]) -> Table:
     table.add_column("Layers", justify="right", no_wrap=True)
     table.add_column("Params", justify="right", no_wrap=True)
     table.add_column("Loss", justify="right", no_wrap=True)
-    table.add_column("Difference [95%]", justify="right")
+    table.add_column("Difference [95%]", justify="right", overflow="fold")
     table.add_column("Cost" if cost_known else "FLOPs", justify="right", no_wrap=True)
     if reference is not None:
         loss = "" if reference.loss is None else f"{reference.loss:.{decimals}f}"
