@@ -166,8 +166,8 @@ def _paired_legend(results: Sequence[MetricResult]) -> Iterator[str]:
         yield "Differences of perplexities are their ratio minus 1, in percent."
     yield (
         "Better and worse mean that the 95% interval leaves out 0, and p is below 0.05 where there is one; no "
-        "difference seen does not mean that there is none. Of twenty tasks in which two models are equally good, about "
-        "one shows a difference by chance."
+        "difference seen does not mean that there is none. Of twenty tasks in which two models are equally good, "
+        "about one shows a difference by chance."
         "one shows a difference by chance."
     )
 
