@@ -60,11 +60,11 @@ def placed(
 ) -> Placed:
     """The model's loss, placed as the training loop does, with the settings changed."""
     loss: NextTokenLoss = LOSSES[settings.get("loss", "ours")](model)
-    if training.float8:  # only now: the loss has tried the model where it was made
+    result = place(loss, training, hardware, window)
+    if training.float8:
         from inheritune.training.float8 import convert
 
-        convert(model, hardware.device)
-    result = place(loss, training, hardware, window)
+        convert(model)
     if "attention" in settings:
         _attend(model, settings["attention"])
     if settings.get("residual") == "bf16":

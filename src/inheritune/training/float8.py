@@ -21,15 +21,14 @@ MULTIPLE = 16
 """Float8 matrix products need dimensions that are multiples of this; that of the tokens in a micro-batch, too."""
 
 
-def convert(model: PreTrainedModel, device: torch.device | None = None, *, emulate: bool = False) -> int:
+def convert(model: PreTrainedModel, *, emulate: bool = False) -> int:
     """Let the linear layers of the blocks compute in float8; embeddings, norms and head stay as they are.
 
     Parameters are the same objects as before, under the same names. Layers with a dimension that float8 does not
     take are left alone.
 
     Args:
-        model: on any device; on that of training before it computes anything.
-        device: on which it is going to train; by default where it is.
+        model: on the device of its training.
         emulate: compute as if in float8, on hardware that has none; slow, for tests.
 
     Returns:
@@ -40,7 +39,7 @@ def convert(model: PreTrainedModel, device: torch.device | None = None, *, emula
     """
     torchao = _torchao()
     if not emulate:
-        _check_hardware(device or model.device)
+        _check_hardware(model.device)
     linears = _linear_layers(model)
     if not linears:
         raise ValueError(

@@ -71,10 +71,9 @@ def start_or_resume(
         return initial().to(torch.float32)
 
     model = made_by_first(first_weights, world)
-    objective = loss(model, world)
+    placed = place(loss(model, world), training, hardware, window)
     if training.float8:
-        convert(model, hardware.device)  # after the loss has tried the model, which may be on a CPU still
-    placed = place(objective, training, hardware, window)
+        convert(model)  # only now: until it is placed, the model is tried on the CPU
     optimizer = make_optimizer(model, training.optimizer)
     if path is not None:
         checkpoint.restore_optimizer(path, model, optimizer, world)
