@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,31 @@ def test_slurm(recipe: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert processes(tmp_path / "run") == 2
+
+
+def test_processes_whose_torchrun_was_killed_save_and_stop(tmp_path: Path) -> None:
+    """They get no signal; and while they work, nobody else may start in their directory."""
+    data = tiny_data.write_shards(tmp_path / "data")
+    training = tiny_recipes.training(
+        steps=100_000, checkpoints={"every": 100_000}, validation={"every": 100_000}
+    )
+    path, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump(tiny_recipes.values(data, training=training)))
+    command = ["bash", "examples/one-machine.sh", path, "-o", run]
+    with (tmp_path / "said").open("w") as said:
+        torchrun = subprocess.Popen(
+            command, cwd=ROOT, env=environment(PROCESSES="2"), stdout=said, stderr=said
+        )
+    metrics, deadline = run / "reference/metrics.jsonl", time.monotonic() + TIMEOUT
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    second = [sys.executable, "-m", "inheritune", "run", path, "-o", run]
+    refused = subprocess.run(second, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert refused.returncode == 2
+    assert "another start is at work in" in refused.stderr
+    torchrun.kill()
+    words = "the same command goes on from there"
+    while words not in (tmp_path / "said").read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert words in (tmp_path / "said").read_text()
+    assert len(list(run.glob("reference/checkpoints/step-*"))) == 1

@@ -87,6 +87,10 @@ def remove_leftovers(parent: Path) -> None:
             entry.unlink(missing_ok=True)
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""No room on the disk, in a quota, or under a limit on the size of files."""
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
@@ -100,9 +104,10 @@ def temporary_name(path: Path, token: str | None = None) -> Path:
 
 def as_disk_error(error: BaseException, path: Path) -> OSError | None:
     """What a library that has errors of its own (safetensors, torch) should have raised on a full disk."""
-    if isinstance(error, OSError) or os.strerror(errno.ENOSPC) not in str(error):
+    if isinstance(error, OSError):
         return None
-    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    number = next((number for number in FULL if os.strerror(number) in str(error)), None)
+    return None if number is None else OSError(number, os.strerror(number), str(path))
 
 
 def _sync_directory(path: Path) -> None:

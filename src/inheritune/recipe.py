@@ -12,6 +12,7 @@ repeat
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -83,10 +84,9 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
         Interrupted: a signal asked to stop; everything is saved.
         PeerLostError: another process ended; everything that was saved is good.
     """
-    with joined(recipe.training) as world:
+    with joined(recipe.training) as world, closing(RunDirectory(directory)) as folder:
         check_same(world, recipe)
         hardware = choose_hardware(recipe.training, world)
-        folder = RunDirectory(directory)
         if recipe.evaluation is not None:
             check_settings(recipe.evaluation)
         world.on_first(lambda: folder.open(recipe, environment(hardware, command)))

@@ -16,6 +16,8 @@ Every file appears at once, so what is there is finished; going on means doing w
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,6 +108,7 @@ class RunDirectory:
         self.reference = path / "reference"
         self.final = path / "final"
         self.samples = path / "samples.json"
+        self._held: int | None = None
 
     def round(self, number: int, layers: int) -> Path:
         """Directory of a round."""
@@ -118,13 +121,15 @@ class RunDirectory:
         return path.exists() and State.model_validate_json(path.read_bytes()).phase == "finished"
 
     def open(self, recipe: AnyRecipe, environment: dict[str, Any]) -> None:
-        """Make the directory, or make sure that it is this recipe's.
+        """Make the directory, or make sure that it is this recipe's; hold it until `close`.
 
         Raises:
-            ValueError: it belongs to another recipe (the differences are told), or is something else.
+            ValueError: it belongs to another recipe (the differences are told), is something else, or another start
+                is at work in it.
         """
         path = self.path / "recipe.yaml"
         if path.exists():
+            self._hold()
             changed = differences(load_recipe(path, type(recipe)), recipe)
             if changed and self._has_work():
                 raise ValueError(
@@ -137,8 +142,29 @@ class RunDirectory:
         elif self.path.exists() and any(self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and not a run; give another directory")
         self.path.mkdir(parents=True, exist_ok=True)
+        self._hold()
         atomic.write_json(self.path / "environment.json", environment)
         atomic.write_text(path, to_yaml(recipe))
+
+    def close(self) -> None:
+        """Let others in; so does the end of this program, whatever ends it."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+    def _hold(self) -> None:
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise ValueError(
+                f"another start is at work in {self.path}: wait until it ends, or end it"
+            ) from None
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            return
+        self._held = descriptor
 
     def _has_work(self) -> bool:
         """Whether something was computed that another recipe would spoil; a mistake found at once leaves nothing."""

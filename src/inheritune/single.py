@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -37,13 +38,13 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
         ValueError: something the user can mend, in one sentence.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    with joined(recipe.training) as world:
+    with joined(recipe.training) as world, closing(RunDirectory(directory)) as folder:
         check_same(world, recipe)
         hardware = choose_hardware(recipe.training, world)
         data = open_together(recipe.data, world)
         # What cannot be made is told before there is a directory of it.
         initial, loss = initial_model(recipe, data), objective(recipe, data)
-        world.on_first(lambda: RunDirectory(directory).open(recipe, environment(hardware, command)))
+        world.on_first(lambda: folder.open(recipe, environment(hardware, command)))
         train(
             initial,
             data,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,9 @@ from transformers import AutoModelForCausalLM
 
 import tiny_data
 from inheritune.cli import main as cli
+from inheritune.config import Recipe
+from inheritune.recipe_file import load_recipe
+from inheritune.run_directory import RunDirectory
 from tiny_models import tiny_model
 from tiny_recipes import training, values
 
@@ -241,3 +247,28 @@ def test_an_output_inside_a_file_is_told_plainly(command, data: Path, tmp_path: 
     assert result.code == 2, result.err
     assert "a part of its path, is a file; give another place" in result.err
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    "said", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "abc"}, {"WORLD_SIZE": "2", "RANK": "5"}]
+)
+def test_an_environment_that_torchrun_would_not_set(data: Path, tmp_path: Path, said: dict[str, str]) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", values(data))
+    start = [sys.executable, "-m", "inheritune", "run", path, "-o", tmp_path / "run"]
+    ended = subprocess.run(
+        start, env=os.environ | said, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert ended.returncode == 2
+    assert "no place among several processes: start them with torchrun, or unset these" in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_starts_in_one_directory(command, data: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", values(data))
+    assert command("run", path, "-o", tmp_path / "run").code == 0
+    with closing(RunDirectory(tmp_path / "run")) as folder:
+        folder.open(load_recipe(path, Recipe), {})
+        result = command("run", path, "-o", tmp_path / "run")
+    assert result.code == 2
+    assert f"another start is at work in {tmp_path / 'run'}: wait until it ends, or end it" in result.err
+    assert command("run", path, "-o", tmp_path / "run").code == 0

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from inheritune import __version__
+from inheritune.atomic import FULL
 from inheritune.cli.analyze import analyze_command
 from inheritune.cli.compare import compare_command
 from inheritune.cli.evaluate import evaluate_command
@@ -74,7 +75,8 @@ def main() -> None:
     """Run the command; what users can mend is said in one sentence, with exit code 2."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    size = os.environ.get("WORLD_SIZE", "")
+    processes = int(size) if size.isdigit() else 1  # what else it says is told where they join
     level = logging.WARNING if first_process() else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
     for library in (
@@ -128,9 +130,12 @@ def _exit(code: int, processes: int) -> None:
 def _sentence(error: Exception) -> str | None:
     """What to tell the user, or None if it is our mistake and not theirs."""
     if isinstance(error, OSError):
-        if error.errno == errno.ENOSPC:
+        if error.errno in FULL:
+            what = "the disk" if error.errno == errno.ENOSPC else "a quota, or what may be in one file,"
             where = f" at {error.filename}" if error.filename else ""
-            return f"the disk is full{where}; nothing half-written counts as finished: free some space and repeat"
+            return (
+                f"{what} is full{where}; nothing half-written counts as finished: free some space and repeat"
+            )
         if isinstance(error, FileExistsError | NotADirectoryError) and error.filename:
             return (
                 f"{error.filename} cannot be made: it, or a part of its path, is a file; give another place"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +17,10 @@ class Interrupted(Exception):  # noqa: N818 - it is not an error
 def signals() -> Iterator[Callable[[], bool]]:
     """Within the block, SIGINT and SIGTERM only set a flag, which the function that is given tells.
 
-    A second signal acts at once, as it would outside.
+    A second signal acts at once, as it would outside. When torchrun is killed, it sends none to the processes that it
+    started; they take being orphans for one.
     """
+    parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
     arrived: list[int] = []
     previous: dict[signal.Signals, Any] = {}
 
@@ -31,7 +34,7 @@ def signals() -> Iterator[Callable[[], bool]]:
     except ValueError:  # not the main thread: whoever runs it handles signals
         pass
     try:
-        yield lambda: bool(arrived)
+        yield lambda: bool(arrived) or parent not in (None, os.getppid())
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

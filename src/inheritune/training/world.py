@@ -109,17 +109,10 @@ def joined(training: Training) -> Iterator[World]:
         ValueError: a backend that is not there, processes that did not come, or one that came twice.
         PeerLostError: a process was lost while they worked together.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    world = launched()
+    if world.size == 1:
         yield ALONE
         return
-    rank = int(os.environ["RANK"])
-    world = World(
-        rank,
-        size,
-        int(os.environ.get("LOCAL_RANK", rank)),
-        int(os.environ.get("LOCAL_WORLD_SIZE", size)),
-    )
     if dist.is_initialized():
         yield world
         return
@@ -135,6 +128,31 @@ def joined(training: Training) -> Iterator[World]:
             "good: start all of them again, and they go on from the last checkpoint"
         ) from error
     dist.destroy_process_group()
+
+
+def launched() -> World:
+    """What the environment says that torchrun, or whatever started this process, has set.
+
+    Raises:
+        ValueError: it says something that cannot be.
+    """
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    said = {name: os.environ[name] for name in names if name in os.environ}
+    try:
+        size = int(said.get("WORLD_SIZE") or 1)
+        if size == 1:
+            return ALONE
+        rank = int(said["RANK"])
+        world = World(rank, size, int(said.get("LOCAL_RANK", rank)), int(said.get("LOCAL_WORLD_SIZE", size)))
+    except (KeyError, ValueError):
+        world = None
+    if world is None or not 0 <= world.rank < world.size:
+        told = ", ".join(f"{name}={value}" for name, value in said.items())
+        raise ValueError(
+            f"the environment says {told}, which is no place among several processes: start them with torchrun, or "
+            "unset these variables"
+        )
+    return world
 
 
 def check_same(world: World, recipe: BaseModel) -> None:
