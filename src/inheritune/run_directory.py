@@ -153,6 +153,8 @@ class RunDirectory:
             self._held = None
 
     def _hold(self) -> None:
+        if self._held is not None:
+            return
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
