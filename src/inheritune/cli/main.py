@@ -30,6 +30,9 @@ USER_ERROR = 2
 PEER_LOST = 3
 INTERRUPTED = 130
 
+NOISY = ("torchao", "torch.utils._pytree")
+"""transformers imports torchao wherever it is installed, and both warn of what is no concern of the user's."""
+
 TOGETHER = ("run", "train", "analyze")
 """Verbs that several processes can work on, started by torchrun."""
 
@@ -79,10 +82,7 @@ def main() -> None:
     processes = int(size) if size.isdigit() else 1  # what else it says is told where they join
     level = logging.WARNING if first_process() else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    for library in (
-        "torchao",
-        "torch.utils._pytree",
-    ):  # transformers imports torchao wherever it is installed
+    for library in NOISY:
         logging.getLogger(library).setLevel(logging.ERROR)
     try:
         _check_together(arguments, processes)
