@@ -7,7 +7,15 @@ if TYPE_CHECKING:
     from inheritune.initialization.inherit import inherit
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "analyze", "inherit"]
+__all__ = ["UserError", "__version__", "analyze", "inherit"]
+
+
+class UserError(ValueError):
+    """What the user can mend, in one sentence: what is wrong, where, and what to do.
+
+    The command line prints it and exits with 2. Every other exception is a fault of the program, and keeps its
+    traceback.
+    """
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from inheritune import UserError
+
 Auto = Literal["auto"]
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -146,17 +148,17 @@ class Training(Settings):
     @classmethod
     def _blocks_are_named(cls, value: Any) -> Any:
         if isinstance(value, str) and value not in ("none", "all") and not LAYERS.fullmatch(value):
-            raise ValueError(f"it is {value!r}, but should be none, all, {LAYERS_EXPLAINED}")
+            raise UserError(f"it is {value!r}, but should be none, all, {LAYERS_EXPLAINED}")
         return value
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Training:
         if self.schedule.warmup_steps >= self.steps:
-            raise ValueError(
+            raise UserError(
                 f"schedule.warmup_steps ({self.schedule.warmup_steps}) must be below steps ({self.steps})"
             )
         if self.schedule.final_learning_rate > self.optimizer.learning_rate:
-            raise ValueError(
+            raise UserError(
                 f"schedule.final_learning_rate ({self.schedule.final_learning_rate}) must not be above "
                 f"optimizer.learning_rate ({self.optimizer.learning_rate})"
             )
@@ -177,13 +179,13 @@ class ModelSource(Settings):
     @model_validator(mode="after")
     def _one_source(self) -> ModelSource:
         if (self.pretrained is None) == (self.architecture is None):
-            raise ValueError(
+            raise UserError(
                 "give either `pretrained` (a trained model) or `architecture` (made from random weights)"
             )
         if self.architecture is not None and ("preset" in self.architecture) == (
             "model_type" in self.architecture
         ):
-            raise ValueError("`architecture` needs either `preset` or `model_type`")
+            raise UserError("`architecture` needs either `preset` or `model_type`")
         return self
 
 
@@ -198,9 +200,9 @@ class Reference(ModelSource):
     @model_validator(mode="after")
     def _training_has_a_use(self) -> Reference:
         if self.pretrained is not None and self.training is not None:
-            raise ValueError("a `pretrained` reference is not trained, so it takes no `training`")
+            raise UserError("a `pretrained` reference is not trained, so it takes no `training`")
         if self.architecture is not None and self.training_tokens is not None:
-            raise ValueError("`training_tokens` is for a `pretrained` reference; here `training` tells it")
+            raise UserError("`training_tokens` is for a `pretrained` reference; here `training` tells it")
         return self
 
 
@@ -260,19 +262,19 @@ class Initialization(Settings):
     @model_validator(mode="after")
     def _one_way(self) -> Initialization:
         if isinstance(self.layers, str) and not LAYERS.fullmatch(self.layers):
-            raise ValueError(f"`layers` is {self.layers!r}, but should be {LAYERS_EXPLAINED}")
+            raise UserError(f"`layers` is {self.layers!r}, but should be {LAYERS_EXPLAINED}")
         for name in ("layers", "parts"):
             if getattr(self, name) == ():
-                raise ValueError(f"`{name}` is an empty list: nothing would be inherited")
+                raise UserError(f"`{name}` is an empty list: nothing would be inherited")
         chosen = [name for name in ("layers", "stack_to", "parts") if getattr(self, name) is not None]
         if self.width is not None and chosen:
-            raise ValueError(
+            raise UserError(
                 f"`width` keeps all layers and parts, so it cannot be combined with `{chosen[0]}`"
             )
         if self.width is None and self.divide is not None:
-            raise ValueError("`divide` belongs to `width`, which is not given")
+            raise UserError("`divide` belongs to `width`, which is not given")
         if self.width is None and not chosen:
-            raise ValueError("it is empty: give `layers`, `stack_to`, `parts` or `width`, or leave it out")
+            raise UserError("it is empty: give `layers`, `stack_to`, `parts` or `width`, or leave it out")
         return self
 
 
@@ -293,7 +295,7 @@ class Taught(Distillation):
     @model_validator(mode="after")
     def _teacher_knows(self) -> Taught:
         if self.teacher is not None and self.teacher.pretrained is None:
-            raise ValueError("a `teacher` must be `pretrained`: one with random weights teaches nothing")
+            raise UserError("a `teacher` must be `pretrained`: one with random weights teaches nothing")
         return self
 
 
@@ -311,13 +313,13 @@ class TrainRecipe(Settings):
     @model_validator(mode="after")
     def _parts_of_something(self) -> TrainRecipe:
         if self.initialization is not None and self.model.pretrained is None:
-            raise ValueError("`initialization` takes weights of a `pretrained` model, and `model` names none")
+            raise UserError("`initialization` takes weights of a `pretrained` model, and `model` names none")
         if (
             self.distillation is not None
             and self.distillation.teacher is None
             and self.model.pretrained is None
         ):
-            raise ValueError("`distillation` needs a `teacher`, as `model` is not a pretrained one")
+            raise UserError("`distillation` needs a `teacher`, as `model` is not a pretrained one")
         return self
 
 
@@ -353,7 +355,7 @@ class EvaluationSettings(Settings):
     @model_validator(mode="after")
     def _something_to_do(self) -> EvaluationSettings:
         if not (self.tasks or self.validation or self.speed or self.samples):
-            raise ValueError("it asks for nothing: give `tasks`, `validation`, `speed` or `samples`")
+            raise UserError("it asks for nothing: give `tasks`, `validation`, `speed` or `samples`")
         return self
 
 

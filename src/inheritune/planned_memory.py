@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from inheritune import UserError
 from inheritune.config import Distillation
 from inheritune.planning import Plan, Stage
 from inheritune.training.device import computes_in_bf16
@@ -46,13 +47,13 @@ def plan_memory(
     """Memory of every stage that trains, by name, and warnings about those that cannot be told.
 
     Raises:
-        ValueError: as `stage_memory`.
+        UserError: as `stage_memory`.
     """
     needs, warnings = {}, []
     for stage in plan.stages:
         try:
             need = stage_memory(stage, processes, device)
-        except ValueError:
+        except UserError:
             raise
         except Exception as error:  # a step of any architecture is traced, with tensors that hold nothing
             reason = str(error).strip().partition("\n")[0]
@@ -74,11 +75,11 @@ def stage_memory(stage: Stage, processes: int = 1, device: str | None = None) ->
         device: "cpu" or "cuda", where the recipe leaves it open; by default what is here. A GPU need not be here.
 
     Raises:
-        ValueError: a number of processes that does not divide the windows of a step, or what else training refuses.
+        UserError: a number of processes that does not divide the windows of a step, or what else training refuses.
         RuntimeError: the model cannot be traced, since what it computes depends on what its tensors hold.
     """
     if processes < 1:
-        raise ValueError(f"{processes} processes cannot train: give 1 or more")
+        raise UserError(f"{processes} processes cannot train: give 1 or more")
     work = stage.work
     if work is None:
         return None

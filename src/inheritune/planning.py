@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 
 from inheritune.config import Data, Distillation, ModelSource, Recipe, Study, Training, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
+from inheritune.data.shards import NoShardsError
 from inheritune.models.architecture import cut_config, layer_count, parameter_count
 from inheritune.models.presets import from_config
 from inheritune.models.size import flops_per_token, on_meta, training_memory
@@ -94,7 +95,7 @@ def plan(recipe: Recipe | TrainRecipe | Study) -> Plan:
     """Cost of every stage. Reads configurations and manifests, no weights.
 
     Raises:
-        ValueError: as running it would.
+        UserError: as running it would.
     """
     if isinstance(recipe, Study):
         return plan_study(recipe)
@@ -113,7 +114,7 @@ def plan_study(study: Study, known: Mapping[str, PretrainedConfig] = MappingProx
         known: configurations of pretrained models that need not be looked for.
 
     Raises:
-        ValueError: as running it would.
+        UserError: as running it would.
     """
     warnings: list[str] = []
     configs, stages = dict(known), {}
@@ -155,7 +156,7 @@ def affordable_steps(
 def _data(settings: Data, warnings: list[str]) -> TrainingData | None:
     try:
         return open_data(settings.model_copy(update={"verify": False}))
-    except FileNotFoundError as error:
+    except NoShardsError as error:
         warnings.append(f"{error} (the plan goes by the recipe alone)")
         return None
 

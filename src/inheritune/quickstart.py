@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from inheritune import UserError
 from inheritune.analysis.analyze import analyze_run
 from inheritune.config import Recipe
 from inheritune.data.docstrings import docstring_documents
@@ -33,7 +34,7 @@ def quickstart(directory: Path, text: Sequence[str] = (), *, command: str = "") 
         command: what the user typed, for the record.
 
     Raises:
-        ValueError: text that is missing or too short, in one sentence.
+        UserError: text that is missing or too short, in one sentence.
     """
     data = directory.parent / f"{directory.name}-data"
     prepare(
@@ -51,14 +52,14 @@ def own_text(names: Sequence[str]) -> list[Path | list[str]]:
     """The user's files as sources of documents.
 
     Raises:
-        ValueError: plain text files that are together too short to learn anything from.
+        UserError: plain text files that are together too short to learn anything from.
     """
     sources = [pieces(Path(name)) for name in names]
     pieced = [source for source in sources if isinstance(source, list)]
     if names and len(pieced) == len(sources):
         characters = sum(len(document) for source in pieced for document in source)
         if characters < LEAST_TEXT:
-            raise ValueError(
+            raise UserError(
                 f"{', '.join(names)}: {characters:,} characters are too little text for the quickstart; "
                 f"give at least {LEAST_TEXT:,}"
             )

@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from inheritune import UserError
 from inheritune.analysis.analyze import analyze
 from inheritune.analysis.probe import check_attention
 from inheritune.analysis.result import FILE, load_analyses, save_analyses
@@ -80,7 +81,7 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
         command: what the user typed, for the record.
 
     Raises:
-        ValueError: something the user can mend, in one sentence.
+        UserError: something the user can mend, in one sentence.
         Interrupted: a signal asked to stop; everything is saved.
         PeerLostError: another process ended; everything that was saved is good.
     """
@@ -229,11 +230,11 @@ def first_cut(start_layers: int | Literal["half", "auto"], depth: int) -> int:
     """Layers of the first round; before the reference is analyzed, `auto` is taken for `half`.
 
     Raises:
-        ValueError: as many as the reference has, or more.
+        UserError: as many as the reference has, or more.
     """
     layers = max(1, depth // 2) if isinstance(start_layers, str) else start_layers
     if layers >= depth:
-        raise ValueError(
+        raise UserError(
             f"start_layers is {layers}, but the reference has {depth} layers: nothing would be saved"
         )
     return layers

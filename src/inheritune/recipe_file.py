@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from inheritune import UserError
 from inheritune.config import LAYOUT, Recipe, Settings, Study, TrainRecipe
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Settings)
@@ -19,7 +20,7 @@ def load_recipe(path: Path, kind: type[AnyRecipe]) -> AnyRecipe:
     """Read and check a recipe file.
 
     Raises:
-        ValueError: one sentence that names the file, the key, and what would be right.
+        UserError: one sentence that names the file, the key, and what would be right.
     """
     return parse_recipe(_mapping(path, kind), kind, origin=str(path))
 
@@ -29,9 +30,9 @@ def _mapping(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is not a YAML file: {reason}") from error
+        raise UserError(f"{path} is not a YAML file: {reason}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} is not a recipe: it must be a mapping with the keys {_known(kind)}")
+        raise UserError(f"{path} is not a recipe: it must be a mapping with the keys {_known(kind)}")
     return values
 
 
@@ -50,7 +51,7 @@ def parse_recipe(values: Mapping[str, Any], kind: type[AnyRecipe], origin: str =
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{origin}: {_explain(error, kind)}") from None
+        raise UserError(f"{origin}: {_explain(error, kind)}") from None
 
 
 def to_yaml(recipe: BaseModel, exclude: Collection[str] = ()) -> str:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 from inheritune.recipe_file import AnyRecipe, differences, load_recipe, to_yaml
 
 Verdict = Literal["parity", "no parity"]
@@ -78,9 +78,9 @@ class Summary(Record):
     @model_validator(mode="after")
     def _rounds_are_compared(self) -> Summary:
         if self.rounds and (self.reference is None or self.reference.loss is None):
-            raise ValueError("it has rounds but no loss of the reference they were compared with")
+            raise UserError("it has rounds but no loss of the reference they were compared with")
         if self.verdict is not None and not self.rounds:
-            raise ValueError("it has a verdict but no rounds")
+            raise UserError("it has a verdict but no rounds")
         return self
 
     def cost(self, entry: RoundFigures) -> float | None:
@@ -124,7 +124,7 @@ class RunDirectory:
         """Make the directory, or make sure that it is this recipe's; hold it until `close`.
 
         Raises:
-            ValueError: it belongs to another recipe (the differences are told), is something else, or another start
+            UserError: it belongs to another recipe (the differences are told), is something else, or another start
                 is at work in it.
         """
         path = self.path / "recipe.yaml"
@@ -132,7 +132,7 @@ class RunDirectory:
             self._hold()
             changed = differences(load_recipe(path, type(recipe)), recipe)
             if changed and self._has_work():
-                raise ValueError(
+                raise UserError(
                     f"{self.path} holds a run of another recipe ({'; '.join(changed)}); "
                     "give another directory, or the recipe it was started with"
                 )
@@ -140,7 +140,7 @@ class RunDirectory:
             if not changed:
                 return
         elif self.path.exists() and any(self.path.iterdir()):
-            raise ValueError(f"{self.path} is not empty and not a run; give another directory")
+            raise UserError(f"{self.path} is not empty and not a run; give another directory")
         self.path.mkdir(parents=True, exist_ok=True)
         self._hold()
         atomic.write_json(self.path / "environment.json", environment)
@@ -160,7 +160,7 @@ class RunDirectory:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise ValueError(
+            raise UserError(
                 f"another start is at work in {self.path}: wait until it ends, or end it"
             ) from None
         except OSError:  # a file system without locks

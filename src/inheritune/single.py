@@ -35,7 +35,7 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
     Under torchrun every process calls it, and they train together.
 
     Raises:
-        ValueError: something the user can mend, in one sentence.
+        UserError: something the user can mend, in one sentence.
         Interrupted: a signal asked to stop; everything is saved.
     """
     with joined(recipe.training) as world, closing(RunDirectory(directory)) as folder:
@@ -63,7 +63,7 @@ def open_together(settings: Data, world: World) -> TrainingData:
     """Open the shards in every process; checksums are compared once.
 
     Raises:
-        ValueError: as `open_data`.
+        UserError: as `open_data`.
     """
     world.on_first(lambda: open_data(settings) and None)
     return open_data(settings.model_copy(update={"verify": False}))
@@ -100,7 +100,7 @@ def initial_config(
         config_of: where the configuration of a pretrained model comes from, if not from the model.
 
     Raises:
-        ValueError: there is no such model, or no such part of it.
+        UserError: there is no such model, or no such part of it.
     """
     source, part = recipe.model, recipe.initialization
     if source.architecture is not None:
@@ -145,7 +145,7 @@ def scratch_config(source: ModelSource, data: TrainingData | None, window: int) 
     """Configuration of a model made from random weights; vocabulary and context are the data's by default.
 
     Raises:
-        ValueError: an unknown architecture or field, or one that the data does not fit.
+        UserError: an unknown architecture or field, or one that the data does not fit.
     """
     assert source.architecture is not None
     if data is None:

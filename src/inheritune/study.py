@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from inheritune import UserError
 from inheritune.config import Recipe, Study, TrainRecipe, merge
 from inheritune.recipe_file import parse_recipe
 
@@ -57,7 +58,7 @@ def rows_of(study: Study, only: tuple[str, ...] = ()) -> list[Row]:
         only: names of rows; they and what they need are returned. All, if there are none.
 
     Raises:
-        ValueError: a recipe with a mistake, an unknown row, or rows that need each other.
+        UserError: a recipe with a mistake, an unknown row, or rows that need each other.
     """
     for where, asked in (("headline", study.headline), ("reference", (study.reference,)), ("--row", only)):
         for name in asked:
@@ -82,7 +83,7 @@ def recipe_of(study: Study, row: Row, directory: Path, steps: int | None = None)
         steps: for which it trains, for a row with `flops_of`.
 
     Raises:
-        ValueError: a mistake in it, named with the row.
+        UserError: a mistake in it, named with the row.
     """
 
     def fill(value: Any, key: str = "") -> Any:
@@ -117,9 +118,9 @@ def row_named(study: Study, name: str, seed: int) -> Row:
     flops_of = own.pop("flops_of", [])
     values = merge(study.shared, own)
     if not isinstance(flops_of, list) or not all(isinstance(other, str) for other in flops_of):
-        raise ValueError(f"rows.{name}: `flops_of` is {flops_of!r}, but should be a list of rows")
+        raise UserError(f"rows.{name}: `flops_of` is {flops_of!r}, but should be a list of rows")
     if flops_of and "reference" in values:
-        raise ValueError(
+        raise UserError(
             f"rows.{name}: `flops_of` is for a single training, and a recipe with a `reference` makes several"
         )
     named = set(_named_rows(values))
@@ -141,9 +142,9 @@ def _named_rows(values: Any) -> Iterator[str]:
 
 def _check_known(study: Study, name: str, where: str) -> None:
     if name not in study.rows:
-        raise ValueError(f"{where}: there is no row {name!r}; the rows are {', '.join(study.rows)}")
+        raise UserError(f"{where}: there is no row {name!r}; the rows are {', '.join(study.rows)}")
     if not NAME.fullmatch(name):
-        raise ValueError(f"a row cannot be called {name!r}: its name is a folder, of letters, digits and .-_")
+        raise UserError(f"a row cannot be called {name!r}: its name is a folder, of letters, digits and .-_")
 
 
 def _with_needs(study: Study, names: list[str]) -> set[str]:
@@ -168,6 +169,6 @@ def _ordered(study: Study) -> list[str]:
         ready = [name for name in needs if name not in order and needs[name] <= set(order)]
         if not ready:
             circle = [name for name in needs if name not in order]
-            raise ValueError(f"these rows need each other, so none can be first: {', '.join(circle)}")
+            raise UserError(f"these rows need each other, so none can be first: {', '.join(circle)}")
         order.append(ready[0])
     return order

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 from inheritune.config import Recipe, Study, TrainRecipe
 from inheritune.data.loader import open_data
 from inheritune.planning import affordable_steps
@@ -48,11 +48,11 @@ def run_study(
         The rows, all of them finished.
 
     Raises:
-        ValueError: a mistake in a recipe; or a row that failed, told after all others that could be run were.
+        UserError: a mistake in a recipe; or a row that failed, told after all others that could be run were.
         Interrupted: a signal asked to stop; everything is saved.
     """
     if jobs < 1:
-        raise ValueError(f"--jobs is {jobs}, but should be at least 1")
+        raise UserError(f"--jobs is {jobs}, but should be at least 1")
     rows = rows_of(study, only)
     for row in rows:
         recipe_of(study, row, directory)  # a mistake is told before anything runs
@@ -67,7 +67,7 @@ def run_study(
             runner.start_ready()
             runner.collect_ended()
     if runner.failed:
-        raise ValueError("; ".join(runner.failed.values()))
+        raise UserError("; ".join(runner.failed.values()))
     return rows
 
 
@@ -100,7 +100,7 @@ class Runner:
                 self.waiting.remove(row)
                 try:
                     self._start(row)
-                except ValueError as error:
+                except UserError as error:
                     self._fail(row, str(error))
 
     def collect_ended(self) -> None:
@@ -169,13 +169,13 @@ def finished(folder: Path, recipe: AnyRow) -> bool:
     """Whether a run is there and complete.
 
     Raises:
-        ValueError: it is complete, but of another recipe.
+        UserError: it is complete, but of another recipe.
     """
     complete = RunDirectory(folder).finished if isinstance(recipe, Recipe) else (folder / "model").exists()
     if complete:
         changed = differences(load_recipe(folder / "recipe.yaml", type(recipe)), recipe)
         if changed:
-            raise ValueError(f"{folder} holds a run of another recipe ({'; '.join(changed)})")
+            raise UserError(f"{folder} holds a run of another recipe ({'; '.join(changed)})")
     return complete
 
 

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
+from inheritune import UserError
 from inheritune.cli.prepare import prepare_command
 from inheritune.data.progress import Progress, shown
 from inheritune.data.shards import read_manifest
@@ -75,7 +76,7 @@ def test_every_option_arrives(tmp_path, source):
 
 def test_errors_are_left_to_the_caller(tmp_path):
     result = run(tmp_path / "nothing.txt", "-o", tmp_path / "out", "--train-tokenizer", 300)
-    assert isinstance(result.exception, FileNotFoundError)
+    assert isinstance(result.exception, UserError)
 
 
 def test_help_is_quick():

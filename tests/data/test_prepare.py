@@ -15,6 +15,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from inheritune import UserError
 from inheritune.data import tokenizer as tokenizers
 from inheritune.data.pipeline import key_and_hash
 from inheritune.data.prepare import prepare
@@ -319,7 +320,7 @@ def undisturbed(tmp_path, tokenizer):
 def test_goes_on_after_an_error(tmp_path, tokenizer, monkeypatch, undisturbed):
     full = OSError(errno.ENOSPC, "No space left on device")
     output = interrupted(tmp_path, tokenizer, monkeypatch, full)
-    with pytest.raises(FileNotFoundError, match="holds no finished shards"):
+    with pytest.raises(UserError, match="holds no finished shards"):
         open_split(output, "train")
     encoded = []
     encode = tokenizers.Encoder.__call__
@@ -524,7 +525,7 @@ def test_killed_at_random_moments(tmp_path, tokenizer, training):
             time.sleep(generator.random() * 0.2)
             process.kill()
         assert process.returncode == -signal.SIGKILL
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(UserError):
             read_manifest(output)
         seen.add(saved_documents(output))
     assert len(seen) > 3
@@ -549,7 +550,7 @@ def test_killed_while_the_files_move_up(tmp_path, tokenizer, undisturbed, monkey
         patch.setattr(Path, "rename", dying)
         with pytest.raises(KeyboardInterrupt):
             prepare([TEXTS], tmp_path / "out", **options)
-    with pytest.raises(FileNotFoundError, match="holds no finished shards"):
+    with pytest.raises(UserError, match="holds no finished shards"):
         read_manifest(tmp_path / "out")
     prepare([TEXTS], tmp_path / "out", **options)
     assert hashes(tmp_path / "out") == undisturbed

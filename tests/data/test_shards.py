@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 from inheritune.data.shards import (
     FileRecord,
     Manifest,
@@ -108,9 +108,9 @@ def test_a_split_that_is_not_there(tmp_path):
 
 
 def test_a_directory_without_manifest(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no finished shards \(manifest.json is missing\)"):
+    with pytest.raises(UserError, match=r"no finished shards \(manifest.json is missing\)"):
         read_manifest(tmp_path)
-    with pytest.raises(FileNotFoundError, match="there is no directory"):
+    with pytest.raises(UserError, match="there is no directory"):
         read_manifest(tmp_path / "nothing")
 
 

@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from inheritune import UserError
 from inheritune.data import documents, files, hub
 from inheritune.data.sources import resolve
 
@@ -107,11 +108,11 @@ def refused(source, error=ValueError, **options):
 
 @pytest.mark.parametrize("name", ["nothing.txt", "folder/nothing.jsonl.xz", "/no/such/folder", "a/b/c"])
 def test_missing_file(name):
-    assert refused(name, FileNotFoundError) == f"there is no file or folder {name}"
+    assert refused(name, UserError) == f"there is no file or folder {name}"
 
 
 def test_pattern_without_match(tmp_path):
-    assert refused(f"{tmp_path}/*.txt", FileNotFoundError) == f"no file matches {tmp_path}/*.txt"
+    assert refused(f"{tmp_path}/*.txt", UserError) == f"no file matches {tmp_path}/*.txt"
 
 
 def test_folder_without_files(tmp_path):

@@ -11,6 +11,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from inheritune import UserError
 from inheritune.analysis.lazy import DEGENERATE, batch_size, judge_cut, layer_figures, measure_heads
 from inheritune.analysis.maps import Head, Maps, attention_maps, check_heads, telling_heads
 from inheritune.analysis.probe import check_attention
@@ -74,7 +75,7 @@ def analyze(
         world: processes that share the sequences; each needs the model.
 
     Raises:
-        ValueError: something the user can mend, in one sentence.
+        UserError: something the user can mend, in one sentence.
 
     Source: paper, section 2 and figure 1 (tau, mass and the number of sequences are the paper's).
     """
@@ -116,9 +117,9 @@ class Options:
         """Refuse what no model could be analyzed with."""
         for name, value in (("tau", self.tau), ("mass", self.mass)):
             if not 0 < value <= 1:
-                raise ValueError(f"{name} is {value}, but must be above 0 and at most 1")
+                raise UserError(f"{name} is {value}, but must be above 0 and at most 1")
         if self.batch is not None and self.batch < 1:
-            raise ValueError(f"batch is {self.batch}, but at least one sequence must be read at once")
+            raise UserError(f"batch is {self.batch}, but at least one sequence must be read at once")
 
 
 def analyze_side_by_side(
@@ -139,7 +140,7 @@ def analyze_side_by_side(
         maps: keep maps also where no heads are named: of a few telling ones.
 
     Raises:
-        ValueError: also for models whose tokens differ, and for a head that no model has.
+        UserError: also for models whose tokens differ, and for a head that no model has.
     """
     options.check()
     subjects = [_subject(model, options) for model in models]
@@ -164,11 +165,11 @@ def analyze_run(
     already (`start_layers: auto` makes one) is kept, and the other is made on as many sequences.
 
     Raises:
-        ValueError: not the directory of a finished run, or a model without attention matrices.
+        UserError: not the directory of a finished run, or a model without attention matrices.
     """
     folder = RunDirectory(directory)
     if not (directory / "recipe.yaml").exists() or not folder.finished:
-        raise ValueError(f"{directory} is not the directory of a finished run")
+        raise UserError(f"{directory} is not the directory of a finished run")
     recipe = load_recipe(directory / "recipe.yaml", Recipe)
     places = {"reference": folder.reference, "final": folder.final}
     source = recipe.reference
@@ -276,7 +277,7 @@ def _check_vocabulary(subject: _Subject, text: Text) -> None:
     """The text's tokens exist in the model, and mean there what they mean in the text."""
     size = subject.config.get_text_config().vocab_size
     if text.vocabulary > size:
-        raise ValueError(
+        raise UserError(
             f"{text.source} was made with a tokenizer of {text.vocabulary} tokens, but the embedding of "
             f"{subject.name} has {size}: prepare the text with the model's own tokenizer"
         )
@@ -285,7 +286,7 @@ def _check_vocabulary(subject: _Subject, text: Text) -> None:
         and subject.tokenizer is not None
         and not same_tokens(text.tokenizer, subject.tokenizer)
     ):
-        raise ValueError(
+        raise UserError(
             f"the tokens of {text.source} are not those of {subject.name}, which has another tokenizer: "
             "prepare the text with the model's own"
         )
@@ -302,6 +303,6 @@ def _check_same_tokens(first: _Subject, second: _Subject) -> None:
         sizes = [subject.config.get_text_config().vocab_size for subject in (first, second)]
         same, what = sizes[0] == sizes[1], f"vocabularies, of {sizes[0]} and {sizes[1]} tokens"
     if not same:
-        raise ValueError(
+        raise UserError(
             f"{first.name} and {second.name} cannot be put side by side: they have different {what}"
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from inheritune import UserError
 from inheritune.models.architecture import blocks
 from inheritune.training.parallel import whole
 
@@ -23,7 +24,7 @@ class QueryKeyGradients:
     """Knows where each layer's query and key weights are, and tells the norms of their gradients.
 
     Raises:
-        ValueError: a layer has no query and key weights of a known name and order.
+        UserError: a layer has no query and key weights of a known name and order.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -72,7 +73,7 @@ def _find(block: nn.Module, config: PretrainedConfig) -> _Layer:
         split = FUSED.get((config.model_type, name))
         if split is not None:
             return _Layer(p, p, split)
-    raise ValueError(
+    raise UserError(
         f"`gradient_norms` does not know where a {config.model_type!r} model keeps its query and key weights"
     )
 

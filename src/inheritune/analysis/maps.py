@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from inheritune import UserError
 from inheritune.analysis.probe import probe_attention
 from inheritune.analysis.result import AttentionAnalysis
 from inheritune.models.architecture import layer_count
@@ -35,13 +36,13 @@ def parse_heads(text: str) -> list[Head]:
     """`L4H3,L7H0` as heads.
 
     Raises:
-        ValueError: it is not such a list.
+        UserError: it is not such a list.
     """
     found = []
     for part in text.split(","):
         match = re.fullmatch(r"L(\d+)H(\d+)", part.strip(), re.IGNORECASE)
         if match is None:
-            raise ValueError(
+            raise UserError(
                 f"{part.strip()!r} is not a head: write heads as L4H3,L7H0 (layers are counted from 1, heads from 0)"
             )
         found.append(Head(int(match[1]), int(match[2])))
@@ -52,13 +53,13 @@ def check_heads(heads: Iterable[Head], configs: Sequence[PretrainedConfig]) -> N
     """Each head exists in at least one of the models.
 
     Raises:
-        ValueError: one does not; says which there are.
+        UserError: one does not; says which there are.
     """
     shapes = [(layer_count(config), _head_count(config)) for config in configs]
     for head in heads:
         if not any(1 <= head.layer <= layers and head.head < count for layers, count in shapes):
             layers, count = max(shapes)
-            raise ValueError(
+            raise UserError(
                 f"there is no head {head}: the model has layers 1 to {layers} with heads 0 to {count - 1} each"
             )
 

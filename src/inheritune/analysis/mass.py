@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from inheritune import UserError
 from inheritune.analysis.rank import TOLERANCE, as_batch, as_float64, column_energies
 
 
@@ -12,11 +13,11 @@ def column_mass(attention_bhtt: Tensor, fraction: float = 0.90) -> Tensor:
 
     The mass of column j is ||A_{.,j}||^2 / ||A||_F^2, summed in float64. `attention_bhtt` is [..., T, T] in any
     floating dtype; the result is int64 [...]. A mass within a relative 1e-9 below `fraction` counts as reached. A
-    matrix of zeros has mass 0. Never below `approximate_rank` for the same fraction. ValueError for anything but
+    matrix of zeros has mass 0. Never below `approximate_rank` for the same fraction. UserError for anything but
     finite square matrices and 0 < fraction <= 1. Source: paper.md, section 3 (m*, with 0.90).
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f"fraction is {fraction}: it must be a fraction of the mass, above 0 and at most 1")
+        raise UserError(f"fraction is {fraction}: it must be a fraction of the mass, above 0 and at most 1")
     heads = as_batch(attention_bhtt)
     chunk = max(1, 2**26 // (8 * heads.shape[-1] ** 2))
     masses = torch.cat([column_energies(as_float64(part)) for part in heads.split(chunk)])

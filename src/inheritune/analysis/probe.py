@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
+from inheritune import UserError
 from inheritune.models.architecture import blocks, layer_count
 
 Measure = Callable[[int, Tensor], None]
@@ -55,16 +56,16 @@ class _Probe:
         layer = self.layer_of.get(module)
         name = type(module).__name__
         if layer is None:
-            raise ValueError(
+            raise UserError(
                 f"{name} attends outside of the model's blocks, which the analysis does not cover"
             )
         if attention_bhtt is None:
-            raise ValueError(
+            raise UserError(
                 f"{name} in layer {layer + 1} keeps its attention matrices to itself: load the model with "
                 'attn_implementation="eager"'
             )
         if layer in self.seen:
-            raise ValueError(f"layer {layer + 1} attends more than once, which the analysis does not cover")
+            raise UserError(f"layer {layer + 1} attends more than once, which the analysis does not cover")
         self.seen.add(layer)
         self.measure(layer, attention_bhtt)
 
@@ -89,7 +90,7 @@ def probe_attention(
             compute there.
 
     Raises:
-        ValueError: a model without attention matrices in some layer (state-space, linear attention), or an
+        UserError: a model without attention matrices in some layer (state-space, linear attention), or an
             architecture whose matrices cannot be read.
     """
     layers = blocks(model)
@@ -104,14 +105,14 @@ def probe_attention(
         _active.reset(token)
     lacking = [layer + 1 for layer in range(len(layers)) if layer not in probe.seen]
     if lacking:
-        raise ValueError(_without_attention(model.config, lacking, len(layers)))
+        raise UserError(_without_attention(model.config, lacking, len(layers)))
 
 
 def check_attention(config: PretrainedConfig) -> None:
     """Refuse a model whose configuration tells that some layers have no attention matrices, before it is read.
 
     Raises:
-        ValueError: names the model type and the layers.
+        UserError: names the model type and the layers.
     """
     text = config.get_text_config()
     depth = layer_count(config)
@@ -120,7 +121,7 @@ def check_attention(config: PretrainedConfig) -> None:
     if not hasattr(text, "num_attention_heads"):
         lacking = list(range(1, depth + 1))
     if lacking:
-        raise ValueError(_without_attention(config, lacking, depth))
+        raise UserError(_without_attention(config, lacking, depth))
 
 
 def _without_attention(config: PretrainedConfig, lacking: list[int], depth: int) -> str:
@@ -142,7 +143,7 @@ def _attention_forward(
     """The attention of the module's own file, shown to the probe; the matrices are not passed on."""
     eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     if eager is None:
-        raise ValueError(
+        raise UserError(
             f"{type(module).__name__} has no eager attention in its file, so its matrices cannot be read"
         )
     output, attention_bhtt = eager(module, query, key, value, attention_mask, **kwargs)
@@ -169,7 +170,7 @@ def _watched(model: PreTrainedModel, layers: nn.ModuleList) -> Iterator[None]:
         elif model._can_set_attn_implementation():
             model.set_attn_implementation(IMPLEMENTATION)
         else:
-            raise ValueError(
+            raise UserError(
                 f"the attention of a {model.config.model_type!r} model cannot be replaced (it does not go through "
                 "transformers' AttentionInterface), so its matrices cannot be read"
             )

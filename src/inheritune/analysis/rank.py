@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from inheritune import UserError
 from inheritune.analysis.subspace import BLOCK, Krylov, certify, gram_matrix, rounding
 
 TOLERANCE = 1e-9
@@ -61,7 +62,7 @@ def approximate_rank(attention_bhtt: Tensor, tau: float = 0.90) -> Tensor:
 
     `attention_bhtt` is [..., T, T] in any floating dtype, its values taken as exact; the result is int64 [...].
     Equal to what a float64 SVD gives, where a fraction within a relative 1e-9 below `tau` counts as reached.
-    A matrix of zeros (a fully masked head) has rank 0. ValueError for anything but finite square matrices and
+    A matrix of zeros (a fully masked head) has rank 0. UserError for anything but finite square matrices and
     0 < tau <= 1. Source: paper.md, section 3 (explained variance with tau = 0.90).
     """
     return decide_rank(attention_bhtt, tau).rank
@@ -71,7 +72,7 @@ def approximate_rank(attention_bhtt: Tensor, tau: float = 0.90) -> Tensor:
 def decide_rank(attention_bhtt: Tensor, tau: float = 0.90) -> RankDecision:
     """`approximate_rank` that also tells what settled each matrix."""
     if not 0 < tau <= 1:
-        raise ValueError(f"tau is {tau}: it must be a fraction of the energy, above 0 and at most 1")
+        raise UserError(f"tau is {tau}: it must be a fraction of the energy, above 0 and at most 1")
     heads = as_batch(attention_bhtt)
     chunk = max(1, _CHUNK_BYTES.get(heads.device.type, 2**28) // (8 * heads.shape[-1] ** 2))
     # The two large intermediates of all chunks: fresh memory costs as much time as the arithmetic of a lazy head.
@@ -82,23 +83,23 @@ def decide_rank(attention_bhtt: Tensor, tau: float = 0.90) -> RankDecision:
 
 
 def as_batch(attention_bhtt: Tensor) -> Tensor:
-    """The matrices as one batch [n, T, T], in their own dtype. ValueError if not square and floating."""
+    """The matrices as one batch [n, T, T], in their own dtype. UserError if not square and floating."""
     shape = attention_bhtt.shape
     if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
-        raise ValueError(f"attention has shape {tuple(shape)}: it must be [..., T, T], square and not empty")
+        raise UserError(f"attention has shape {tuple(shape)}: it must be [..., T, T], square and not empty")
     if not attention_bhtt.is_floating_point():
-        raise ValueError(f"attention has dtype {attention_bhtt.dtype}: it must be floating, such as float32")
+        raise UserError(f"attention has dtype {attention_bhtt.dtype}: it must be floating, such as float32")
     return attention_bhtt.detach().reshape(-1, shape[-1], shape[-1])
 
 
 def as_float64(heads: Tensor, out: Tensor | None = None) -> Tensor:
     """The batch [n, T, T] in float64, each matrix times the power of two that puts its largest entry in [0.5, 1).
 
-    Such a factor is exact, and keeps squares from over- and underflowing. ValueError for NaN or infinity.
+    Such a factor is exact, and keeps squares from over- and underflowing. UserError for NaN or infinity.
     """
     largest = torch.maximum(heads.amax((-2, -1)), -heads.amin((-2, -1))).double()
     if not bool(torch.isfinite(largest).all()):
-        raise ValueError("attention holds NaN or infinity: every value must be finite")
+        raise UserError("attention holds NaN or infinity: every value must be finite")
     exponent = torch.frexp(largest).exponent.double().clamp(-1000, 1000)  # 2^1024 would overflow
     return torch.mul(heads, torch.pow(2.0, -exponent)[:, None, None], out=out)
 

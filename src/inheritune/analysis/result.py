@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 
 FILE = "analysis.json"
 
@@ -122,14 +122,14 @@ def load_analyses(path: Path) -> list[AttentionAnalysis]:
     """Read what `save_analyses` wrote.
 
     Raises:
-        ValueError: it is something else, or damaged.
+        UserError: it is something else, or damaged.
     """
     try:
         return _File.model_validate_json(path.read_bytes()).analyses
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(
+        raise UserError(
             f"{path} is not an attention analysis of format 1: {where or 'file'}: {first['msg']}"
         ) from None
 

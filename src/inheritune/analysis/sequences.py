@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from inheritune import UserError
 from inheritune.data.loader import read_windows, window_count
 from inheritune.data.shards import TOKENIZER, Split, open_split
 from inheritune.data.tokenizer import pieces
@@ -45,20 +46,20 @@ class Text:
         """At most `count` random windows of `window` tokens; the same arguments give the same ones.
 
         Raises:
-            ValueError: a window longer than the context or than the text.
+            UserError: a window longer than the context or than the text.
         """
         if count < 1:
-            raise ValueError(f"cannot analyze {count} sequences: at least one is needed")
+            raise UserError(f"cannot analyze {count} sequences: at least one is needed")
         length = self.tokens.tokens - 1 if isinstance(self.tokens, Split) else len(self.tokens)
         if window is None:
             window = min(LONGEST, length, context or LONGEST)
         if window < 2:
-            raise ValueError(f"a window of {window} tokens is too short: at least 2 are needed")
+            raise UserError(f"a window of {window} tokens is too short: at least 2 are needed")
         if context is not None and window > context:
-            raise ValueError(f"windows of {window} tokens are longer than the model's context of {context}")
+            raise UserError(f"windows of {window} tokens are longer than the model's context of {context}")
         available = length // window
         if available == 0:
-            raise ValueError(f"{self.source} has {length} tokens, fewer than one window of {window}")
+            raise UserError(f"{self.source} has {length} tokens, fewer than one window of {window}")
         generator = np.random.Generator(np.random.PCG64(seed))
         numbers = np.sort(generator.choice(available, min(count, available), replace=False))
         if isinstance(self.tokens, Split):
@@ -75,27 +76,25 @@ def open_text(data: Path, tokenizer: PreTrainedTokenizerBase | None) -> Text:
     """The validation split of a folder of shards, or a text file as the model's tokenizer reads it.
 
     Raises:
-        ValueError: nothing there, no text in it, or a text file without a tokenizer to read it.
+        UserError: nothing there, no text in it, or a text file without a tokenizer to read it.
     """
     if data.is_dir():
         split = open_split(data, "validation")
         own = load_tokenizer(data / TOKENIZER) if (data / TOKENIZER).is_dir() else None
         return Text(data, split, split.vocabulary, own)
     if not data.is_file():
-        raise ValueError(f"there is neither a folder of token shards nor a text file at {data}")
+        raise UserError(f"there is neither a folder of token shards nor a text file at {data}")
     if tokenizer is None:
-        raise ValueError(
-            f"the model comes without a tokenizer to read {data} with: give token shards instead"
-        )
+        raise UserError(f"the model comes without a tokenizer to read {data} with: give token shards instead")
     try:
         text = data.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{data} is not a text file: byte {error.start} is not UTF-8") from None
+        raise UserError(f"{data} is not a text file: byte {error.start} is not UTF-8") from None
     ids = [
         token
         for piece in pieces(text)
         for token in tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
     ]
     if not text.strip() or not ids:
-        raise ValueError(f"there is no text in {data}")
+        raise UserError(f"there is no text in {data}")
     return Text(data, np.array(ids, dtype=np.int64), max(ids) + 1, tokenizer)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from inheritune import UserError
+
 
 def analyze_command(
     model: Annotated[str, typer.Argument(help="Hugging Face model id, or folder of a checkpoint.")],
@@ -56,9 +58,9 @@ def analyze_command(
     quiet()
     source = data or text
     if source is None or (data is not None and text is not None):
-        raise ValueError("give either --data (token shards) or --text (a text file)")
+        raise UserError("give either --data (token shards) or --text (a text file)")
     if heads is not None and output is None:
-        raise ValueError("--heads says which attention maps to draw, so --output must say where to")
+        raise UserError("--heads says which attention maps to draw, so --output must say where to")
     options = Options(
         sequences,
         window,

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from inheritune import __version__
+from inheritune import UserError, __version__
 from inheritune.atomic import FULL
 from inheritune.cli.analyze import analyze_command
 from inheritune.cli.compare import compare_command
@@ -112,7 +112,7 @@ def main() -> None:
 def _check_together(arguments: list[str], processes: int) -> None:
     verb = next((argument for argument in arguments if not argument.startswith("-")), "")
     if processes > 1 and verb not in TOGETHER:
-        raise ValueError(
+        raise UserError(
             f"`inheritune {verb}` is work for one process, and torchrun started {processes}: start it alone "
             f"(together work {', '.join(TOGETHER)})"
         )
@@ -141,6 +141,6 @@ def _sentence(error: Exception) -> str | None:
                 f"{error.filename} cannot be made: it, or a part of its path, is a file; give another place"
             )
         return f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
-    if isinstance(error, ValueError) or type(error).__name__ in ("Interrupted", "PeerLostError"):
+    if isinstance(error, UserError) or type(error).__name__ in ("Interrupted", "PeerLostError"):
         return " ".join(str(error).split())
     return None

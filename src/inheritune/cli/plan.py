@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from inheritune import UserError
+
 if TYPE_CHECKING:
     from inheritune.planned_memory import StageMemory
 
@@ -43,16 +45,16 @@ def plan_command(
 
     quiet()
     if flops is not None and flops <= 0:
-        raise ValueError(f"--flops-per-second is {flops}, but must be positive")
+        raise UserError(f"--flops-per-second is {flops}, but must be positive")
     if processes < 1:
-        raise ValueError(f"--processes is {processes}, but must be at least 1")
+        raise UserError(f"--processes is {processes}, but must be at least 1")
     if device not in (None, "cpu", "cuda"):
-        raise ValueError(f"--device is {device!r}, but must be cpu or cuda")
+        raise UserError(f"--device is {device!r}, but must be cpu or cuda")
     settings = load_any(recipe)
     planned = plan(settings)
     needs, warnings = plan_memory(planned, processes, device)
     if measure and isinstance(settings, Study):
-        raise ValueError("--measure is for a single recipe; give a study's rate with --flops-per-second")
+        raise UserError("--measure is for a single recipe; give a study's rate with --flops-per-second")
     whence = "measured here" if measure else "given"
     rate = measured_rate(settings) if measure and not isinstance(settings, Study) else flops
     if rate is None and (known := known_rate(settings, device)):

@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from inheritune import UserError
+
 # A document is held in memory as a whole. One that is longer is a whole data set in one file.
 LONGEST_DOCUMENT = 128 * 2**20
 
 
 def check_text(text: Any, where: str, field: str | None = None) -> str:
-    """The text itself; ValueError if it is none, cannot be encoded, or is too long to be one document."""
+    """The text itself; UserError if it is none, cannot be encoded, or is too long to be one document."""
     if not isinstance(text, str):
-        raise ValueError(
+        raise UserError(
             f"{f'the field {field} in ' if field else ''}{where} is no text but {type(text).__name__}"
         )
     if len(text) > LONGEST_DOCUMENT:
-        raise ValueError(too_long(where))
+        raise UserError(too_long(where))
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{where} has half a character (a lone surrogate) at position {error.start}"
         ) from error
     return text

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from inheritune import UserError
 from inheritune.data.documents import LONGEST_DOCUMENT, check_text, missing_field, one_line, too_long
 
 FORMATS = (".txt", ".jsonl", ".json", ".ndjson", ".parquet")
@@ -46,22 +47,22 @@ class Files:
                         self.read = before + file.tell()
                         yield text
                 except (lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError) as error:
-                    raise ValueError(f"{path} is damaged: {one_line(error)}") from error
+                    raise UserError(f"{path} is damaged: {one_line(error)}") from error
                 except OSError as error:
                     if error.errno is not None:
                         raise  # not what is in the file, but reading it
-                    raise ValueError(f"{path} is damaged: {one_line(error)}") from error
+                    raise UserError(f"{path} is damaged: {one_line(error)}") from error
             before += path.stat().st_size
 
     def _text(self, path: Path, file: Bytes) -> Iterator[str]:
         content = file.read(4 * LONGEST_DOCUMENT + 1)
         if len(content) > 4 * LONGEST_DOCUMENT:
-            raise ValueError(too_long(str(path)))
+            raise UserError(too_long(str(path)))
         try:
             # The byte order mark that some editors write is no text.
             yield check_text(content.decode("utf-8-sig"), str(path))
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: byte {error.start} cannot be decoded") from error
+            raise UserError(f"{path} is not UTF-8 text: byte {error.start} cannot be decoded") from error
 
     def _json_lines(self, path: Path, file: Bytes) -> Iterator[str]:
         number = 0
@@ -71,17 +72,17 @@ class Files:
                 continue
             where = f"line {number} of {path}"
             if len(line) == _LONGEST_LINE:
-                raise ValueError(too_long(where))
+                raise UserError(too_long(where))
             try:
                 record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
-                raise ValueError(f"{where} is not UTF-8: byte {error.start} cannot be decoded") from error
+                raise UserError(f"{where} is not UTF-8: byte {error.start} cannot be decoded") from error
             except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(f"{where} is not JSON (one object a line is expected): {error}") from error
+                raise UserError(f"{where} is not JSON (one object a line is expected): {error}") from error
             if not isinstance(record, dict):
-                raise ValueError(f"{where} is not a JSON object but a {type(record).__name__}")
+                raise UserError(f"{where} is not a JSON object but a {type(record).__name__}")
             if self.text_field not in record:
-                raise ValueError(missing_field(self.text_field, record, where))
+                raise UserError(missing_field(self.text_field, record, where))
             yield check_text(record[self.text_field], where, self.text_field)
 
     def _parquet(self, path: Path, file: Bytes) -> Iterator[str]:
@@ -92,13 +93,13 @@ class Files:
         try:
             table = pyarrow.parquet.ParquetFile(file)
             if self.text_field not in table.schema_arrow.names:
-                raise ValueError(missing_field(self.text_field, table.schema_arrow.names, str(path)))
+                raise UserError(missing_field(self.text_field, table.schema_arrow.names, str(path)))
             for rows in table.iter_batches(batch_size=256, columns=[self.text_field]):
                 for text in rows.column(0).to_pylist():
                     number += 1
                     yield check_text(text, f"row {number} of {path}", self.text_field)
         except pyarrow.ArrowException as error:
-            raise ValueError(f"{path} is damaged, or not a Parquet file: {one_line(error)}") from error
+            raise UserError(f"{path} is damaged, or not a Parquet file: {one_line(error)}") from error
 
 
 def file_format(path: Path) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from inheritune import UserError
 from inheritune.data.documents import check_text, missing_field, one_line
 from inheritune.data.files import decompressed
 
@@ -44,7 +45,7 @@ PRESETS = (*_DATASETS, _REDPAJAMA)
 class HubDataset:
     """One split of a data set, read over the network as it is needed.
 
-    Raises ValueError at once if the data set cannot be reached, or has no such configuration, split or text field.
+    Raises UserError at once if the data set cannot be reached, or has no such configuration, split or text field.
     """
 
     def __init__(
@@ -59,13 +60,13 @@ class HubDataset:
             self._rows = _load(name, config, split)
             first = next(iter(self._rows), None)
         except Exception as error:  # each kind of trouble has its own class, in four libraries
-            raise ValueError(
+            raise UserError(
                 f"{name!r} is no local file or folder, and the Hugging Face hub does not give it: {one_line(error)}"
             ) from error
         if first is None:
-            raise ValueError(f"the split {split!r} of {name} has no rows")
+            raise UserError(f"the split {split!r} of {name} has no rows")
         if text_field not in first:
-            raise ValueError(missing_field(text_field, first, name))
+            raise UserError(missing_field(text_field, first, name))
 
     def documents(self) -> Iterator[str]:
         """All documents from the first on."""
@@ -108,7 +109,7 @@ class RedPajamaPart:
 
 
 def preset(name: str, seed: int) -> list[HubDataset] | list[RedPajamaPart]:
-    """The sources of a preset. Raises ValueError if they cannot be reached."""
+    """The sources of a preset. Raises UserError if they cannot be reached."""
     if name in _DATASETS:
         dataset, config = _DATASETS[name]
         return [HubDataset(dataset, config=config)]
@@ -128,13 +129,13 @@ def preset(name: str, seed: int) -> list[HubDataset] | list[RedPajamaPart]:
             )
         present = {part: share for part, share in _REDPAJAMA_PARTS.items() if by_part[part]}
         if not present:
-            raise ValueError("its list of files names none of its parts")
+            raise UserError("its list of files names none of its parts")
         return [
             RedPajamaPart(part, by_part[part], _REDPAJAMA_TOKENS * share // sum(present.values()), seed)
             for part, share in present.items()
         ]
     except Exception as error:
-        raise ValueError(f"RedPajama v1 cannot be read from {_REDPAJAMA_FILES}: {one_line(error)}") from error
+        raise UserError(f"RedPajama v1 cannot be read from {_REDPAJAMA_FILES}: {one_line(error)}") from error
 
 
 def _load(name: str, config: str | None, split: str) -> Any:

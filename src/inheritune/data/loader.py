@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inheritune import UserError
 from inheritune.config import Data
 from inheritune.data.order import Order, permute
 from inheritune.data.shards import Split, open_split, verify
@@ -64,14 +65,14 @@ def open_data(settings: Data) -> TrainingData:
     """Open the shards that a recipe names.
 
     Raises:
-        ValueError: no shards there, a damaged file, or a split shorter than one window.
+        UserError: no shards there, a damaged file, or a split shorter than one window.
     """
     if settings.verify:
         verify(settings.path)
     train, validation = open_split(settings.path, "train"), open_split(settings.path, "validation")
     for name, split in (("training", train), ("validation", validation)):
         if window_count(split, settings.window) == 0:
-            raise ValueError(
+            raise UserError(
                 f"the {name} split of {settings.path} has {split.tokens} tokens, fewer than one window "
                 f"of {settings.window}"
             )
@@ -83,7 +84,7 @@ def _sample(tokens: int, split: Split, window: int) -> np.ndarray:
     """The same windows for the same number of tokens, and more tokens only add windows."""
     count, available = tokens // window, window_count(split, window)
     if not 1 <= count <= available:
-        raise ValueError(
+        raise UserError(
             f"data.tokens is {tokens}, but should be at least one window ({window}) and at most what the training "
             f"split has ({available * window})"
         )

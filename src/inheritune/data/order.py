@@ -14,6 +14,8 @@ from typing import Literal
 
 import numpy as np
 
+from inheritune import UserError
+
 ROUNDS = 6
 _U64 = np.uint64
 
@@ -36,7 +38,7 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.windows < 1:
-            raise ValueError("the data is shorter than one window")
+            raise UserError("the data is shorter than one window")
         assert self.per_step >= 1, self.per_step
 
     def step(self, step: int) -> np.ndarray:
@@ -56,10 +58,10 @@ class Order:
         """The windows of step `step` that process `rank` of `processes` works on: a contiguous share.
 
         Raises:
-            ValueError: the windows of a step cannot be shared out evenly.
+            UserError: the windows of a step cannot be shared out evenly.
         """
         if self.per_step % processes:
-            raise ValueError(
+            raise UserError(
                 f"a step of {self.per_step} windows cannot be shared evenly by {processes} processes: "
                 "make tokens_per_step a multiple of window * processes"
             )

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from inheritune import UserError
 from inheritune.data.sources import Source
 
 _BATCH_CHARACTERS = 2**19  # about 0.15 s of encoding, far more than handing a batch over costs
@@ -52,7 +53,7 @@ def key_and_hash(text: str, seed: int) -> tuple[float, bytes]:
 def read_batches(sources: Sequence[Source], start: Position, seed: int, spent: set[int]) -> Iterator[Batch]:
     """The documents after `start`. A source that is added to `spent` meanwhile is read no further.
 
-    Documents without any text are left out. Raises ValueError if the documents before `start` are not those that
+    Documents without any text are left out. Raises UserError if the documents before `start` are not those that
     its hash was made of.
     """
     for index in range(start.source, len(sources)):
@@ -83,7 +84,7 @@ def read_batches(sources: Sequence[Source], start: Position, seed: int, spent: s
                 yield Batch(index, texts, keys, Position(source=index, documents=count, digest=chain.hex()))
                 texts, keys, characters = [], [], 0
         if not met:
-            raise ValueError(
+            raise UserError(
                 f"the documents of {source.name} are no longer those that the work was begun with"
             )
         if index not in spent:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 from inheritune.data import tokenizer as tokenizers
 from inheritune.data.pipeline import Position, in_order, key_and_hash, read_batches
 from inheritune.data.progress import Progress, Reporter
@@ -73,7 +73,7 @@ def prepare(
     folder) or `train_tokenizer` (the size of a byte-level BPE to train on the sources). `validation` is the fraction
     of documents held out, `workers` the number of encoding threads (one a core), `save_every` is in seconds.
 
-    A finished directory is left as it is; an unfinished one is gone on with. Raises ValueError or FileNotFoundError
+    A finished directory is left as it is; an unfinished one is gone on with. Raises UserError
     for wrong arguments (others than those the directory was begun with, too) and for text that cannot be read, and
     OSError for a full disk or a network that fails: the same call then goes on from where it stopped.
     """
@@ -211,7 +211,7 @@ def _make_tokenizer(
         tokenizers.save(arguments.tokenizer, directory, trust_remote_code)
         return
     if any(isinstance(source, Documents) and source.once for source in sources):
-        raise ValueError("a tokenizer can only be trained on documents that can be read twice: give a list")
+        raise UserError("a tokenizer can only be trained on documents that can be read twice: give a list")
     sample = tokenizers.Sample()
     count = 0
     texts = itertools.chain.from_iterable(source.documents() for source in sources)
@@ -227,14 +227,14 @@ def _make_tokenizer(
 
 def _check(arguments: Arguments, workers: int) -> None:
     if not arguments.sources:
-        raise ValueError("no source is given")
+        raise UserError("no source is given")
     if (arguments.tokenizer is None) == (arguments.train_tokenizer is None):
-        raise ValueError("give either a tokenizer or the size of one to train")
+        raise UserError("give either a tokenizer or the size of one to train")
     size = arguments.train_tokenizer
     if size is not None and size < _SMALLEST_VOCABULARY:
-        raise ValueError(f"a byte-level tokenizer has at least {_SMALLEST_VOCABULARY} tokens, not {size}")
+        raise UserError(f"a byte-level tokenizer has at least {_SMALLEST_VOCABULARY} tokens, not {size}")
     if not 0 <= arguments.validation < 1:
-        raise ValueError(f"the fraction for validation is {arguments.validation}, not from 0 to below 1")
+        raise UserError(f"the fraction for validation is {arguments.validation}, not from 0 to below 1")
     limits = {
         "max_documents": arguments.max_documents,
         "shard_tokens": arguments.shard_tokens,
@@ -242,25 +242,25 @@ def _check(arguments: Arguments, workers: int) -> None:
     }
     for name, value in limits.items():
         if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, not at least 1")
+            raise UserError(f"{name} is {value}, not at least 1")
 
 
 def _check_splits(work: Path, arguments: Arguments, train: int, validation: int, smallest_key: float) -> None:
-    """ValueError for a split without documents. The work is of no use then, whatever comes next."""
+    """UserError for a split without documents. The work is of no use then, whatever comes next."""
     if train and (validation or not arguments.validation):
         return
     (work / PROGRESS).unlink(missing_ok=True)
     if not train + validation:
-        raise ValueError(f"there is no document with text in {', '.join(arguments.sources)}")
+        raise UserError(f"there is no document with text in {', '.join(arguments.sources)}")
     if train + validation == 1:
-        raise ValueError(
+        raise UserError(
             "there is only one document, as every .txt file is one, and training and validation need at least one "
             "each: split the file, or give .jsonl with one document a line"
         )
     if not train:
-        raise ValueError(f"all {validation} documents fall into validation: make the fraction smaller")
+        raise UserError(f"all {validation} documents fall into validation: make the fraction smaller")
     enough = min(math.ceil(smallest_key * 1000 + 1) / 1000, 0.999)
-    raise ValueError(
+    raise UserError(
         f"none of the {train} documents falls into validation with a fraction of {arguments.validation}: "
         f"a fraction of {enough} gives one (or set it to 0 for no validation split)"
     )

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
@@ -33,6 +33,10 @@ SplitName = Literal["train", "validation"]
 # nanoGPT's data/openwebtext/prepare.py writes GPT-2 tokens.
 _GPT2_VOCABULARY = 50257
 _GPT2_END_OF_TEXT = 50256
+
+
+class NoShardsError(UserError):
+    """There are no finished shards in a directory."""
 
 
 class _Record(BaseModel):
@@ -114,7 +118,7 @@ class Split:
 def read_manifest(directory: Path | str) -> Manifest:
     """What is in a directory of shards (or of nanoGPT's `train.bin` and `val.bin`).
 
-    Raises FileNotFoundError where there are no finished shards and ValueError for a manifest that is not one.
+    Raises UserError where there are no finished shards and for a manifest that is not one.
     """
     directory = Path(directory)
     path = directory / MANIFEST
@@ -124,29 +128,29 @@ def read_manifest(directory: Path | str) -> Manifest:
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"]) or "file"
-            raise ValueError(f"{path} is not a manifest of format 1: {where}: {problem['msg']}") from error
+            raise UserError(f"{path} is not a manifest of format 1: {where}: {problem['msg']}") from error
     if (directory / "train.bin").is_file():
         return _nanogpt_manifest(directory)
     if not directory.is_dir():
-        raise FileNotFoundError(f"there is no directory {directory}")
-    raise FileNotFoundError(
+        raise NoShardsError(f"there is no directory {directory}")
+    raise NoShardsError(
         f"{directory} holds no finished shards ({MANIFEST} is missing): run `inheritune prepare` on it to the end"
     )
 
 
 def open_split(directory: Path | str, name: SplitName) -> Split:
-    """Memory-map one split. Raises ValueError for a split that is not there and for a file of the wrong size."""
+    """Memory-map one split. Raises UserError for a split that is not there and for a file of the wrong size."""
     directory = Path(directory)
     manifest = read_manifest(directory)
     if name not in manifest.splits or manifest.splits[name].tokens == 0:
-        raise ValueError(f"{directory} has no {name} split")
+        raise UserError(f"{directory} has no {name} split")
     return Split(directory, name, manifest)
 
 
 def verify(directory: Path | str) -> None:
     """Compare size and SHA-256 of every file with the manifest, on all cores.
 
-    Raises ValueError naming the first damaged file. nanoGPT's files carry no checksum: only their size is checked.
+    Raises UserError naming the first damaged file. nanoGPT's files carry no checksum: only their size is checked.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
@@ -157,13 +161,13 @@ def verify(directory: Path | str) -> None:
         path = directory / file.name
         _check_size(path, file.tokens * itemsize)
         if file.sha256 is not None and atomic.sha256(path) != file.sha256:
-            raise ValueError(f"{path} is damaged: its SHA-256 is not that of the manifest")
+            raise UserError(f"{path} is damaged: its SHA-256 is not that of the manifest")
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(check, files))
     expected = manifest.tokenizer.sha256
     if expected is not None and sha256_of_directory(directory / TOKENIZER) != expected:
-        raise ValueError(f"{directory / TOKENIZER} is damaged: its SHA-256 is not that of the manifest")
+        raise UserError(f"{directory / TOKENIZER} is damaged: its SHA-256 is not that of the manifest")
 
 
 def sha256_of_directory(directory: Path) -> str:
@@ -176,9 +180,9 @@ def sha256_of_directory(directory: Path) -> str:
 
 def _check_size(path: Path, size: int) -> None:
     if not path.is_file():
-        raise ValueError(f"{path} is missing")
+        raise UserError(f"{path} is missing")
     if path.stat().st_size != size:
-        raise ValueError(f"{path} is damaged: it has {path.stat().st_size} bytes instead of {size}")
+        raise UserError(f"{path} is damaged: it has {path.stat().st_size} bytes instead of {size}")
 
 
 def _nanogpt_manifest(directory: Path) -> Manifest:
@@ -189,7 +193,7 @@ def _nanogpt_manifest(directory: Path) -> Manifest:
         if path.is_file():
             size = path.stat().st_size
             if size == 0 or size % 2:
-                raise ValueError(f"{path} is not a file of uint16 tokens: it has {size} bytes")
+                raise UserError(f"{path} is not a file of uint16 tokens: it has {size} bytes")
             file = FileRecord(name=name, tokens=size // 2, documents=None, sha256=None)
             splits[split] = SplitRecord(documents=None, tokens=file.tokens, files=[file])
     vocabulary = _GPT2_VOCABULARY

@@ -1,6 +1,6 @@
 """Where documents come from: local files, a Hugging Face data set, or memory.
 
-A source gives its documents, as strings, in an order that is the same every time. It raises ValueError with one
+A source gives its documents, as strings, in an order that is the same every time. It raises UserError with one
 sentence that names the place where its text cannot be read.
 """
 
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Protocol
 
+from inheritune import UserError
 from inheritune.data import hub
 from inheritune.data.documents import check_text
 from inheritune.data.files import EXPECTED, Files, file_format
@@ -44,7 +45,7 @@ def resolve(
 
     A .txt file is one document; .jsonl (.json, .ndjson) has one object a line; .parquet one row each. All but
     Parquet may be compressed (.gz, .xz, .zst). Files of a folder are taken in the order of their names.
-    Raises FileNotFoundError or ValueError when there is nothing of that name.
+    Raises UserError when there is nothing of that name.
     """
     if not isinstance(source, str | Path):
         return [Documents(source)]
@@ -54,22 +55,22 @@ def resolve(
     path = Path(source)
     if path.is_file():
         if not file_format(path):
-            raise ValueError(f"{path} has no known format: expected {EXPECTED}")
+            raise UserError(f"{path} has no known format: expected {EXPECTED}")
         return [Files(name, [path], text_field)]
     paths = local_files(source)
     if path.is_dir():
         if not paths:
-            raise ValueError(f"the folder {path} has no files to read: expected {EXPECTED}")
+            raise UserError(f"the folder {path} has no files to read: expected {EXPECTED}")
         return [Files(name, paths, text_field)]
     if glob.has_magic(name):
         if not paths:
-            raise FileNotFoundError(f"no file matches {name}")
+            raise UserError(f"no file matches {name}")
         for path in paths:
             if not file_format(path):
-                raise ValueError(f"{path} has no known format: expected {EXPECTED}")
+                raise UserError(f"{path} has no known format: expected {EXPECTED}")
         return [Files(name, paths, text_field)]
     if file_format(path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise FileNotFoundError(f"there is no file or folder {name}")
+        raise UserError(f"there is no file or folder {name}")
     return [hub.HubDataset(name, text_field=text_field, split=split, config=config)]
 
 

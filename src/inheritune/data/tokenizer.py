@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 from inheritune.data.documents import one_line
 
 END_OF_TEXT = "<|endoftext|>"
@@ -115,19 +115,19 @@ def train(texts: Iterable[str], vocabulary: int, directory: Path) -> None:
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a hub id or folder. Raises ValueError if there is none, or if its vocabulary is empty."""
+    """The tokenizer of a hub id or folder. Raises UserError if there is none, or if its vocabulary is empty."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # OSError, KeyError, bare Exception of tokenizers: whatever the files are not
         if Path(name).exists():
-            raise ValueError(f"{name} is not a folder with a tokenizer: {one_line(error)}") from error
-        raise ValueError(
+            raise UserError(f"{name} is not a folder with a tokenizer: {one_line(error)}") from error
+        raise UserError(
             f"the tokenizer {name!r} is no local folder, and the Hugging Face hub does not give it: {one_line(error)}"
         ) from error
     if vocabulary_size(tokenizer) <= 1 or not tokenizer.encode("a", add_special_tokens=False):
-        raise ValueError(f"the tokenizer {name} has no vocabulary: a file such as tokenizer.json is missing")
+        raise UserError(f"the tokenizer {name} has no vocabulary: a file such as tokenizer.json is missing")
     return tokenizer
 
 
@@ -193,7 +193,7 @@ def _save_checked(tokenizer: Any, directory: Path, trust_remote_code: bool = Fal
         again = load_tokenizer(str(temporary), trust_remote_code)
         same = again.get_vocab() == tokenizer.get_vocab() and again.encode(_PROBE) == tokenizer.encode(_PROBE)
         if not same:
-            raise ValueError(
+            raise UserError(
                 f"the tokenizer {tokenizer.name_or_path} gives other ids once it is saved and loaded again"
             )
 
@@ -201,8 +201,8 @@ def _save_checked(tokenizer: Any, directory: Path, trust_remote_code: bool = Fal
 def _end_of_text_id(tokenizer: Any, token: str | None) -> int:
     if token is not None:
         if token not in tokenizer.get_vocab():
-            raise ValueError(f"the end-of-text token {token!r} is not in the vocabulary of the tokenizer")
+            raise UserError(f"the end-of-text token {token!r} is not in the vocabulary of the tokenizer")
         return tokenizer.get_vocab()[token]
     if tokenizer.eos_token_id is None:
-        raise ValueError("the tokenizer has no end-of-text token: name one with --end-of-text TOKEN")
+        raise UserError("the tokenizer has no end-of-text token: name one with --end-of-text TOKEN")
     return tokenizer.eos_token_id

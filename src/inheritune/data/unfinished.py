@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 from inheritune.data.pipeline import Position
 from inheritune.data.shards import MANIFEST, Manifest, SplitName, SplitRecord, read_manifest
 
@@ -65,15 +65,13 @@ def load_saved(work: Path, arguments: Arguments) -> Saved:
 
 
 def finished(output: Path, arguments: Arguments) -> Manifest:
-    """The manifest of a finished directory. ValueError if it was made with other arguments or another text."""
+    """The manifest of a finished directory. UserError if it was made with other arguments or another text."""
     manifest = read_manifest(output)
     _check_same(manifest.arguments, arguments, output, "give another directory")
     known = manifest.arguments.get("files", arguments.files)  # the first versions did not write them down
     changed = [file for file, size in arguments.files.items() if known.get(file) != size]
     if changed:
-        raise ValueError(
-            f"{changed[0]} is new or has changed since {output} was made: give another directory"
-        )
+        raise UserError(f"{changed[0]} is new or has changed since {output} was made: give another directory")
     shutil.rmtree(output / UNFINISHED, ignore_errors=True)  # left where the last move was not the last act
     return manifest
 
@@ -81,7 +79,7 @@ def finished(output: Path, arguments: Arguments) -> Manifest:
 def _check_same(before: dict[str, Any], arguments: Arguments, directory: Path, advice: str) -> None:
     for name, value in arguments.model_dump(exclude={"files"}).items():
         if name in before and before[name] != value:
-            raise ValueError(f"{directory} was begun with {name} = {before[name]!r}, not {value!r}: {advice}")
+            raise UserError(f"{directory} was begun with {name} = {before[name]!r}, not {value!r}: {advice}")
 
 
 @contextmanager
@@ -89,15 +87,15 @@ def work_directory(output: Path) -> Iterator[Path]:
     """OUTPUT/unfinished, for this process alone. Goes away again if nothing worth keeping was done."""
     work = output / UNFINISHED
     if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file, not a directory")
+        raise UserError(f"{output} is a file, not a directory")
     if output.is_dir() and not work.is_dir() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty, and holds no shards: give a new directory")
+        raise UserError(f"{output} is not empty, and holds no shards: give a new directory")
     work.mkdir(parents=True, exist_ok=True)
     with (work / _LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(f"another `prepare` is at work in {output}") from error
+            raise UserError(f"another `prepare` is at work in {output}") from error
         for directory in (work, output):
             atomic.remove_leftovers(directory)
         try:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from inheritune import UserError
 from inheritune.data.shards import FileRecord, SplitRecord
 
 
@@ -101,7 +102,7 @@ class SplitWriter:
             while block := file.read(2**22):
                 self._sha256.update(block)
         if self._sha256.hexdigest() != last.sha256:
-            raise ValueError(f"{path} was changed or damaged: delete {self.directory} and start again")
+            raise UserError(f"{path} was changed or damaged: delete {self.directory} and start again")
         self._file = path.open("ab", buffering=2**20)
 
     def _path(self, number: int) -> Path:

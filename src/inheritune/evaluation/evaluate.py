@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from inheritune import __version__
+from inheritune import UserError, __version__
 from inheritune.config import EvaluationSettings
 from inheritune.data.loader import window_count
 from inheritune.data.shards import TOKENIZER, Split, open_split, verify
@@ -81,7 +81,7 @@ def evaluate(
         command: what the user typed, for the record.
 
     Raises:
-        ValueError: something the user can mend, in one sentence, as far as possible before anything is computed.
+        UserError: something the user can mend, in one sentence, as far as possible before anything is computed.
     """
     subjects = find_subjects(
         models, tokenizer=tokenizer, revision=revision, trust_remote_code=trust_remote_code
@@ -99,13 +99,13 @@ def check_settings(settings: EvaluationSettings) -> None:
     """Find out before hours of training whether the evaluation at their end can be made.
 
     Raises:
-        ValueError: no harness, an unknown task, or a folder that is not there.
+        UserError: no harness, an unknown task, or a folder that is not there.
     """
     if settings.tasks:
         check_names(settings.tasks)
     for folder in (settings.data, settings.validation):
         if folder is not None and not folder.is_dir():
-            raise ValueError(f"evaluation: there is no folder {folder}")
+            raise UserError(f"evaluation: there is no folder {folder}")
 
 
 def _evaluate(
@@ -162,7 +162,7 @@ def _prepare(
     """Everything that can be refused before a model is loaded."""
     for subject in subjects:
         if subject.tokenizer is None and (settings.tasks or settings.samples):
-            raise ValueError(f"{subject.name} comes without a tokenizer: give one with --tokenizer")
+            raise UserError(f"{subject.name} comes without a tokenizer: give one with --tokenizer")
         check_memory([subject], device, dtype)
     text, window = None, 0
     if settings.validation is not None:
@@ -183,9 +183,9 @@ def _window(subjects: Sequence[Subject], settings: EvaluationSettings, text: Spl
     contexts = [c for subject in subjects if (c := context_length(subject.config)) is not None]
     window = settings.window or min([WINDOW, *contexts, max(1, text.tokens - 1)])
     if contexts and window > min(contexts):
-        raise ValueError(f"windows of {window} tokens are longer than a model's context of {min(contexts)}")
+        raise UserError(f"windows of {window} tokens are longer than a model's context of {min(contexts)}")
     if window_count(text, window) == 0:
-        raise ValueError(
+        raise UserError(
             f"the validation split of {text.directory} has {text.tokens} tokens, fewer than one window of {window}"
         )
     folder = text.directory / TOKENIZER
@@ -194,7 +194,7 @@ def _window(subjects: Sequence[Subject], settings: EvaluationSettings, text: Spl
         rows = subject.config.get_text_config().vocab_size
         other = tokenizer and subject.tokenizer and not same_tokens(tokenizer, subject.tokenizer)
         if text.vocabulary > rows or other:
-            raise ValueError(
+            raise UserError(
                 f"the tokens of {text.directory} are not those of {subject.name}: "
                 "prepare the text with the model's own tokenizer"
             )
@@ -224,7 +224,7 @@ def _measure(work: Work, subject: Subject) -> _Measured:
                 folder.mkdir(parents=True, exist_ok=True)
                 losses.save(folder / "validation.json")
     except torch.OutOfMemoryError as error:
-        raise ValueError(
+        raise UserError(
             f"{subject.name} ran out of memory on {work.device} with {work.settings.batch_size} requests at once: "
             "give a smaller --batch-size"
         ) from error

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from inheritune import UserError
 from inheritune.evaluation.items import Kind, MetricItems, TaskItems
 from inheritune.evaluation.tasks import Unit
 from inheritune.models.architecture import context_length
@@ -110,7 +111,7 @@ class Scorer(HFLM):
         for texts, context, continuation in requests:
             if len(continuation) > self.max_length:
                 answer = "" if texts is None else texts[1]
-                raise ValueError(
+                raise UserError(
                     f"an answer of {len(continuation)} tokens ({answer[:40]!r}...) is longer than the context of "
                     f"{self.name}, {self.max_length}"
                 )
@@ -184,7 +185,7 @@ def ask(scorer: Any, unit: Unit, key: dict[str, Any], limit: int | None = None) 
         limit: ask only so many items of each of the unit's tasks.
 
     Raises:
-        ValueError: log-likelihoods that are not finite.
+        UserError: log-likelihoods that are not finite.
     """
     for task in unit.tasks:
         task.set_fewshot_seed(seed=SEED)
@@ -204,7 +205,7 @@ def ask(scorer: Any, unit: Unit, key: dict[str, Any], limit: int | None = None) 
     assert results is not None, "we are the only process"
     samples = [sample for task in unit.tasks for sample in results["samples"][task.task_name]]
     if any(_has_nan(sample["filtered_resps"]) for sample in samples):
-        raise ValueError(
+        raise UserError(
             f"log-likelihoods of {unit.name} are not finite numbers: the model is broken in this type"
         )
     filters = list(dict.fromkeys(sample["filter"] for sample in samples))
@@ -242,9 +243,9 @@ def _metric(
     elif kind == "mean":
         value = math.fsum(items) / len(items)
     else:
-        raise ValueError(f"{unit.name} pools the items of several tasks, which {metric} does not allow")
+        raise UserError(f"{unit.name} pools the items of several tasks, which {metric} does not allow")
     if not math.isfinite(value):
-        raise ValueError(
+        raise UserError(
             f"{metric} of {unit.name} is {value}: the model gives log-likelihoods that are not finite"
         )
     better = task.higher_is_better().get(metric)

@@ -18,7 +18,7 @@ import datasets
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 
 SUFFIXES = (".jsonl", ".jsonl.xz")
 ROLES = {
@@ -56,7 +56,7 @@ class LocalTask(BaseModel):
     note: str | None = None
 
 
-class NoDataError(ValueError):
+class NoDataError(UserError):
     """There are no items for a task, so that it may be skipped."""
 
 
@@ -96,7 +96,7 @@ def read_items(name: str, task: LocalTask, folder: Path) -> Items:
 
     Raises:
         NoDataError: there is none to evaluate.
-        ValueError: a file is empty or malformed; file and line are named.
+        UserError: a file is empty or malformed; file and line are named.
     """
     found = {split: path for split in task.splits if (path := _file(folder / task.data, task, split))}
     wanted = [split for split in task.splits if ROLES[split] in EVALUATED]
@@ -132,14 +132,14 @@ def _read(path: Path, fields: tuple[str, ...], checksum: str) -> datasets.Datase
                 if line.strip():
                     records.append(_parse(path, number, line, fields))
     except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged after line {len(records)}: {error}") from None
+        raise UserError(f"{path} is damaged after line {len(records)}: {error}") from None
     if not records:
-        raise ValueError(f"{path} is empty: it should have one item a line, as JSON")
+        raise UserError(f"{path} is empty: it should have one item a line, as JSON")
     try:
         return datasets.Dataset.from_list(records)
     except (TypeError, ValueError) as error:  # pyarrow's errors are ValueErrors and TypeErrors
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} has items of different kinds in one field: {reason}") from None
+        raise UserError(f"{path} has items of different kinds in one field: {reason}") from None
 
 
 def _open(path: Path) -> IO[str]:
@@ -150,10 +150,10 @@ def _parse(path: Path, number: int, line: str, fields: tuple[str, ...]) -> dict[
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{path}, line {number}, is not valid JSON: {error}") from None
+        raise UserError(f"{path}, line {number}, is not valid JSON: {error}") from None
     if not isinstance(record, dict):
-        raise ValueError(f"{path}, line {number}, is not a JSON object")
+        raise UserError(f"{path}, line {number}, is not a JSON object")
     lacking = [field for field in fields if field not in record]
     if lacking:
-        raise ValueError(f"{path}, line {number}, lacks the field {lacking[0]!r}; it has {', '.join(record)}")
+        raise UserError(f"{path}, line {number}, lacks the field {lacking[0]!r}; it has {', '.join(record)}")
     return record

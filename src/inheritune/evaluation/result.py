@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 
 FILE = "evaluation.json"
 
@@ -215,13 +215,13 @@ def load_evaluation(path: Path) -> Evaluation:
     """Read what `save_evaluation` wrote.
 
     Raises:
-        ValueError: it is something else, or damaged.
+        UserError: it is something else, or damaged.
     """
     try:
         return Evaluation.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(
+        raise UserError(
             f"{path} is not an evaluation of format 1: {where or 'file'}: {first['msg']}"
         ) from None

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from inheritune import UserError
 from inheritune.data.shards import Split
 from inheritune.evaluation.result import Sample
 from inheritune.models.architecture import context_length
@@ -73,7 +74,7 @@ def continuations(
     model's mode and the state of the random numbers are left as they were.
 
     Raises:
-        ValueError: an empty prompt, and a tokenizer without such a token.
+        UserError: an empty prompt, and a tokenizer without such a token.
     """
     training = model.training
     model.eval()
@@ -112,7 +113,7 @@ def _first_token(tokenizer: PreTrainedTokenizerBase) -> int:
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return token
-    raise ValueError(
+    raise UserError(
         "an empty prompt cannot be continued: the tokenizer has no token that begins or ends a text to start from"
     )
 

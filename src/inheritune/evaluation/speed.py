@@ -18,6 +18,7 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from inheritune import UserError
 from inheritune.evaluation.result import ModelSpeed, Rate, SpeedResult, Spread
 from inheritune.models.architecture import context_length
 from inheritune.progress import ProgressBar
@@ -51,7 +52,7 @@ def measure_speed(
         seed: of the prompts.
 
     Raises:
-        ValueError: models on several devices, numbers that are not positive, tokens that do not fit a model's
+        UserError: models on several devices, numbers that are not positive, tokens that do not fit a model's
             context, a model without keys and values to keep, or too little memory on the GPU.
     """
     _check(models, checkpoint_bytes, new_tokens, turns, batches, prompt_tokens)
@@ -129,7 +130,7 @@ def fitting_prompt(
     By default 512 tokens, or as many as the smallest context leaves room for.
 
     Raises:
-        ValueError: it does not fit.
+        UserError: it does not fit.
     """
     contexts = [
         (context, _name(models, i))
@@ -141,14 +142,14 @@ def fitting_prompt(
     context, name = min(contexts)
     room = context - new_tokens
     if room < 1:
-        raise ValueError(
+        raise UserError(
             f"{new_tokens} new tokens leave no room for a prompt in the context of {name}, {context} tokens: "
             f"write at most {context - 1}"
         )
     if prompt_tokens is None:
         return min(PROMPT_TOKENS, room)
     if prompt_tokens > room:
-        raise ValueError(
+        raise UserError(
             f"a prompt of {prompt_tokens} tokens and {new_tokens} new ones do not fit the context of {name}, "
             f"{context} tokens: the longest prompt that fits has {room}"
         )
@@ -168,7 +169,7 @@ class GreedyWriter:
         name: for error messages.
 
     Raises:
-        ValueError: the model keeps no keys and values.
+        UserError: the model keeps no keys and values.
     """
 
     def __init__(self, model: PreTrainedModel, name: str) -> None:
@@ -199,7 +200,7 @@ class GreedyWriter:
         linear attention) are not counted.
 
         Raises:
-            ValueError: there are none.
+            UserError: there are none.
         """
         tensors = [
             tensor
@@ -211,8 +212,8 @@ class GreedyWriter:
             raise self._without_cache()
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def _without_cache(self) -> ValueError:
-        return ValueError(
+    def _without_cache(self) -> UserError:
+        return UserError(
             f"{self.name}, of type {self.model.config.model_type!r}, keeps no keys and values of earlier tokens, "
             "so its speed cannot be measured like the others'"
         )
@@ -238,7 +239,7 @@ def _run(writer: GreedyWriter, prompts_bt: Tensor, new_tokens: int) -> _Run:
         writer.write(token_b1, cache, new_tokens)
         return _Run(prefill, _now(device) - start, cache_bytes)
     except torch.OutOfMemoryError:
-        raise ValueError(
+        raise UserError(
             f"the GPU has too little memory for {writer.name} at a batch of {len(prompts_bt)} with "
             f"{prompts_bt.shape[1]} + {new_tokens} tokens: give a smaller batch or shorter prompts"
         ) from None
@@ -270,7 +271,7 @@ def _device(models: Sequence[PreTrainedModel]) -> torch.device:
     devices = {parameter.device for model in models for parameter in model.parameters()}
     if len(devices) > 1:
         names = ", ".join(sorted(map(str, devices)))
-        raise ValueError(
+        raise UserError(
             f"the models are on several devices ({names}): put them on one to compare their speed"
         )
     return devices.pop()
@@ -286,9 +287,9 @@ def _check(
 ) -> None:
     assert len(models) == len(on_disk), (len(models), len(on_disk))
     if not models:
-        raise ValueError("there is no model whose speed could be measured")
+        raise UserError("there is no model whose speed could be measured")
     if not batches:
-        raise ValueError("there is no batch to measure the speed at: give a number of sequences, such as 1")
+        raise UserError("there is no batch to measure the speed at: give a number of sequences, such as 1")
     numbers = {
         "new_tokens": new_tokens,
         "turns": turns,
@@ -297,4 +298,4 @@ def _check(
     }
     for name, number in numbers.items():
         if number is not None and number < 1:
-            raise ValueError(f"{name} is {number}, but must be at least 1")
+            raise UserError(f"{name} is {number}, but must be at least 1")

@@ -12,6 +12,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from inheritune import UserError
 from inheritune.config import Recipe
 from inheritune.data.shards import TOKENIZER
 from inheritune.evaluation.result import ModelFigures
@@ -37,13 +38,13 @@ class Subject:
         """Refuse a tokenizer with ids that the embedding does not have.
 
         Raises:
-            ValueError: so it is.
+            UserError: so it is.
         """
         if self.tokenizer is None:
             return
         size, rows = max(self.tokenizer.get_vocab().values()) + 1, self.config.get_text_config().vocab_size
         if size > rows:
-            raise ValueError(
+            raise UserError(
                 f"the tokenizer of {self.name} has {size} tokens, but its embedding has {rows}: "
                 "it is another model's tokenizer"
             )
@@ -52,7 +53,7 @@ class Subject:
         """The model on its device, in evaluation mode.
 
         Raises:
-            ValueError: it is too large for the device.
+            UserError: it is too large for the device.
         """
         check_memory([self], device, dtype)
         model = load_model(
@@ -95,10 +96,10 @@ def find_subjects(
         trust_remote_code: run code that comes with a model.
 
     Raises:
-        ValueError: no models, the same name twice, or something that is not a model.
+        UserError: no models, the same name twice, or something that is not a model.
     """
     if not models:
-        raise ValueError("no model is named")
+        raise UserError("no model is named")
     shared = None if tokenizer is None else _required_tokenizer(tokenizer)
     subjects: list[Subject] = []
     for given in map(str, models):
@@ -112,7 +113,7 @@ def find_subjects(
     names = [subject.name for subject in subjects]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"two models are called {name}: name them, as in A=PATH B=PATH")
+            raise UserError(f"two models are called {name}: name them, as in A=PATH B=PATH")
     for subject in subjects:
         subject.check()
     return subjects
@@ -122,11 +123,11 @@ def run_subjects(directory: Path, tokenizer: PreTrainedTokenizerBase | None = No
     """The reference and the final model of a finished run.
 
     Raises:
-        ValueError: not the directory of a finished run.
+        UserError: not the directory of a finished run.
     """
     folder = RunDirectory(directory)
     if not folder.finished:
-        raise ValueError(f"{directory} is not the directory of a finished run of `inheritune run`")
+        raise UserError(f"{directory} is not the directory of a finished run of `inheritune run`")
     recipe = load_recipe(directory / "recipe.yaml", Recipe)
     source, trust = recipe.reference, recipe.reference.trust_remote_code
     reference = source.pretrained or str(folder.reference / "model")
@@ -147,13 +148,13 @@ def check_memory(subjects: Sequence[Subject], device: torch.device, dtype: torch
     """Refuse models whose weights alone are more than what is free.
 
     Raises:
-        ValueError: they are.
+        UserError: they are.
     """
     needed = sum(_weight_bytes(subject.config, dtype) for subject in subjects)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > free:
         names = " and ".join(subject.name for subject in subjects)
-        raise ValueError(
+        raise UserError(
             f"the weights of {names} take {needed / 2**30:.1f} GiB, but {device} has {free / 2**30:.1f} GiB free: "
             "give a smaller --dtype, or another device"
         )
@@ -179,7 +180,7 @@ def _weight_bytes(config: PretrainedConfig, dtype: torch.dtype | str) -> int:
     kind = getattr(config, "dtype", None) if dtype == "auto" else dtype
     if isinstance(kind, str):
         if not isinstance(named := getattr(torch, kind, None), torch.dtype):
-            raise ValueError(f"there is no type of weights {kind!r}: give auto, float32, bfloat16 or float16")
+            raise UserError(f"there is no type of weights {kind!r}: give auto, float32, bfloat16 or float16")
         kind = named
     return parameter_count(on_meta(config)) * (kind or torch.float32).itemsize
 
@@ -187,7 +188,7 @@ def _weight_bytes(config: PretrainedConfig, dtype: torch.dtype | str) -> int:
 def _required_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(source)
     if tokenizer is None:
-        raise ValueError(f"there is no tokenizer at {source}")
+        raise UserError(f"there is no tokenizer at {source}")
     return tokenizer
 
 
@@ -196,7 +197,7 @@ def _name_and_source(given: str) -> tuple[str, str]:
     if "=" in given and not Path(given).exists():
         name, _, source = given.partition("=")
         if not name or not source:
-            raise ValueError(f"{given} should be MODEL or NAME=MODEL, but one of its sides is empty")
+            raise UserError(f"{given} should be MODEL or NAME=MODEL, but one of its sides is empty")
         return name, source
     path = Path(given).resolve() if Path(given).is_dir() else Path(given)
     return (path.parent.name if path.name == "model" and path.parent.name else path.name), given

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from inheritune import UserError
 from inheritune.data.shards import Split
 from inheritune.evaluation.items import TaskItems, average_pairs, average_scores
 from inheritune.evaluation.result import (
@@ -25,7 +26,7 @@ def task_result(unit: Unit, names: Sequence[str], answers: Sequence[TaskItems]) 
     first = answers[0]
     for other in answers[1:]:
         if other.hashes != first.hashes:
-            raise ValueError(f"the models were not asked the same items of {unit.name}")
+            raise UserError(f"the models were not asked the same items of {unit.name}")
     cut = [
         f"{name}: {one.truncated:,} of {one.requests:,} requests were longer than its context, and lost "
         "their beginnings"

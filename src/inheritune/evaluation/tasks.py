@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 from inheritune.evaluation.local_data import ROLES, LocalTask, NoDataError, local_tasks, read_items
 
 
@@ -101,11 +101,11 @@ def make_plan(
         skip_missing: leave out tasks whose items are not to be had, instead of refusing.
 
     Raises:
-        ValueError: an unknown task (the nearest names are told), no items, or a malformed file.
+        UserError: an unknown task (the nearest names are told), no items, or a malformed file.
     """
     _need_harness()
     if data is not None and not data.is_dir():
-        raise ValueError(f"there is no folder {data}: give the one with the evaluation data")
+        raise UserError(f"there is no folder {data}: give the one with the evaluation data")
     units: dict[str, Unit] = {}
     skipped: dict[str, str] = {}
     for name in _expand(names):
@@ -116,10 +116,10 @@ def make_plan(
                 units.setdefault(unit.name, unit)
         except NoDataError as error:
             if not skip_missing:
-                raise ValueError(f"{error}; --skip-missing leaves such tasks out") from error
+                raise UserError(f"{error}; --skip-missing leaves such tasks out") from error
             skipped[name] = str(error)
     if not units:
-        raise ValueError(f"none of the tasks has items: {'; '.join(skipped.values())}")
+        raise UserError(f"none of the tasks has items: {'; '.join(skipped.values())}")
     return Plan(tuple(units.values()), tuple(name for name in names if name in GROUPS), skipped)
 
 
@@ -127,7 +127,7 @@ def check_names(names: Sequence[str]) -> None:
     """Find out at once, before hours of training, whether there are such tasks.
 
     Raises:
-        ValueError: the harness is not installed, or it has no task of that name.
+        UserError: the harness is not installed, or it has no task of that name.
     """
     _need_harness()
     unknown = [name for name in _expand(names) if name not in local_tasks() and not _is_file(name)]
@@ -140,7 +140,7 @@ def check_names(names: Sequence[str]) -> None:
 def _expand(names: Sequence[str]) -> list[str]:
     """Our groups replaced by their tasks, each task once."""
     if not names:
-        raise ValueError("no tasks are named")
+        raise UserError("no tasks are named")
     tasks = [[task for task, _ in GROUPS[name].columns] if name in GROUPS else [name] for name in names]
     return list(dict.fromkeys(task for group in tasks for task in group))
 
@@ -179,7 +179,7 @@ def _local(manager: Any, name: str, entry: LocalTask, data: Path, shots: int | N
         Exception
     ) as error:  # of whatever kind, as the harness and its templates meet the user's items here
         reason = f"the items of {name} in {data} are not as the harness needs them: {_first(error)}"
-        raise ValueError(reason) from error
+        raise UserError(reason) from error
     used, expected = _evaluated(items.splits), _evaluated(entry.splits)
     notes = [entry.note] if entry.note else []
     if used != expected:
@@ -254,7 +254,7 @@ def _check_known(name: str, manager: Any) -> None:
         known = [*GROUPS, *manager.all_tasks]
         near = get_close_matches(name, known, n=5, cutoff=0.6)
         hint = f"the nearest names are {', '.join(near)}" if near else "`lm_eval ls tasks` lists them"
-        raise ValueError(f"there is no task {name!r}: {hint}")
+        raise UserError(f"there is no task {name!r}: {hint}")
 
 
 def _is_file(name: str) -> bool:
@@ -265,7 +265,7 @@ def _need_harness() -> None:
     try:
         import lm_eval  # noqa: F401
     except ImportError:
-        raise ValueError(
+        raise UserError(
             "evaluation tasks need lm-evaluation-harness: install it with `pip install 'inheritune[eval]'`"
         ) from None
 

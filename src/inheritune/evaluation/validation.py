@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 from inheritune.data.loader import Batch, TrainingData, batches, window_count
 from inheritune.data.shards import Split
 from inheritune.training.device import Hardware
@@ -108,11 +108,11 @@ def validate(
         windows: all of them, or this many, spread evenly.
 
     Raises:
-        ValueError: the split is shorter than one window.
+        UserError: the split is shorter than one window.
     """
     available, world = window_count(split, window), hardware.world
     if available == 0:
-        raise ValueError(f"the validation split has {split.tokens} tokens, fewer than one window of {window}")
+        raise UserError(f"the validation split has {split.tokens} tokens, fewer than one window of {window}")
     numbers = _spread(available, windows)
     size = max(1, BATCH_TOKENS[hardware.device.type] // window)
     starts = list(range(0, len(numbers), size))
@@ -157,10 +157,10 @@ def compare(target: WindowLosses, reference: WindowLosses, margin: float = 0.0) 
     """Paired comparison on the same windows.
 
     Raises:
-        ValueError: the two were not measured on the same windows.
+        UserError: the two were not measured on the same windows.
     """
     if target.window != reference.window or len(target.losses) != len(reference.losses):
-        raise ValueError(
+        raise UserError(
             f"cannot pair {len(target.losses)} windows of {target.window} tokens with "
             f"{len(reference.losses)} of {reference.window}: both models need the same validation windows"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from inheritune import UserError
 from inheritune.initialization.inherit import inherit
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.pretrained import load_config, load_tokenizer, save_model
@@ -33,13 +34,13 @@ def cut_to_folder(
     """`inherit`, and save the result with its tokenizer and a model card.
 
     Raises:
-        ValueError: as `inherit`, or an unknown dtype.
-        FileExistsError: there is something at `output` already.
+        UserError: as `inherit`, or an unknown dtype.
+        UserError: there is something at `output` already.
     """
     if output.exists():
-        raise FileExistsError(f"{output} exists already; nothing was written")
+        raise UserError(f"{output} exists already; nothing was written")
     if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+        raise UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     depth = layer_count(load_config(model, revision=revision, trust_remote_code=trust_remote_code))
     small = inherit(model, layers, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)

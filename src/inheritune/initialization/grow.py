@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from inheritune import UserError
 from inheritune.initialization.inherit import inherit
 from inheritune.models.architecture import layer_count
 
@@ -32,11 +33,11 @@ def append(
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        ValueError: `layers` is not more than the small model has, or more than the reference has.
+        UserError: `layers` is not more than the small model has, or more than the reference has.
     """
     depth = layer_count(trained.config)
     if layers <= depth:
-        raise ValueError(f"cannot grow a model of {depth} layers to {layers}: it must become deeper")
+        raise UserError(f"cannot grow a model of {depth} layers to {layers}: it must become deeper")
     grown = inherit(
         reference, layers, dtype=torch.float32, revision=revision, trust_remote_code=trust_remote_code
     )

@@ -37,7 +37,7 @@ def half_width(
         A float32 model in evaluation mode, its biases frozen if the reference's are.
 
     Raises:
-        ValueError: not a model, or as `narrow_config`, before any weights are read.
+        UserError: not a model, or as `narrow_config`, before any weights are read.
 
     Source: Inheritune (arXiv 2404.08634), section 4, the half-width baseline.
     """

@@ -34,7 +34,7 @@ def inherit(
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        ValueError: not a model, no safetensors, an architecture that is not understood, or `layers` out of
+        UserError: not a model, no safetensors, an architecture that is not understood, or `layers` out of
             range.
 
     Source: Inheritune (arXiv 2404.08634), Algorithm 1, step 1. The official code leaves out the position

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from inheritune import UserError
+
 
 def choose(layers: str | Sequence[int] | None, depth: int, stack_to: int | None = None) -> list[int]:
     """Numbers of the blocks (from 0) that make up a model, out of one with `depth` blocks.
@@ -18,18 +20,18 @@ def choose(layers: str | Sequence[int] | None, depth: int, stack_to: int | None 
             2019).
 
     Raises:
-        ValueError: more blocks than there are, none at all, or a stack that does not come out even.
+        UserError: more blocks than there are, none at all, or a stack that does not come out even.
     """
     chosen = list(range(depth)) if layers is None else _named(layers, depth)
     missing = [layer for layer in chosen if not 0 <= layer < depth]
     if missing:
-        raise ValueError(f"there is no layer {missing[0]}: the model has {depth}, 0 to {depth - 1}")
+        raise UserError(f"there is no layer {missing[0]}: the model has {depth}, 0 to {depth - 1}")
     if not chosen:
-        raise ValueError(f"layers {layers!r} is none of the {depth} that the model has")
+        raise UserError(f"layers {layers!r} is none of the {depth} that the model has")
     if stack_to is None:
         return chosen
     if stack_to % len(chosen) or stack_to == len(chosen):
-        raise ValueError(
+        raise UserError(
             f"cannot stack {len(chosen)} layers to {stack_to}: give a multiple, such as {2 * len(chosen)}"
         )
     return chosen * (stack_to // len(chosen))
@@ -44,7 +46,7 @@ def _named(layers: str | Sequence[int], depth: int) -> list[int]:
     kind, number = layers.split()
     count = int(number)
     if count > depth:
-        raise ValueError(f"layers {layers!r} are more than the {depth} that the model has")
+        raise UserError(f"layers {layers!r} are more than the {depth} that the model has")
     start, front = (depth - count) // 2, (count + 1) // 2
     return {
         "first": list(every[:count]),

@@ -46,7 +46,7 @@ def select(
         A float32 model of `len(layers)` blocks, in evaluation mode.
 
     Raises:
-        ValueError: not a model, no layers, a layer that it does not have, no parts, or an unknown one.
+        UserError: not a model, no layers, a layer that it does not have, no parts, or an unknown one.
     """
     check_parts(parts)
     if not isinstance(reference, PreTrainedModel):

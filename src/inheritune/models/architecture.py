@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PretrainedConfig, PreTrainedModel
 
+from inheritune import UserError
+
 logger = logging.getLogger(__name__)
 
 BLOCKS = {
@@ -60,7 +62,7 @@ def blocks_name(model: PreTrainedModel) -> str:
     """The dotted name of the model's transformer blocks, such as `model.layers`.
 
     Raises:
-        ValueError: the model's structure is not understood.
+        UserError: the model's structure is not understood.
     """
     model_type, layers = model.config.model_type, layer_count(model.config)
     if model_type in BLOCKS:
@@ -73,7 +75,7 @@ def blocks_name(model: PreTrainedModel) -> str:
         and "." not in name.removeprefix(f"{model.base_model_prefix}.").removeprefix("decoder.")
     ]
     if len(found) != 1:
-        raise ValueError(
+        raise UserError(
             f"cannot tell where the blocks of a {model_type!r} model are: it has {len(found)} module lists of "
             f"{layers} entries, and exactly one is needed"
         )
@@ -92,11 +94,11 @@ def layer_count(config: PretrainedConfig) -> int:
     """How many transformer blocks the configuration describes.
 
     Raises:
-        ValueError: the configuration does not say.
+        UserError: the configuration does not say.
     """
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if not isinstance(layers, int) or layers < 1:
-        raise ValueError(f"the configuration of a {config.model_type!r} model does not say how deep it is")
+        raise UserError(f"the configuration of a {config.model_type!r} model does not say how deep it is")
     return layers
 
 
@@ -114,11 +116,11 @@ def cut_config(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     """The same configuration with the first `layers` layers only; `config` itself is not changed.
 
     Raises:
-        ValueError: `layers` is not between 1 and the model's depth.
+        UserError: `layers` is not between 1 and the model's depth.
     """
     depth = layer_count(config)
     if not 1 <= layers <= depth:
-        raise ValueError(f"cannot keep {layers} layers of a model with {depth}: choose 1 to {depth}")
+        raise UserError(f"cannot keep {layers} layers of a model with {depth}: choose 1 to {depth}")
     return choose_layers(config, range(layers))
 
 
@@ -126,13 +128,13 @@ def choose_layers(config: PretrainedConfig, layers: Sequence[int]) -> Pretrained
     """The same configuration with these layers (0-based) only, in this order; `config` itself is not changed.
 
     Raises:
-        ValueError: no layers, or one that the model does not have.
+        UserError: no layers, or one that the model does not have.
     """
     depth = layer_count(config)
     missing = [layer for layer in layers if not 0 <= layer < depth]
     if missing or not layers:
         wrong = f"layer {missing[0]}" if missing else "an empty list of layers"
-        raise ValueError(f"cannot take {wrong} of a model with {depth}: its layers are 0 to {depth - 1}")
+        raise UserError(f"cannot take {wrong} of a model with {depth}: its layers are 0 to {depth - 1}")
     chosen = copy.deepcopy(config)
     text = chosen.get_text_config()
     if text.model_type == "gpt_neo":

@@ -11,6 +11,7 @@ from typing import get_args
 from torch import nn
 from transformers import PreTrainedModel
 
+from inheritune import UserError
 from inheritune.config import Part
 from inheritune.models.architecture import blocks_name
 
@@ -26,7 +27,7 @@ def parts_of(model: PreTrainedModel) -> dict[str, Part]:
     and `head` what leads to the logits. A tied tensor has an entry, and a part, under each of its names.
 
     Raises:
-        ValueError: the model's structure is not understood.
+        UserError: the model's structure is not understood.
     """
     blocks = blocks_name(model)
     return {
@@ -36,11 +37,11 @@ def parts_of(model: PreTrainedModel) -> dict[str, Part]:
 
 
 def check_parts(parts: Sequence[str]) -> None:
-    """Raise ValueError if there are no parts, or one that is none of `PARTS`."""
+    """Raise UserError if there are no parts, or one that is none of `PARTS`."""
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
         wrong = f"unknown part {unknown[0]!r}" if unknown else "no parts are named"
-        raise ValueError(f"{wrong}; choose one or more of {', '.join(PARTS)}")
+        raise UserError(f"{wrong}; choose one or more of {', '.join(PARTS)}")
 
 
 def _inside(model: PreTrainedModel, blocks: str, name: str) -> Part:

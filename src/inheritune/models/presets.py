@@ -16,6 +16,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from inheritune import UserError
+
 GPT2_SIZES = {
     "gpt2-small": (12, 768, 12),
     "gpt2-medium": (24, 1024, 16),
@@ -34,19 +36,19 @@ def architecture_config(architecture: Mapping[str, Any], **defaults: Any) -> Pre
         defaults: fields that hold where the recipe does not set them, such as `vocab_size`.
 
     Raises:
-        ValueError: an unknown preset, model type or field; the nearest known name is told.
+        UserError: an unknown preset, model type or field; the nearest known name is told.
     """
     fields = dict(architecture)
     preset = fields.pop("preset", None)
     model_type = "gpt2" if preset is not None else fields.pop("model_type")
     known_types = [name for name in CONFIG_MAPPING if isinstance(name, str)]
     if model_type not in known_types:
-        raise ValueError(f"unknown model_type {model_type!r}{_nearest(str(model_type), known_types)}")
+        raise UserError(f"unknown model_type {model_type!r}{_nearest(str(model_type), known_types)}")
     kind = CONFIG_MAPPING[model_type]
     known_fields = set(kind().to_dict()) | set(kind.attribute_map) | {"frozen_biases"}
     for field in fields:
         if field not in known_fields:
-            raise ValueError(
+            raise UserError(
                 f"unknown field {field!r} of a {model_type!r} architecture{_nearest(field, sorted(known_fields))}"
             )
     # A model made here has the special tokens of its own tokenizer, not those of its family's first model.
@@ -60,7 +62,7 @@ def architecture_config(architecture: Mapping[str, Any], **defaults: Any) -> Pre
         return kind(**values)
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()[-1].strip()
-        raise ValueError(f"this {model_type!r} architecture does not fit together: {reason}") from error
+        raise UserError(f"this {model_type!r} architecture does not fit together: {reason}") from error
 
 
 def from_config(config: PretrainedConfig, seed: int) -> PreTrainedModel:
@@ -82,7 +84,7 @@ def freeze_biases(model: PreTrainedModel) -> None:
 
 def _gpt2(preset: str) -> dict[str, Any]:
     if preset not in GPT2_SIZES:
-        raise ValueError(f"unknown preset {preset!r}{_nearest(preset, list(GPT2_SIZES))}")
+        raise UserError(f"unknown preset {preset!r}{_nearest(preset, list(GPT2_SIZES))}")
     layers, hidden, heads = GPT2_SIZES[preset]
     return {
         "n_layer": layers,

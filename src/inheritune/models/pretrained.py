@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 from inheritune.models.architecture import blocks_name
 from inheritune.models.presets import freeze_biases
 
@@ -32,12 +32,12 @@ def load_config(
     """The configuration of a Hugging Face model id or checkpoint folder.
 
     Raises:
-        ValueError: there is no such model, or it is not a model.
+        UserError: there is no such model, or it is not a model.
     """
     try:
         return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ValueError(_explain(source, error)) from error
+        raise UserError(_explain(source, error)) from error
 
 
 def load_model(
@@ -59,7 +59,7 @@ def load_model(
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        ValueError: not a model, no safetensors, or weights that do not fit the configuration.
+        UserError: not a model, no safetensors, or weights that do not fit the configuration.
     """
     if config is None:
         config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
@@ -67,11 +67,11 @@ def load_model(
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         pickles = [name for name in PICKLES if (folder / name).exists()]
         if pickles:
-            raise ValueError(
+            raise UserError(
                 f"{source} has its weights in {pickles[0]} only: pickle files can run code when they are read, "
                 "so only safetensors are read; convert it with transformers' `save_pretrained`"
             )
-        raise ValueError(f"{source} has a configuration but no weights (no .safetensors file)")
+        raise UserError(f"{source} has a configuration but no weights (no .safetensors file)")
     try:
         with _without_load_report():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -84,7 +84,7 @@ def load_model(
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError) as error:
-        raise ValueError(_explain(source, error)) from error
+        raise UserError(_explain(source, error)) from error
     _check_complete(source, model, report)
     freeze_biases(model)
     return model.eval()
@@ -100,10 +100,10 @@ def save_model(
     """Write a standard checkpoint (weights, configuration, tokenizer, model card) to `directory`, at once.
 
     Raises:
-        FileExistsError: there is something at `directory` already.
+        UserError: there is something at `directory` already.
     """
     if directory.exists():
-        raise FileExistsError(f"{directory} exists already; nothing was written")
+        raise UserError(f"{directory} exists already; nothing was written")
     with atomic.directory(directory) as folder:
         model.save_pretrained(folder)
         if tokenizer is not None:
@@ -148,10 +148,10 @@ def _without_load_report() -> Iterator[None]:
 def _check_complete(source: str | Path, model: PreTrainedModel, report: dict[str, Any]) -> None:
     """Every weight of the model came from the checkpoint; what was left over are whole later blocks."""
     if report["missing_keys"]:
-        raise ValueError(f"{source} lacks weights: {_some(report['missing_keys'])}")
+        raise UserError(f"{source} lacks weights: {_some(report['missing_keys'])}")
     if report["mismatched_keys"]:
         names = [str(entry[0]) for entry in report["mismatched_keys"]]
-        raise ValueError(f"{source} has weights of another shape than its configuration: {_some(names)}")
+        raise UserError(f"{source} has weights of another shape than its configuration: {_some(names)}")
     # Blocks beyond the cut are left over by design; anything else is worth a word.
     block = re.compile(rf"(^|\.){blocks_name(model).rpartition('.')[2]}\.\d+\.")
     alien = [name for name in report["unexpected_keys"] if not block.search(name)]

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from inheritune import UserError
 from inheritune.models.parts import parts_of
 
 Divide = Literal["heads", "head_size"]
@@ -81,7 +82,7 @@ def narrow_config(config: PretrainedConfig, width: float, divide: Divide = "head
             `head_size` scales the size and keeps the number.
 
     Raises:
-        ValueError: a width that is out of range or cuts something in two, a model type whose layout is not
+        UserError: a width that is out of range or cuts something in two, a model type whose layout is not
             known, or heads that cannot be divided this way.
     """
     ratio = _ratio(width)
@@ -89,7 +90,7 @@ def narrow_config(config: PretrainedConfig, width: float, divide: Divide = "head
     figures = _figures(config, divide)
     for name, figure in figures.items():
         if (figure * ratio).denominator != 1:
-            raise ValueError(f"{_cut(name, figure, ratio)}; {_widths(config.model_type, divide, figures)}")
+            raise UserError(f"{_cut(name, figure, ratio)}; {_widths(config.model_type, divide, figures)}")
     narrow = copy.deepcopy(config)
     for field in (*SIZE_FIELDS, *(HEAD_FIELDS if divide == "heads" else ())):
         if (value := getattr(config, field, None)) and (field, value) != ("num_key_value_heads", 1):
@@ -128,25 +129,25 @@ def origins(narrow: PreTrainedModel, wide: PreTrainedModel) -> dict[str, tuple[s
 def _ratio(width: float) -> Fraction:
     ratio = Fraction(width).limit_denominator(1000) if 0 < width < 1 else Fraction(0)
     if not 0 < ratio < 1:
-        raise ValueError(f"the width must be between 0 and 1, such as 0.5, not {width}")
+        raise UserError(f"the width must be between 0 and 1, such as 0.5, not {width}")
     return ratio
 
 
 def _check_type(model_type: str, divide: Divide) -> None:
     if model_type not in LAYOUTS:
-        raise ValueError(
+        raise UserError(
             f"cannot narrow a {model_type!r} model: how its weights are laid out is not known here; "
             f"known are {', '.join(LAYOUTS)}"
         )
     if divide not in get_args(Divide):
-        raise ValueError(f"`divide` is {divide!r}; choose one of {', '.join(get_args(Divide))}")
+        raise UserError(f"`divide` is {divide!r}; choose one of {', '.join(get_args(Divide))}")
     if divide == "heads" and model_type in ALIBI:
-        raise ValueError(
+        raise UserError(
             f"cannot leave out heads of a {model_type!r} model: how far each of them looks back (ALiBi) depends "
             "on how many there are; set `divide` to `head_size`"
         )
     if divide == "head_size" and model_type not in ALIBI + LEARNED_POSITIONS:
-        raise ValueError(
+        raise UserError(
             f"cannot cut the heads of a {model_type!r} model: its rotary positions depend on the head size; "
             "set `divide` to `heads`"
         )

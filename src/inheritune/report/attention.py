@@ -43,7 +43,7 @@ def run_analyses(directory: Path) -> dict[str, AttentionAnalysis]:
     """The analyses in a run directory, by the names that the report gives them.
 
     Those of the run's reference and final model; where neither is there, those that `inheritune analyze -o RUN`
-    left. Raises ValueError for a damaged file.
+    left. Raises UserError for a damaged file.
     """
     places = {name: directory / name / FILE for name in ("reference", "final")}
     found = {name: load_analyses(path)[0] for name, path in places.items() if path.is_file()}

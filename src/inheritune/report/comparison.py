@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 from inheritune.report.comparison_entries import Entry, read_entries
 from inheritune.report.comparison_figures import difference_figure, loss_figure
 from inheritune.report.comparison_page import comparison_html
@@ -54,7 +54,7 @@ def compare_runs(
         title: heads the page.
 
     Raises:
-        ValueError: something the user can mend, in one sentence.
+        UserError: something the user can mend, in one sentence.
     """
     given = [parse_run(run) for run in runs]
     entries = read_entries(given)
@@ -70,13 +70,13 @@ def parse_run(text: str) -> tuple[str | None, Path]:
     """A run as users name it: PATH, or NAME=PATH unless that is itself the path of something.
 
     Raises:
-        ValueError: the name is empty.
+        UserError: the name is empty.
     """
     name, equals, path = text.partition("=")
     if not equals or Path(text).exists():
         return None, Path(text)
     if not name or not path:
-        raise ValueError(f"{text} should be PATH or NAME=PATH, but one of its sides is empty")
+        raise UserError(f"{text} should be PATH or NAME=PATH, but one of its sides is empty")
     return name, Path(path)
 
 
@@ -88,11 +88,11 @@ def write_comparison(
     A figure that has nothing to show is not written, and one of an earlier comparison is removed.
 
     Raises:
-        ValueError: the reference is none of the entries, or `directory` is a file.
+        UserError: the reference is none of the entries, or `directory` is a file.
     """
     comparison = pair(entries, reference, title)
     if directory.exists() and not directory.is_dir():
-        raise ValueError(f"cannot write into {directory}: it is a file; give a directory")
+        raise UserError(f"cannot write into {directory}: it is a file; give a directory")
     directory.mkdir(parents=True, exist_ok=True)
     texts = (
         comparison_html(comparison),

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
+from inheritune import UserError
 from inheritune.evaluation.validation import WindowLosses
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.pretrained import load_config
@@ -75,15 +76,15 @@ def read_entries(runs: Sequence[tuple[str | None, Path]]) -> list[Entry]:
     `NAME/reference` and `NAME/round-...`.
 
     Raises:
-        ValueError: a directory is missing, not a run or given twice, a file in it is damaged, or no training
+        UserError: a directory is missing, not a run or given twice, a file in it is damaged, or no training
             has begun in any.
     """
     if not runs:
-        raise ValueError("there is nothing to compare: give the directories of at least one run")
+        raise UserError("there is nothing to compare: give the directories of at least one run")
     for _, path in runs:
         if not path.is_dir():
             state = "is not a directory" if path.exists() else "does not exist"
-            raise ValueError(
+            raise UserError(
                 f"{path} {state}; give directories that `inheritune train` or `inheritune run` wrote"
             )
     labels = _labels(runs)
@@ -93,7 +94,7 @@ def read_entries(runs: Sequence[tuple[str | None, Path]]) -> list[Entry]:
         for entry in _read_run(label, path, _recipe(path))
     ]
     if not entries:
-        raise ValueError(f"no training has begun in {', '.join(str(path) for _, path in runs)}")
+        raise UserError(f"no training has begun in {', '.join(str(path) for _, path in runs)}")
     return entries
 
 
@@ -102,7 +103,7 @@ def _labels(runs: Sequence[tuple[str | None, Path]]) -> list[str]:
     given = [(None if label is None else _printable(label), path.resolve()) for label, path in runs]
     for index, (one, (_, path)) in enumerate(zip(given, runs, strict=True)):
         if one in given[:index]:
-            raise ValueError(f"{path} is given twice; a run can be compared once under one name")
+            raise UserError(f"{path} is given twice; a run can be compared once under one name")
     taken = {label for label, _ in given if label is not None}
     unnamed = [path.parts for label, path in given if label is None]
     labels = []
@@ -208,7 +209,7 @@ def _size(path: Path, outcome: Mapping[str, Any]) -> tuple[int | None, int | Non
         try:
             config = load_config(path / "model")
             return layer_count(config), parameter_count(on_meta(config))
-        except ValueError:  # of a type that needs code of its own, or too new for this transformers
+        except UserError:  # of a type that needs code of its own, or too new for this transformers
             pass
     name = ROUND_DIRECTORY.fullmatch(path.name)
     return (int(name[2]) if layers is None and name else layers), parameters
@@ -223,13 +224,13 @@ def _losses(path: Path) -> WindowLosses | None:
             return losses
     except (ValueError, KeyError, TypeError):
         pass
-    raise ValueError(f"{path} is damaged: it must hold `losses`, one number a window, and `window_tokens`")
+    raise UserError(f"{path} is damaged: it must hold `losses`, one number a window, and `window_tokens`")
 
 
 def _recipe(path: Path) -> Mapping[str, Any]:
     file = path / "recipe.yaml"
     if not file.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path} is not the directory of a run: it has no recipe.yaml; give one that `inheritune train` or "
             "`inheritune run` wrote"
         )
@@ -238,7 +239,7 @@ def _recipe(path: Path) -> Mapping[str, Any]:
     except yaml.YAMLError:
         recipe = None
     if not isinstance(recipe, dict):
-        raise ValueError(f"{file} is damaged: it must hold a mapping, as YAML")
+        raise UserError(f"{file} is damaged: it must hold a mapping, as YAML")
     return recipe
 
 
@@ -261,7 +262,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged: it must hold one JSON object")
+        raise UserError(f"{path} is damaged: it must hold one JSON object")
     return value
 
 

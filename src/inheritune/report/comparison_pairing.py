@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Literal
 
+from inheritune import UserError
 from inheritune.evaluation import validation
 from inheritune.report.comparison_entries import Entry
 from inheritune.report.quantities import loss_decimals
@@ -112,12 +113,12 @@ def pair(entries: Sequence[Entry], reference: str | None, title: str) -> Compari
         title: of the comparison.
 
     Raises:
-        ValueError: no entry is called so, or lies there.
+        UserError: no entry is called so, or lies there.
     """
     label = default_reference(entries) if reference is None else find_reference(entries, reference)
     if label is None:
         known = ", ".join(dict.fromkeys(entry.label for entry in entries))
-        raise ValueError(f"the reference {reference} is none of the runs that are compared: {known}")
+        raise UserError(f"the reference {reference} is none of the runs that are compared: {known}")
     by_label: dict[str, list[Entry]] = {}
     for entry in entries:
         by_label.setdefault(entry.label, []).append(entry)
@@ -165,7 +166,7 @@ def _compare(entry: Entry, references: Sequence[Entry], names: Mapping[Entry, st
         return Compared(name, entry, None, relative, "not paired", note)
     try:
         paired = validation.compare(entry.losses, reference.losses)
-    except ValueError:
+    except UserError:
         note = (
             f"{name} has no difference to {other}: one was measured on {_windows(entry.losses)}, "
             f"the other on {_windows(reference.losses)}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 from inheritune.evaluation.result import Evaluation
 from inheritune.report.evaluation_figure import difference_figure
 from inheritune.report.evaluation_page import evaluation_html, minus, page_parts
@@ -50,10 +50,10 @@ def write_evaluation(directory: Path, evaluation: Evaluation) -> list[Path]:
     Without anything paired there is no figure, and one of an earlier evaluation is removed.
 
     Raises:
-        ValueError: `directory` is a file.
+        UserError: `directory` is a file.
     """
     if directory.exists() and not directory.is_dir():
-        raise ValueError(f"cannot write into {directory}: it is a file; give a directory")
+        raise UserError(f"cannot write into {directory}: it is a file; give a directory")
     directory.mkdir(parents=True, exist_ok=True)
     texts = (
         to_markdown(evaluation),

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 from inheritune.report import figures
 from inheritune.report.attention import attention_section
 from inheritune.report.evaluation import evaluation_section
@@ -32,14 +32,14 @@ def write_report(run: Path, output: Path | None = None) -> Path:
     """Write the report of a run directory, finished or not, and return where it is.
 
     It goes to `report.html` in the run directory unless `output` names a file, or a directory to put it in.
-    Raises ValueError if `run` is not a run directory or is damaged, or if there is no place for the output.
+    Raises UserError if `run` is not a run directory or is damaged, or if there is no place for the output.
     """
     if output is None:
         output = run / "report.html"
     elif output.is_dir():
         output = output / "report.html"
     elif not output.parent.is_dir():
-        raise ValueError(f"cannot write {output}: the directory {output.parent} does not exist")
+        raise UserError(f"cannot write {output}: the directory {output.parent} does not exist")
     atomic.write_text(output, report_html(read_run(run)))
     return output
 
@@ -48,14 +48,14 @@ def curve_figure(run: Path) -> str:
     """The loss curves of a run directory as an SVG file of its own, readable in light and in dark surroundings.
 
     Over cumulative training FLOPs; over steps if FLOPs were not recorded.
-    Raises ValueError if `run` is not a run directory or has no metrics yet.
+    Raises UserError if `run` is not a run directory or has no metrics yet.
     """
     read = read_run(run)
     svg = figures.loss_curves(read, "flops", standalone=True) or figures.loss_curves(
         read, "step", standalone=True
     )
     if svg is None:
-        raise ValueError(f"{run} has no metrics.jsonl with any row yet, so there are no curves to draw")
+        raise UserError(f"{run} has no metrics.jsonl with any row yet, so there are no curves to draw")
     return svg + "\n"
 
 

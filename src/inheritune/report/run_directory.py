@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from inheritune import UserError
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
 from inheritune.evaluation.result import Evaluation, load_evaluation
 from inheritune.report.metrics import Training, read_metrics
@@ -79,7 +80,7 @@ class Run:
 def parse_summary(summary: Summary | Mapping[str, Any], source: str = "the summary") -> Summary:
     """Check the content of a `summary.json`.
 
-    Raises ValueError naming `source` and the first thing that is wrong.
+    Raises UserError naming `source` and the first thing that is wrong.
     """
     return _parse(Summary, summary, source)
 
@@ -87,12 +88,12 @@ def parse_summary(summary: Summary | Mapping[str, Any], source: str = "the summa
 def read_run(path: Path) -> Run:
     """Read a run directory, whatever state it is in.
 
-    Raises ValueError if it is not a run directory, or if a file that is always written whole is damaged.
+    Raises UserError if it is not a run directory, or if a file that is always written whole is damaged.
     """
     if not path.exists():
-        raise ValueError(f"{path} does not exist; give the directory that `inheritune run` wrote")
+        raise UserError(f"{path} does not exist; give the directory that `inheritune run` wrote")
     if not (path / "recipe.yaml").is_file():
-        raise ValueError(
+        raise UserError(
             f"{path} is not a run directory: it has no recipe.yaml; give the directory that `inheritune run` wrote"
         )
     notes: list[str] = []
@@ -104,7 +105,7 @@ def read_run(path: Path) -> Run:
     evaluation = path / "evaluation" / EVALUATION_FILE
     environment = _read_json(path / "environment.json")
     if environment is not None and not isinstance(environment, dict):
-        raise ValueError(f"{path / 'environment.json'} must hold one JSON object")
+        raise UserError(f"{path / 'environment.json'} must hold one JSON object")
     return Run(
         path=path,
         recipe=(path / "recipe.yaml").read_text("utf-8", errors="replace"),
@@ -154,7 +155,7 @@ def _read_samples(path: Path) -> tuple[Sample, ...]:
     if raw is None:
         return ()
     if not isinstance(raw, list):
-        raise ValueError(f"{path} must hold a JSON list of samples")
+        raise UserError(f"{path} must hold a JSON list of samples")
     return tuple(_parse(Sample, sample, str(path)) for sample in raw)
 
 
@@ -165,7 +166,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged, it is not valid JSON: {error}") from None
+        raise UserError(f"{path} is damaged, it is not valid JSON: {error}") from None
 
 
 def _parse(model: type[R], value: Any, source: str) -> R:
@@ -175,6 +176,6 @@ def _parse(model: type[R], value: Any, source: str) -> R:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         what = first["msg"].removeprefix("Value error, ")
-        raise ValueError(
+        raise UserError(
             f"{source} is not as `inheritune run` writes it: {where + ': ' if where else ''}{what}"
         ) from None

@@ -15,7 +15,7 @@ from inheritune.run_directory import RoundFigures, Summary
 def verdict_sentence(summary: Summary | Mapping[str, Any]) -> str:
     """The verdict in one plain sentence.
 
-    `summary` is the content of `summary.json`; ValueError if it is not. The sentence says what was reached or
+    `summary` is the content of `summary.json`; UserError if it is not. The sentence says what was reached or
     not, in how many layers and parameters, how sure it is (the interval of the paired difference), and what
     it cost.
     """
@@ -45,7 +45,7 @@ def reported_round(summary: Summary) -> RoundFigures | None:
 def rounds_table(summary: Summary | Mapping[str, Any]) -> Table:
     """The reference and the finished rounds as a table that fits into 60 columns.
 
-    `summary` is the content of `summary.json`; ValueError if it is not. The last column is the cost so far as
+    `summary` is the content of `summary.json`; UserError if it is not. The last column is the cost so far as
     a multiple of the reference's training FLOPs or, where those are unknown, the FLOPs themselves.
     """
     summary = parse_summary(summary)

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 from inheritune.config import LAYOUT, Training
 from inheritune.recipe_file import to_yaml
 from inheritune.training.parallel import whole
@@ -149,7 +149,7 @@ def newest(folder: Path, recipe: str) -> tuple[Path, TrainState] | None:
     """The newest checkpoint of this recipe whose checksums are right; damaged ones are passed over with a warning.
 
     Raises:
-        ValueError: checkpoints exist, but they belong to another recipe, or every one is damaged.
+        UserError: checkpoints exist, but they belong to another recipe, or every one is damaged.
     """
     atomic.remove_leftovers(folder)
     candidates = all_in(folder)
@@ -160,12 +160,12 @@ def newest(folder: Path, recipe: str) -> tuple[Path, TrainState] | None:
             logger.warning("%s; going back to the checkpoint before it", error)
             continue
         if state.recipe != recipe:
-            raise ValueError(
+            raise UserError(
                 f"{path} was written with other training settings; remove it, or use another directory"
             )
         return path, state
     if candidates:
-        raise ValueError(
+        raise UserError(
             f"every checkpoint in {folder} is damaged; remove the folder to train from the beginning"
         )
     return None

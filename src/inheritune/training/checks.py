@@ -6,6 +6,7 @@ import logging
 
 from transformers import PretrainedConfig, PreTrainedModel
 
+from inheritune import UserError
 from inheritune.data.loader import TrainingData
 from inheritune.models.architecture import context_length
 from inheritune.training.loss import uniform_loss
@@ -20,29 +21,29 @@ def check_fit(config: PretrainedConfig, data: TrainingData) -> None:
     """The data's tokens and windows exist in the model.
 
     Raises:
-        ValueError: token ids beyond the embedding, or windows longer than the model's context.
+        UserError: token ids beyond the embedding, or windows longer than the model's context.
     """
     vocabulary = config.get_text_config().vocab_size
     if data.train.vocabulary > vocabulary:
-        raise ValueError(
+        raise UserError(
             f"the data in {data.path} was made with a tokenizer of {data.train.vocabulary} tokens, but the model's "
             f"embedding has {vocabulary}: prepare the text with the model's own tokenizer"
         )
     context = context_length(config)
     if context is not None and data.window > context:
-        raise ValueError(f"windows of {data.window} tokens are longer than the model's context of {context}")
+        raise UserError(f"windows of {data.window} tokens are longer than the model's context of {context}")
 
 
 def check_tied(model: PreTrainedModel) -> None:
     """Embedding and head are one tensor where the configuration says so.
 
     Raises:
-        ValueError: they came untied, so training would make two different tensors of them.
+        UserError: they came untied, so training would make two different tensors of them.
     """
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is model.get_input_embeddings().weight
     if model.config.get_text_config().tie_word_embeddings and not tied:
-        raise ValueError("the model's embedding and head should be tied, but are two tensors")
+        raise UserError("the model's embedding and head should be tied, but are two tensors")
 
 
 def warn_if_untrained(loss: float, config: PretrainedConfig) -> None:

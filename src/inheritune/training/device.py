@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from inheritune import UserError
 from inheritune.config import Training
 from inheritune.training.world import ALONE, World, check_gpus
 
@@ -37,10 +38,10 @@ def choose_hardware(training: Training, world: World = ALONE) -> Hardware:
     """Device, precision and compilation for a training in this process.
 
     Raises:
-        ValueError: the recipe asks for what the machine does not have.
+        UserError: the recipe asks for what the machine does not have.
     """
     if training.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
+        raise UserError(
             "the recipe asks for `device: cuda`, but torch sees no CUDA GPU here; use `auto` or `cpu`"
         )
     use_cuda = torch.cuda.is_available() if training.device == "auto" else training.device == "cuda"
@@ -56,16 +57,16 @@ def choose_device(wanted: str | torch.device | None) -> torch.device:
     """A device by its name; by default a GPU if there is one.
 
     Raises:
-        ValueError: there is no such device.
+        UserError: there is no such device.
     """
     if wanted is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(wanted)
     except RuntimeError:
-        raise ValueError(f"there is no device {wanted!r}: give cpu, cuda or cuda:1") from None
+        raise UserError(f"there is no device {wanted!r}: give cpu, cuda or cuda:1") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("torch sees no CUDA GPU here: give the device cpu")
+        raise UserError("torch sees no CUDA GPU here: give the device cpu")
     return device
 
 

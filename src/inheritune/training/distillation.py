@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from inheritune import UserError
 from inheritune.config import Distillation
 from inheritune.models.size import flops_per_token
 from inheritune.training.loss import NextTokenLoss
@@ -174,11 +175,11 @@ def check_teacher(teacher: PretrainedConfig, student: PretrainedConfig) -> None:
     """Teacher and student predict the same tokens.
 
     Raises:
-        ValueError: their vocabularies differ in size.
+        UserError: their vocabularies differ in size.
     """
     theirs, ours = teacher.get_text_config().vocab_size, student.get_text_config().vocab_size
     if theirs != ours:
-        raise ValueError(
+        raise UserError(
             f"the teacher predicts {theirs} tokens and the student {ours}: distillation compares them token by "
             "token, so both need the same vocabulary"
         )

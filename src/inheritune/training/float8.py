@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from inheritune import UserError
 from inheritune.models.architecture import blocks
 
 MULTIPLE = 16
@@ -35,14 +36,14 @@ def convert(model: PreTrainedModel, *, emulate: bool = False) -> int:
         How many layers were converted.
 
     Raises:
-        ValueError: torchao is not installed, the hardware has no float8, or there are no such layers.
+        UserError: torchao is not installed, the hardware has no float8, or there are no such layers.
     """
     torchao = _torchao()
     if not emulate:
         _check_hardware(model.device)
     linears = _linear_layers(model)
     if not linears:
-        raise ValueError(
+        raise UserError(
             f"`float8` is for linear layers (nn.Linear), and the blocks of this {model.config.model_type!r} model "
             f"have none whose dimensions are multiples of {MULTIPLE}: leave it out"
         )
@@ -98,19 +99,19 @@ def _torchao() -> Any:
     try:
         return importlib.import_module("torchao.float8")
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             "the recipe asks for `float8`, which needs torchao: pip install 'inheritune[fp8]'"
         ) from error
 
 
 def _check_hardware(device: torch.device) -> None:
     if device.type != "cuda":
-        raise ValueError(
+        raise UserError(
             f"`float8` needs a CUDA GPU that computes in it, and the model is to train on the {device.type}"
         )
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 9):
-        raise ValueError(
+        raise UserError(
             f"`float8` needs a GPU of compute capability 8.9 or more, and the {torch.cuda.get_device_name(device)} "
             f"has {capability[0]}.{capability[1]}"
         )

@@ -99,7 +99,7 @@ def train(
         NonFiniteError: loss or gradient became NaN or infinite; names the step, its windows and the last
             checkpoint.
         Interrupted: a signal asked to stop; the same call goes on from there.
-        ValueError: the checkpoints belong to another recipe, or the processes cannot share the windows of a step.
+        UserError: the checkpoints belong to another recipe, or the processes cannot share the windows of a step.
     """
     world = hardware.world
     if world.on_first((directory / "model").exists):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
+from inheritune import UserError
 from inheritune.models.architecture import PER_LAYER_FIELDS, blocks, cut_config, layer_count
 from inheritune.models.size import on_meta
 from inheritune.training.parallel import Strategy
@@ -28,10 +29,10 @@ def memory_per_process(step: Step, strategy: Strategy, processes: int = 1) -> in
     (on a GPU also the CUDA context). All but the head is traced as eager code; compiled code may keep less of it.
 
     Raises:
-        ValueError: a number of processes that the strategy does not go with.
+        UserError: a number of processes that the strategy does not go with.
     """
     if processes < 1 or (processes == 1) != (strategy == "single"):
-        raise ValueError(f"the strategy {strategy!r} does not go with {processes} processes")
+        raise UserError(f"the strategy {strategy!r} does not go with {processes} processes")
     depth = layer_count(step.config)
     if depth <= TRACED_LAYERS + 1 or not _alike(step):
         return round(max(value for _, value in _sums(step, strategy, processes)))

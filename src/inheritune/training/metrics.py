@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, TextIO
 
-from inheritune import atomic
+from inheritune import UserError, atomic
 from inheritune.config import Training
 
 FILE = "metrics.jsonl"
@@ -88,5 +88,5 @@ def _wandb(training: Training, directory: Path) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise ValueError("the recipe asks for `wandb`, which is not installed: pip install wandb") from error
+        raise UserError("the recipe asks for `wandb`, which is not installed: pip install wandb") from error
     return wandb.init(project=training.wandb, name=directory.name, dir=directory, resume="allow")

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from transformers import PretrainedConfig
 
+from inheritune import UserError
 from inheritune.config import Distillation, Training
 from inheritune.training.device import Hardware
 from inheritune.training.distillation import DistillationLoss
@@ -32,22 +33,22 @@ def windows_per_process(training: Training, window: int, processes: int = 1) -> 
     """Each process's share of the windows of a step.
 
     Raises:
-        ValueError: the step is not a whole number of windows, shares or micro-batches.
+        UserError: the step is not a whole number of windows, shares or micro-batches.
     """
     windows, rest = divmod(training.tokens_per_step, window)
     if rest or not windows:
-        raise ValueError(
+        raise UserError(
             f"tokens_per_step ({training.tokens_per_step}) must be a multiple of the window ({window} tokens)"
         )
     if windows % processes:
-        raise ValueError(
+        raise UserError(
             f"a step of {windows} windows cannot be shared evenly by {processes} processes: make tokens_per_step "
             f"({training.tokens_per_step}) a multiple of {window * processes}"
         )
     share = windows // processes
     if training.micro_batch != "auto" and share % training.micro_batch:
         whose = "of a step" if processes == 1 else "that each process has of a step"
-        raise ValueError(f"micro_batch ({training.micro_batch}) must divide the {share} windows {whose}")
+        raise UserError(f"micro_batch ({training.micro_batch}) must divide the {share} windows {whose}")
     return share
 
 
@@ -68,7 +69,7 @@ def micro_batch(
         fits: whether there is memory for so many windows.
 
     Raises:
-        ValueError: as `windows_per_process`.
+        UserError: as `windows_per_process`.
     """
     share = windows_per_process(training, window, processes)
     if training.micro_batch != "auto":
@@ -141,7 +142,7 @@ def choose_micro_batch(placed: Placed, training: Training, hardware: Hardware, w
     """Windows in one forward pass of each process, for a loss where it computes.
 
     Raises:
-        ValueError: as `windows_per_process`.
+        UserError: as `windows_per_process`.
     """
     loss, world = placed.loss, hardware.world
     taught = (

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from transformers import PreTrainedModel
 
+from inheritune import UserError
 from inheritune.config import Optimizer
 from inheritune.models.architecture import blocks
 
@@ -43,14 +44,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
         settings: learning rate and weight decay of both; betas and epsilon of AdamW.
 
     Raises:
-        ValueError: there are no matrices.
+        UserError: there are no matrices.
     """
 
     def __init__(
         self, matrices: list[nn.Parameter], others: list[dict[str, Any]], settings: Optimizer
     ) -> None:
         if not matrices:
-            raise ValueError(
+            raise UserError(
                 "`optimizer.name: muon` needs trainable matrices in the model's blocks, and there are none: use adamw"
             )
         self.adamw = torch.optim.AdamW(
@@ -100,7 +101,7 @@ def make_muon(model: PreTrainedModel, settings: Optimizer) -> MuonWithAdamW:
     `optimizer.make_optimizer`: also experts that are kept in one tensor of three dimensions.
 
     Raises:
-        ValueError: no trainable matrices in the blocks.
+        UserError: no trainable matrices in the blocks.
     """
     embeddings = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     in_blocks = [p for p in blocks(model).parameters() if p.requires_grad]

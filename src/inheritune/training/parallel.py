@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from inheritune import UserError
 from inheritune.config import Parallel, Training
 from inheritune.initialization import choose
 from inheritune.models.architecture import blocks, parameter_count
@@ -102,7 +103,7 @@ def place(loss: NextTokenLoss, training: Training, hardware: Hardware, window: i
         return Placed(loss, torch.compile(loss) if hardware.compile else loss, "single", hardware.world)
     strategy = choose_strategy(training.parallel, loss, hardware)
     if strategy == "fsdp" and training.float8:
-        raise ValueError(
+        raise UserError(
             "`float8` was only tried on whole weights, and fsdp shares them out: use `parallel: ddp`"
         )
     return spread(loss, strategy, hardware)
@@ -175,14 +176,14 @@ def checkpoint_activations(model: PreTrainedModel, training: Training) -> None:
     """Let the blocks that the recipe names make their activations again in the backward pass.
 
     Raises:
-        ValueError: the architecture cannot, or there are no such blocks.
+        UserError: the architecture cannot, or there are no such blocks.
     """
     wanted, layers = training.activation_checkpointing, blocks(model)
     if wanted == "none":
         return
     chosen = choose(None if wanted == "all" else wanted, len(layers))
     if not model.supports_gradient_checkpointing:
-        raise ValueError(
+        raise UserError(
             f"a {model.config.model_type!r} model has no activation checkpointing: set it to none"
         )
     # transformers 5.23 has the new name, and warns of the old one.

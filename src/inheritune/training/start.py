@@ -58,7 +58,7 @@ def start_or_resume(
         trust_remote_code: for checkpoints of a model that needs it.
 
     Raises:
-        ValueError: the checkpoints belong to another recipe.
+        UserError: the checkpoints belong to another recipe.
     """
     world, recipe = hardware.world, checkpoint.fingerprint(training)
     found = world.on_first(lambda: checkpoint.newest(checkpoints, recipe))

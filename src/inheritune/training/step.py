@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from inheritune import UserError
 from inheritune.analysis.gradients import QueryKeyGradients
 from inheritune.config import Training
 from inheritune.data.loader import Batch
@@ -17,7 +18,7 @@ from inheritune.training.parallel import Placed, whole
 from inheritune.training.schedule import learning_rate
 
 
-class NonFiniteError(ValueError):
+class NonFiniteError(UserError):
     """The loss or the gradient of a step is NaN or infinite; the weights were not touched by it."""
 
     def __init__(self, message: str, step: int) -> None:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from pydantic import BaseModel
 from torch import Tensor
 
-from inheritune import __version__
+from inheritune import UserError, __version__
 from inheritune.config import Training
 from inheritune.recipe_file import differences
 
@@ -106,7 +106,7 @@ def joined(training: Training) -> Iterator[World]:
     Within another `joined` the same world is given, so that a run and its parts may each ask for it.
 
     Raises:
-        ValueError: a backend that is not there, processes that did not come, or one that came twice.
+        UserError: a backend that is not there, processes that did not come, or one that came twice.
         PeerLostError: a process was lost while they worked together.
     """
     world = launched()
@@ -134,7 +134,7 @@ def launched() -> World:
     """What the environment says that torchrun, or whatever started this process, has set.
 
     Raises:
-        ValueError: it says something that cannot be.
+        UserError: it says something that cannot be.
     """
     names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     said = {name: os.environ[name] for name in names if name in os.environ}
@@ -148,7 +148,7 @@ def launched() -> World:
         world = None
     if world is None or not 0 <= world.rank < world.size:
         told = ", ".join(f"{name}={value}" for name, value in said.items())
-        raise ValueError(
+        raise UserError(
             f"the environment says {told}, which is no place among several processes: start them with torchrun, or "
             "unset these variables"
         )
@@ -159,7 +159,7 @@ def check_same(world: World, recipe: BaseModel) -> None:
     """All processes were given the same recipe and run the same versions.
 
     Raises:
-        ValueError: in every process, which one differs and in what.
+        UserError: in every process, which one differs and in what.
     """
     mine = (recipe, {"inheritune": __version__, "torch": torch.__version__})
     everyone = world.gather(mine)
@@ -167,7 +167,7 @@ def check_same(world: World, recipe: BaseModel) -> None:
         changed = differences(everyone[0][0], theirs, layout=True)
         changed += [f"{k}: {everyone[0][1][k]} -> {v}" for k, v in versions.items() if everyone[0][1][k] != v]
         if changed:
-            raise ValueError(
+            raise UserError(
                 f"process {rank} was started with something else than process 0 ({'; '.join(changed)}): all need "
                 "the same recipe and the same versions"
             )
@@ -195,7 +195,7 @@ def _join(world: World, training: Training) -> None:
         store.set_timeout(join)
         # A meeting place that an earlier start left behind remembers who was there.
         if store.add(f"inheritune/{world.rank}", 1) > 1:
-            raise ValueError(
+            raise UserError(
                 f"process {world.rank} of {world.size} is at {where} already: an earlier start is still running, or "
                 "left its meeting place behind; end it, or give torchrun another --rdzv-id or port"
             )
@@ -204,7 +204,7 @@ def _join(world: World, training: Training) -> None:
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
         dist.barrier()
     except (dist.DistError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"process {world.rank} waited {settings.join_seconds:g} s at {where} for all {world.size} processes, and "
             f"they did not come ({_first_line(error)}): is one missing, or is that place an earlier start's?"
         ) from error
@@ -218,9 +218,9 @@ def _backend(training: Training) -> str:
     cuda = training.device != "cpu" and torch.cuda.is_available()
     name = ("nccl" if cuda else "gloo") if wanted == "auto" else wanted
     if not dist.is_available() or not dist.is_backend_available(name):
-        raise ValueError(f"this torch has no backend {name!r} for parallel training: use `backend: auto`")
+        raise UserError(f"this torch has no backend {name!r} for parallel training: use `backend: auto`")
     if name == "nccl" and not cuda:
-        raise ValueError("the backend nccl is for GPUs, and the training is on CPUs: use `backend: auto`")
+        raise UserError("the backend nccl is for GPUs, and the training is on CPUs: use `backend: auto`")
     return f"cpu:gloo,cuda:{name}" if cuda else name
 
 
@@ -228,10 +228,10 @@ def check_gpus(world: World) -> None:
     """Every process of this machine has a GPU of its own.
 
     Raises:
-        ValueError: there are more processes than GPUs.
+        UserError: there are more processes than GPUs.
     """
     if world.size > 1 and world.local_size > torch.cuda.device_count():
-        raise ValueError(
+        raise UserError(
             f"{world.local_size} processes were started on a machine with {torch.cuda.device_count()} GPUs: start "
             "one for each GPU, or set `device: cpu`"
         )
@@ -239,10 +239,12 @@ def check_gpus(world: World) -> None:
 
 def _sendable(error: Exception) -> Exception:
     """An error as it can travel: some of torch's and of pydantic's cannot be unpickled."""
-    if type(error) in (ValueError, FileNotFoundError, FileExistsError, OSError):
+    if type(error) in (UserError, OSError):
         return error
-    if isinstance(error, ValueError | OSError):
-        return ValueError(str(error))
+    if isinstance(error, UserError):
+        return UserError(str(error))
+    if isinstance(error, OSError):
+        return OSError(error.errno, error.strerror, error.filename) if error.errno else OSError(str(error))
     return RuntimeError(f"process 0 failed: {type(error).__name__}: {error}")
 
 
