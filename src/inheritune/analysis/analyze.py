@@ -52,6 +52,7 @@ def analyze(
     dtype: torch.dtype | str = torch.float32,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    bos: str = "auto",
     world: World = ALONE,
 ) -> AttentionAnalysis:
     """Rank and mass of every attention head of a model: which layers are lazy, and where to cut.
@@ -72,6 +73,8 @@ def analyze(
         dtype: of the weights of a model that is given by name; "auto" keeps the checkpoint's.
         revision: branch, tag or commit of a model id.
         trust_remote_code: run code that comes with the model.
+        bos: name of the token at the first position of every window; by default what the shards' manifest says, or
+            what the model's tokenizer adds to a text file; "none" for none.
         world: processes that share the sequences; each needs the model.
 
     Raises:
@@ -91,6 +94,7 @@ def analyze(
         dtype,
         revision,
         trust_remote_code,
+        bos,
         world,
     )
     return analyze_side_by_side([model], data, options)[0].analysis
@@ -111,6 +115,7 @@ class Options:
     dtype: torch.dtype | str = torch.float32
     revision: str | None = None
     trust_remote_code: bool = False
+    bos: str = "auto"
     world: World = ALONE
 
     def check(self) -> None:
@@ -147,7 +152,7 @@ def analyze_side_by_side(
     for subject in subjects:
         check_attention(subject.config)
     check_heads(heads or (), [subject.config for subject in subjects])
-    text = open_text(Path(data), subjects[0].tokenizer)
+    text = open_text(Path(data), subjects[0].tokenizer, options.bos)
     for subject in subjects:
         _check_vocabulary(subject, text)
         _check_same_tokens(subjects[0], subject)
@@ -189,6 +194,7 @@ def analyze_run(
             device=device,
             revision=source.revision if name == "reference" else None,
             trust_remote_code=source.trust_remote_code,
+            bos=recipe.data.bos,
         )
         save_analyses(places[name] / FILE, [found[name]])
     return {name: found[name] for name in places}

@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
-from inheritune.data.loader import read_windows, window_count
+from inheritune.data.loader import model_inputs, read_windows, window_count
 from inheritune.data.shards import TOKENIZER, Split, open_split
-from inheritune.data.tokenizer import pieces
+from inheritune.data.tokenizer import AUTO, bos_id, pieces
 from inheritune.models.pretrained import load_tokenizer
 
 LONGEST = 1024
@@ -22,7 +22,8 @@ LONGEST = 1024
 
 @dataclass(frozen=True)
 class Sequences:
-    """Windows of a text, without overlap, in its order: token ids int64 [N, T], and their numbers from 0."""
+    """Windows of a text, without overlap, in its order: token ids as a model reads them, int64 [N, T], and their
+    numbers from 0."""
 
     inputs_nt: Tensor
     numbers: list[int]
@@ -35,12 +36,15 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids with what they mean: one past the largest possible id, and the tokenizer where it is known."""
+    """Token ids with what they mean: one past the largest possible id, the tokenizer where it is known, and the
+    tokens in front of a text and at its end."""
 
     source: Path
     tokens: Split | np.ndarray
     vocabulary: int
     tokenizer: PreTrainedTokenizerBase | None
+    bos: int | None = None
+    end_of_text: int | None = None
 
     def choose(self, count: int, window: int | None, context: int | None, seed: int) -> Sequences:
         """At most `count` random windows of `window` tokens; the same arguments give the same ones.
@@ -69,19 +73,22 @@ class Text:
             inputs_nt = torch.from_numpy(
                 self.tokens[: available * window].reshape(available, window)[numbers]
             )
+        inputs_nt = model_inputs(inputs_nt, self.bos, self.end_of_text)
         return Sequences(inputs_nt.contiguous(), numbers.tolist())
 
 
-def open_text(data: Path, tokenizer: PreTrainedTokenizerBase | None) -> Text:
+def open_text(data: Path, tokenizer: PreTrainedTokenizerBase | None, bos: str = AUTO) -> Text:
     """The validation split of a folder of shards, or a text file as the model's tokenizer reads it.
+
+    `bos`: as `analyze`, which see.
 
     Raises:
         UserError: nothing there, no text in it, or a text file without a tokenizer to read it.
     """
     if data.is_dir():
-        split = open_split(data, "validation")
+        split = open_split(data, "validation", bos)
         own = load_tokenizer(data / TOKENIZER) if (data / TOKENIZER).is_dir() else None
-        return Text(data, split, split.vocabulary, own)
+        return Text(data, split, split.vocabulary, own, split.bos, split.end_of_text)
     if not data.is_file():
         raise UserError(f"there is neither a folder of token shards nor a text file at {data}")
     if tokenizer is None:
@@ -97,4 +104,5 @@ def open_text(data: Path, tokenizer: PreTrainedTokenizerBase | None) -> Text:
     ]
     if not text.strip() or not ids:
         raise UserError(f"there is no text in {data}")
-    return Text(data, np.array(ids, dtype=np.int64), max(ids) + 1, tokenizer)
+    first = bos_id(tokenizer, bos)
+    return Text(data, np.array(ids, dtype=np.int64), max([*ids, first or 0]) + 1, tokenizer, first)
