@@ -38,6 +38,9 @@ class Data(Settings):
     tokens: Count | None = None
     """Train on a fixed random sample of the windows, of at most so many tokens, epoch after epoch; by default on
     all of them."""
+    bos: str = "auto"
+    """Token that models read in front of every text and window: by its name, such as `<bos>`; `none`; or `auto`,
+    what the shards' manifest says, which is what their tokenizer adds by itself."""
     verify: bool = True
     """Compare the shards' checksums with the manifest before the run starts."""
     ignore_tokenizer: bool = False

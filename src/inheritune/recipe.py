@@ -222,6 +222,7 @@ def suggested_cut(this: Run, reference: Reference) -> int:
             device=this.hardware.device,
             revision=reference.revision,
             trust_remote_code=reference.trust_remote_code,
+            bos=this.recipe.data.bos,
             world=this.world,
         )
         this.world.on_first(lambda: save_analyses(path, [analysis]))

@@ -27,7 +27,12 @@ def write_samples(
         logger.warning("no samples are written: %s has no tokenizer", data.path)
         return
     prompts = list(recipe.samples.prompts) or prompts_from(data.validation, tokenizer)
-    texts = [continuations(model, tokenizer, prompts, recipe.samples.tokens) for model in (reference, small)]
+    bos = data.validation.bos
+    front = [] if bos is None else [bos]
+    texts = [
+        continuations(model, tokenizer, prompts, recipe.samples.tokens, front=front)
+        for model in (reference, small)
+    ]
     rows = [
         {"prompt": prompt, "reference": of_reference, "target": of_small}
         for prompt, of_reference, of_small in zip(prompts, *texts, strict=True)

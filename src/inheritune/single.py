@@ -168,12 +168,12 @@ def scratch_config(source: ModelSource, data: TrainingData | None, window: int) 
     assert source.architecture is not None
     if data is None:
         return architecture_config(source.architecture, max_position_embeddings=window)
-    end_of_text = data.train.end_of_text
+    end_of_text, bos = data.train.end_of_text, data.train.bos
     config = architecture_config(
         source.architecture,
         vocab_size=data.train.vocabulary,
         max_position_embeddings=window,
-        bos_token_id=end_of_text,
+        bos_token_id=end_of_text if bos is None else bos,
         eos_token_id=end_of_text,
     )
     check_fit(config, data)

@@ -64,7 +64,7 @@ def check_tokens(
     """
     # A tokenizer may have more entries than the embedding has rows (CodeLlama): what counts is what occurs.
     if split.vocabulary > config.get_text_config().vocab_size:
-        check_ids(split.largest_token, config, str(split.directory), name)
+        check_ids(max(split.largest_token, split.bos or 0), config, str(split.directory), name)
     if ignore_tokenizer or tokenizer is None:
         return
     own = tokenizer_of(split.directory)
