@@ -217,6 +217,27 @@ def test_one_process_killed_in_the_middle_of_saving(
     assert torch.equal(weights(tmp_path / "killed"), weights(tmp_path / "undisturbed"))
 
 
+def test_memory_of_one_process_that_runs_out(data: Path, tmp_path: Path) -> None:
+    """The others wait for its gradients, so that it cannot try again: it says what to set, and they that it is lost."""
+    full = {"rank": 1, "windows": 1}
+    recipe = train_recipe(data, training=training(parallel={"timeout_seconds": 30}))
+    sharded = job("fsdp-2", recipe, tmp_path / "fsdp", full=full)
+    replicated = job("ddp-2", recipe, tmp_path / "ddp", full=full)
+    for done, sentence in zip(
+        run_jobs([sharded, replicated]),
+        (
+            "process 1 of 2 ran out of memory in step 0 with 2 windows in one forward pass: set "
+            "`training.micro_batch: 1`, `training.activation_checkpointing: all`",
+            "the first forward pass ran out of memory: set a smaller `training.micro_batch`",
+        ),
+        strict=True,
+    ):
+        assert done["codes"] == {"0": LOST, "1": 2}, done["errors"]
+        assert f"error (process 1 of 2): {sentence}" in done["errors"]["1"]
+        assert "lost another process" in done["errors"]["0"]
+        assert done["seconds"] < 60
+
+
 def test_algorithm_1_together(data: Path, tmp_path: Path) -> None:
     """The whole of it, with an analysis for the first cut, a second round, and the same verdict as alone."""
     recipe = {

@@ -17,6 +17,10 @@ MESSAGES = re.compile(
 )
 """How errors of the CUDA runtime, of cuBLAS and of the CPU's allocator begin, which have no type of their own."""
 
+SHARED_OUT = "share the model out over several GPUs with torchrun and `parallel: fsdp`"
+LESS_PER_WINDOW = f"`training.activation_checkpointing: all` or a smaller `data.window`, or {SHARED_OUT}"
+"""What to set, where fewer windows in a forward pass are no remedy; and where they are, but not the only one."""
+
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device, or this machine, has no memory left."""
