@@ -339,8 +339,17 @@ def finish(this: Run, reference: Reference, small: Path) -> None:
     write_final(this.folder.final, this.recipe, this.data, small, this.summary)
 
 
+def complete(recipe: Recipe, directory: Path) -> bool:
+    """Whether nothing is left to do: Algorithm 1 has ended, and what the recipe wants evaluated is."""
+    return RunDirectory(directory).finished and not _lacks_evaluation(recipe, directory)
+
+
 def evaluate_both(recipe: Recipe, directory: Path, hardware: Hardware, command: str) -> None:
     """Evaluate reference and final model as the recipe asks, unless that is done."""
-    output = directory / EVALUATION
-    if recipe.evaluation is not None and not (output / EVALUATION_FILE).exists():
+    if recipe.evaluation is not None and _lacks_evaluation(recipe, directory):
+        output = directory / EVALUATION
         evaluate([directory], recipe.evaluation, output, device=hardware.device, command=command)
+
+
+def _lacks_evaluation(recipe: Recipe, directory: Path) -> bool:
+    return recipe.evaluation is not None and not (directory / EVALUATION / EVALUATION_FILE).exists()

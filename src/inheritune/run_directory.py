@@ -116,7 +116,7 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether Algorithm 1 has ended; an evaluation may be left to do."""
         path = self.path / "state.json"
         return path.exists() and State.model_validate_json(path.read_bytes()).phase == "finished"
 
