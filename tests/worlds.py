@@ -8,7 +8,8 @@ its processes, what they wrote to standard error, and how long it took. A job is
      "full": {"rank": 1, "windows": 2}, "environment": {...}}
 
 `changes` are of single processes; `kill` ends one of them in the middle of its so-and-so-many-th checkpoint, and
-`stop` sends one of them SIGTERM while it works on a step (0-based); `full` lets one run out of memory with more windows.
+`stop` sends one of them SIGTERM while it works on a step (0-based); `full` lets one of them run out of memory with
+more windows.
 """
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ def test_one_process_killed_in_the_middle_of_saving(
 
 
 def test_memory_of_one_process_that_runs_out(data: Path, tmp_path: Path) -> None:
-    """The others wait for its gradients, so that it cannot try again: it says what to set, and they that it is lost."""
+    """The others wait for its gradients, so it cannot try again: it says what to set, and they that it is lost."""
     full = {"rank": 1, "windows": 1}
     recipe = train_recipe(data, training=training(parallel={"timeout_seconds": 30}))
     sharded = job("fsdp-2", recipe, tmp_path / "fsdp", full=full)

@@ -16,10 +16,10 @@ from inheritune.analysis.lazy import DEGENERATE, batch_size, judge_cut, layer_fi
 from inheritune.analysis.maps import Head, Maps, attention_maps, check_heads, telling_heads
 from inheritune.analysis.probe import check_attention
 from inheritune.analysis.result import FILE, AttentionAnalysis, load_analyses, save_analyses, short_name
-from inheritune.analysis.sequences import Sequences, Text, load_tokenizer, open_text
+from inheritune.analysis.sequences import Sequences, Text, open_text
 from inheritune.config import Recipe
 from inheritune.models.architecture import context_length, layer_count, parameter_count
-from inheritune.models.pretrained import load_config, load_model, same_tokens
+from inheritune.models.pretrained import load_config, load_model, load_tokenizer, same_tokens
 from inheritune.progress import ProgressBar
 from inheritune.recipe_file import load_recipe
 from inheritune.run_directory import RunDirectory

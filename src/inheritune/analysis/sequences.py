@@ -12,9 +12,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
 from inheritune.data.loader import read_windows, window_count
-from inheritune.data.shards import TOKENIZER, Split, open_split
+from inheritune.data.shards import Split, open_split
 from inheritune.data.tokenizer import pieces
-from inheritune.models.pretrained import load_tokenizer
+from inheritune.models.pretrained import tokenizer_in
 
 LONGEST = 1024
 """Tokens of a sequence where its length is left open and the model could take more: the paper's."""
@@ -80,8 +80,7 @@ def open_text(data: Path, tokenizer: PreTrainedTokenizerBase | None) -> Text:
     """
     if data.is_dir():
         split = open_split(data, "validation")
-        own = load_tokenizer(data / TOKENIZER) if (data / TOKENIZER).is_dir() else None
-        return Text(data, split, split.vocabulary, own)
+        return Text(data, split, split.vocabulary, tokenizer_in(data))
     if not data.is_file():
         raise UserError(f"there is neither a folder of token shards nor a text file at {data}")
     if tokenizer is None:

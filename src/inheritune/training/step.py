@@ -198,12 +198,15 @@ class Stepper:
         return torch.stack([self.placed.world.mean(total), whole(norm)]), norms
 
     def _advice(self, step: int, size: int, fewer: int | None) -> str:
-        """What to set after memory ran out with so many windows, if fewer are no remedy or not one of this process."""
+        """What to set after memory ran out with so many windows, where fewer were no remedy or cannot be tried."""
         world = self.placed.world
         who = f"process {world.rank} of {world.size}" if world.size > 1 else "the training"
         windows = f"{size} window{'' if size == 1 else 's'}"
         first = "" if fewer is None else f"`training.micro_batch: {fewer}`, "
-        return f"{who} ran out of memory in step {step} with {windows} in one forward pass: set {first}{LESS_PER_WINDOW}"
+        return (
+            f"{who} ran out of memory in step {step} with {windows} in one forward pass: set {first}"
+            f"{LESS_PER_WINDOW}"
+        )
 
     def settle(self) -> None:
         """Look at the numbers of the last step, so that the weights are known to be good."""
