@@ -196,9 +196,7 @@ def _from_harness(manager: Any, name: str, spec: str, shots: int | None) -> list
     """The harness's task with its own data. A group that pools its items is one unit, any other one a unit a task."""
     try:
         loaded = manager.load([spec])
-    except (
-        Exception
-    ) as error:  # of whatever kind: the hub, the network, a data set that is gone; or the task's file
+    except Exception as error:  # of whatever kind: the hub, a data set that is gone, the task's own file
         if not _lacks_items(error):
             raise UserError(f"the task {name} is not as the harness needs it: {_first(error)}") from error
         raise NoDataError(f"cannot load the task {name}: {_first(error)}") from error
@@ -214,9 +212,7 @@ def _from_harness(manager: Any, name: str, spec: str, shots: int | None) -> list
 def _lacks_items(error: Exception) -> bool:
     """Whether the harness failed where it gets a task's items, and not at what the task says."""
     frames = (frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
-    return "download" in frames and not isinstance(
-        error, TypeError | AttributeError
-    )  # of how it is asked for
+    return "download" in frames and not isinstance(error, TypeError | AttributeError)
 
 
 class _NotPooled:
