@@ -11,13 +11,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from inheritune import UserError
 
 Auto = Literal["auto"]
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _one_folder(name: str) -> str:
+    """Refuse a name that, as a folder, would not be one folder below another."""
+    if name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
+        raise UserError(
+            f"it is {name!r}, but should be the name of one folder: text without slashes, and not . or .."
+        )
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_one_folder)]
+"""A name that is the folder of a run's results too, if no other is given."""
 
 
 class Settings(BaseModel):
@@ -123,6 +136,9 @@ class Training(Settings):
     device: Auto | Literal["cpu", "cuda"] = "auto"
     precision: Auto | Literal["bf16", "fp32"] = "auto"
     """Autocast type; `auto` is bf16 where the hardware computes in it. Weights and optimizer stay float32."""
+    dtype: Auto | Literal["float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights in the model that is left behind, which its losses on all windows are measured with; `auto`
+    is the type of the pretrained model that they come from, and float32 of a model made here."""
     compile: bool | Auto = "auto"
     """`torch.compile` the forward and backward pass; `auto` does so on a GPU only."""
     float8: bool = False
@@ -307,7 +323,7 @@ class Taught(Distillation):
 class TrainRecipe(Settings):
     """One model, trained: what `inheritune train` takes."""
 
-    name: str = "training"
+    name: FolderName = "training"
     data: Data
     model: ModelSource
     initialization: Initialization | None = None
@@ -369,7 +385,7 @@ class EvaluationSettings(Settings):
 class Recipe(Settings):
     """The whole of Algorithm 1: what `inheritune run` takes."""
 
-    name: str = "inheritune"
+    name: FolderName = "inheritune"
     data: Data
     reference: Reference
     start_layers: Count | Literal["half", "auto"] = "half"
@@ -420,7 +436,7 @@ bits only."""
 class Study(Settings):
     """Runs that belong together, such as a table of the paper: what `inheritune study` takes."""
 
-    name: str = "study"
+    name: FolderName = "study"
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     """Seeds of the trainings: the first one of all rows, the others of the `headline` rows and what they need."""
     headline: tuple[str, ...] = ()

@@ -43,7 +43,8 @@ from inheritune.single import check_source, environment, open_together, scratch_
 from inheritune.training.checks import check_tied
 from inheritune.training.device import Hardware, choose_hardware
 from inheritune.training.distillation import taught_by
-from inheritune.training.loop import Outcome, train
+from inheritune.training.left_behind import Outcome, type_left
+from inheritune.training.loop import train
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.parallel import made_by_first, place
 from inheritune.training.world import World, check_same, joined
@@ -184,6 +185,7 @@ def trained_here(this: Run) -> tuple[Path, Outcome]:
         this.folder.reference,
         hardware=this.hardware,
         validate=validator(this.data, this.hardware),
+        dtype=type_left(training, None),
         title=f"reference, {layer_count(config)} layers",
     )
     return this.folder.reference / "model", outcome
@@ -267,6 +269,7 @@ def one_round(this: Run, reference: Reference, number: int, layers: int, previou
         validate=validator(this.data, this.hardware),
         loss=objective(this, reference),
         stop=at_parity,
+        dtype=type_left(this.recipe.training, reference.config),
         inherited=this.recipe.reference.pretrained is not None,  # one trained here may have had little time
         trust_remote_code=reference.trust_remote_code,
         title=f"round {number}, {layers} layers",
@@ -285,7 +288,10 @@ def objective(this: Run, reference: Reference) -> Callable[[PreTrainedModel, Wor
 
 
 def initial_weights(this: Run, reference: Reference, layers: int, previous: Path | None) -> PreTrainedModel:
-    """A round's first weights: cut from the reference, or grown from the round before."""
+    """A round's first weights: cut from the reference, or grown from the model that the round before left behind.
+
+    That one may be rounded (`training.dtype`), as the reference's own layers that are put on top of it are.
+    """
     revision, trust = reference.revision, reference.trust_remote_code
     if previous is None or this.recipe.grow.mode == "reinherit":
         return inherit(
@@ -340,11 +346,20 @@ def finish(this: Run, reference: Reference, small: Path) -> None:
     for model in models:
         model.to(this.hardware.device)
     write_samples(this.folder.samples, this.recipe, this.data, models[0], models[1])
-    write_final(this.folder.final, this.recipe, this.data, small, this.summary)
+    write_final(this.folder.final, this.recipe, small, this.summary)
+
+
+def complete(recipe: Recipe, directory: Path) -> bool:
+    """Whether nothing is left to do: Algorithm 1 has ended, and what the recipe wants evaluated is."""
+    return RunDirectory(directory).finished and not _lacks_evaluation(recipe, directory)
 
 
 def evaluate_both(recipe: Recipe, directory: Path, hardware: Hardware, command: str) -> None:
     """Evaluate reference and final model as the recipe asks, unless that is done."""
-    output = directory / EVALUATION
-    if recipe.evaluation is not None and not (output / EVALUATION_FILE).exists():
+    if recipe.evaluation is not None and _lacks_evaluation(recipe, directory):
+        output = directory / EVALUATION
         evaluate([directory], recipe.evaluation, output, device=hardware.device, command=command)
+
+
+def _lacks_evaluation(recipe: Recipe, directory: Path) -> bool:
+    return recipe.evaluation is not None and not (directory / EVALUATION / EVALUATION_FILE).exists()

@@ -24,6 +24,7 @@ from inheritune.run_directory import RunDirectory
 from inheritune.training.checks import check_fit
 from inheritune.training.device import Hardware, choose_hardware, describe
 from inheritune.training.distillation import check_teacher, taught_by
+from inheritune.training.left_behind import type_left
 from inheritune.training.loop import train
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.world import World, check_same, joined
@@ -53,6 +54,9 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
             hardware=hardware,
             validate=validator(data, hardware),
             loss=loss,
+            dtype=type_left(
+                recipe.training, source_config(recipe.model) if recipe.model.pretrained else None
+            ),
             trust_remote_code=recipe.model.trust_remote_code,
             title=recipe.name,
         )

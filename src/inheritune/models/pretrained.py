@@ -18,6 +18,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from inheritune import UserError, atomic
+from inheritune.data.shards import TOKENIZER
 from inheritune.models.architecture import blocks_name
 from inheritune.models.presets import freeze_biases
 
@@ -127,6 +128,12 @@ def load_tokenizer(
     except (OSError, ValueError, KeyError, ImportError, AttributeError):
         return None
     return None if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens) else tokenizer
+
+
+def tokenizer_in(shards: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that token shards were made with; nanoGPT's folders have none."""
+    folder = shards / TOKENIZER
+    return load_tokenizer(folder) if folder.exists() else None
 
 
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -12,6 +14,7 @@ from inheritune.models.presets import freeze_biases
 
 def on_meta(config: PretrainedConfig) -> PreTrainedModel:
     """The model without its weights: shapes only, whatever its size."""
+    config = copy.deepcopy(config)  # the type of the weights is written into it
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     freeze_biases(model)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
 from inheritune.data.loader import TrainingData
-from inheritune.data.shards import GPT2, TOKENIZER, Split
+from inheritune.data.shards import GPT2, Split
 from inheritune.models.architecture import context_length
-from inheritune.models.pretrained import load_tokenizer, same_tokens
+from inheritune.models.pretrained import same_tokens, tokenizer_in
 from inheritune.training.loss import uniform_loss
 
 logger = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ def check_tokens(
         check_ids(max(split.largest_token, split.bos or 0), config, str(split.directory), name)
     if ignore_tokenizer or tokenizer is None:
         return
-    own = tokenizer_of(split.directory)
+    own = tokenizer_in(split.directory)
     if own is not None:
         same = same_tokens(own, tokenizer)
     else:
@@ -91,12 +90,6 @@ def check_ids(largest: int, config: PretrainedConfig, where: str, name: str) -> 
             f"token {largest} occurs in {where}, but the embedding of {name} has {rows} rows: prepare the text with "
             "the model's own tokenizer"
         )
-
-
-def tokenizer_of(directory: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that token shards were made with; nanoGPT's folders have none."""
-    folder = directory / TOKENIZER
-    return load_tokenizer(folder) if folder.exists() else None
 
 
 def check_tied(model: PreTrainedModel) -> None:
