@@ -18,6 +18,7 @@ from inheritune import UserError, inherit
 from inheritune.initialization.half_width import half_width
 from inheritune.initialization.select import select
 from inheritune.models.pretrained import load_config, load_model, load_tokenizer
+from inheritune.models.size import on_meta
 from tiny_checkpoints import INDEX, WEIGHTS, change_json, change_weights, write_checkpoint, write_tokenizer
 from tiny_models import LAYERS, tiny_model, tokens
 
@@ -237,3 +238,26 @@ def test_weights_under_a_name_of_their_own(tmp_path: Path) -> None:
     shutil.move(folder / WEIGHTS, folder / "mine.safetensors")
     change_json(folder / "config.json", transformers_weights="mine.safetensors")
     assert torch.equal(logits(inherit(folder, 2)), before)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma3_text"])
+def test_the_type_of_the_weights_is_the_checkpoints(tmp_path: Path, model_type: str) -> None:
+    tiny_model(model_type).to(torch.bfloat16).save_pretrained(tmp_path)
+    assert inherit(tmp_path, 2).dtype == torch.bfloat16
+    change_json(tmp_path / "config.json", dtype=None)  # then the file says it
+    config = load_config(tmp_path)
+    before = config.to_dict()
+    assert {p.dtype for p in inherit(tmp_path, 2).parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in load_model(tmp_path, config=config, dtype="auto").parameters()} == {
+        torch.bfloat16
+    }
+    on_meta(config)
+    assert config.to_dict() == before
+
+
+def test_fields_that_follow_from_the_number_of_layers(tmp_path: Path) -> None:
+    """Mamba's `layer_types` is no field that can be set."""
+    tiny_model("mamba", vocab_size=97, hidden_size=32, num_hidden_layers=4, state_size=4).save_pretrained(
+        tmp_path
+    )
+    assert load_config(tmp_path).num_hidden_layers == 4
