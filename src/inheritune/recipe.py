@@ -346,7 +346,7 @@ def finish(this: Run, reference: Reference, small: Path) -> None:
     for model in models:
         model.to(this.hardware.device)
     write_samples(this.folder.samples, this.recipe, this.data, models[0], models[1])
-    write_final(this.folder.final, this.recipe, small, this.summary)
+    write_final(this.folder.final, this.recipe, this.data, small, this.summary)
 
 
 def complete(recipe: Recipe, directory: Path) -> bool:

@@ -8,12 +8,19 @@ from shutil import copytree
 
 import torch
 from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from inheritune import __version__, atomic
+from inheritune import UserError, __version__, atomic
 from inheritune.config import Recipe
 from inheritune.data.loader import TrainingData
 from inheritune.evaluation.samples import continuations, prompts_from
-from inheritune.models.pretrained import load_config, tokenizer_in
+from inheritune.models.pretrained import (
+    load_config,
+    read_tokenizer,
+    same_tokens,
+    save_tokenizer,
+    tokenizer_in,
+)
 from inheritune.run_directory import Summary
 
 logger = logging.getLogger(__name__)
@@ -41,12 +48,33 @@ def write_samples(
     atomic.write_json(path, rows)
 
 
-def write_final(path: Path, recipe: Recipe, model: Path, summary: Summary) -> None:
-    """Put the last round's model where users look for it, with a model card."""
+def write_final(path: Path, recipe: Recipe, data: TrainingData, model: Path, summary: Summary) -> None:
+    """Put the last round's model where users look for it, with its tokenizer and a model card."""
     config = load_config(model, trust_remote_code=recipe.reference.trust_remote_code)
+    tokenizer = _final_tokenizer(recipe, data)
     with atomic.directory(path) as temporary:
         copytree(model, temporary, dirs_exist_ok=True)
+        save_tokenizer(tokenizer, temporary)
         atomic.write_text(temporary / "README.md", card(recipe, summary, config.dtype))
+
+
+def _final_tokenizer(recipe: Recipe, data: TrainingData) -> PreTrainedTokenizerBase | list[Path]:
+    """The data's tokenizer with the reference's chat template; the reference's where the data has none."""
+    own, source = tokenizer_in(data.path), recipe.reference
+    if source.pretrained is None or (own is not None and own.chat_template is not None):
+        return own or []
+    try:
+        found = read_tokenizer(
+            source.pretrained, revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+    except UserError as error:  # the run is done: its result is worth more than this
+        logger.warning("%s", error)
+        return own or []
+    if own is None:
+        return found
+    if not isinstance(found, list) and same_tokens(own, found):
+        own.chat_template = found.chat_template
+    return own
 
 
 def card(recipe: Recipe, summary: Summary, dtype: torch.dtype) -> str:
