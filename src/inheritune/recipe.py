@@ -12,7 +12,7 @@ repeat
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -26,8 +26,9 @@ from inheritune import UserError
 from inheritune.analysis.analyze import analyze
 from inheritune.analysis.probe import check_attention
 from inheritune.analysis.result import FILE, load_analyses, save_analyses
-from inheritune.config import Recipe
-from inheritune.data.loader import TrainingData
+from inheritune.config import Recipe, TrainRecipe
+from inheritune.data.loader import TrainingData, open_data
+from inheritune.data.shards import NoShardsError
 from inheritune.evaluation.evaluate import DIRECTORY as EVALUATION
 from inheritune.evaluation.evaluate import check_settings, evaluate
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
@@ -93,7 +94,7 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
             check_settings(recipe.evaluation)
         if world.on_first(lambda: folder.finished):
             world.on_first(folder.hold)
-            world.on_first(lambda: folder.check_recipe(recipe))
+            world.on_first(lambda: check_finished(recipe, folder))
             summary = folder.read_summary()
         else:
             data = open_together(recipe.data, world)
@@ -347,6 +348,18 @@ def finish(this: Run, reference: Reference, small: Path) -> None:
         model.to(this.hardware.device)
     write_samples(this.folder.samples, this.recipe, this.data, models[0], models[1])
     write_final(this.folder.final, this.recipe, this.data, small, this.summary)
+
+
+def check_finished(recipe: Recipe | TrainRecipe, folder: RunDirectory) -> None:
+    """What a finished run left was made by this recipe, and with its data as long as they are still there.
+
+    Raises:
+        UserError: by another recipe, or with other data.
+    """
+    folder.check_recipe(recipe)
+    with suppress(NoShardsError):
+        data = open_data(recipe.data.model_copy(update={"verify": False}))
+        folder.check_data(data.identities)
 
 
 def complete(recipe: Recipe, directory: Path) -> bool:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,10 +16,9 @@ import torch
 from inheritune import UserError, atomic
 from inheritune.config import Recipe, Study, TrainRecipe
 from inheritune.data.loader import open_data
-from inheritune.data.shards import NoShardsError
 from inheritune.planning import affordable_steps
 from inheritune.progress import duration
-from inheritune.recipe import complete
+from inheritune.recipe import check_finished, complete
 from inheritune.recipe_file import to_yaml
 from inheritune.run_directory import RunDirectory
 from inheritune.study import AnyRow, Row, recipe_of, row_named, rows_of
@@ -198,10 +196,7 @@ def finished(folder: Path, recipe: AnyRow) -> bool:
     """
     done = complete(recipe, folder) if isinstance(recipe, Recipe) else (folder / "model").exists()
     if done:
-        RunDirectory(folder).check_recipe(recipe)
-        with suppress(NoShardsError):  # removed since: a finished row needs them no more
-            data = open_data(recipe.data.model_copy(update={"verify": False}))
-            RunDirectory(folder).check_data(data.identities)
+        check_finished(recipe, RunDirectory(folder))
     return done
 
 
