@@ -14,6 +14,7 @@ import yaml
 
 import tiny_data
 import tiny_recipes
+from inheritune.run_directory import read_starts
 from worlds import free_port
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +38,7 @@ def processes(run: Path) -> int:
     """How many processes a run says that it had, once it is complete."""
     assert json.loads((run / "summary.json").read_text())["verdict"] == "parity"
     assert (run / "final/model.safetensors").exists()
-    return int(json.loads((run / "environment.json").read_text())["processes"])
+    return int(read_starts(run)[-1]["processes"])
 
 
 def test_one_machine(recipe: Path, tmp_path: Path) -> None:

@@ -303,7 +303,7 @@ def test_every_odd_value_at_every_key(place: Path, name: str) -> None:
             if isinstance(recipe, str):
                 told = path[0] if path[0] not in ("model", "reference") else "recipe"
                 assert told in recipe, (path, recipe)
-            elif isinstance(value, str):
+            elif isinstance(value, str) and len(value) < 100:
                 assert parse_recipe(parse(to_yaml(recipe)), kind) == recipe, path
 
 

@@ -198,8 +198,8 @@ def test_a_finished_study_runs_nothing(finished: tuple[Path, list[str]], data: P
 
 
 def test_another_recipe_for_a_finished_row_is_refused(finished: tuple[Path, list[str]], data: Path) -> None:
-    changed = study(data, shared={**values(data)["shared"], "training": training(log_every=3)})
-    with pytest.raises(ValueError, match=r"holds a run of another recipe .*log_every: 2 -> 3"):
+    changed = study(data, shared={**values(data)["shared"], "training": training(seed=9, tokens_per_step=64)})
+    with pytest.raises(ValueError, match=r"holds a run of another recipe .*tokens_per_step: 128 -> 64"):
         run_study(changed, finished[0], tell=lambda text: None)
 
 

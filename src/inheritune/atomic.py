@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY_SUFFIX = ".tmp"
+_TEMPORARY = re.compile(r".+\.[0-9a-f]{8}\.tmp")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -80,11 +82,16 @@ def directory(path: Path, token: str | None = None) -> Iterator[Path]:
 
 def remove_leftovers(parent: Path) -> None:
     """Delete the temporary files and directories that a killed writer left in `parent`."""
-    for entry in parent.glob(f"*{TEMPORARY_SUFFIX}"):
+    for entry in filter(is_leftover, parent.iterdir()):
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file or directory has a name that only a writer of this module gives."""
+    return _TEMPORARY.fullmatch(path.name) is not None
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -99,6 +99,8 @@ class Data(Settings):
     all of them."""
     verify: bool = True
     """Compare the shards' checksums with the manifest before the run starts."""
+    ignore_tokenizer: bool = False
+    """Accept tokens of another tokenizer than the model's; by default the two are compared."""
 
 
 class Optimizer(Settings):
@@ -405,6 +407,8 @@ class EvaluationSettings(Settings):
     """Folder with token shards, for the loss on all windows of their validation split."""
     window: Count | None = None
     """Tokens of each window; by default 1024, or as many as every model allows."""
+    ignore_tokenizer: bool = False
+    """Accept validation tokens of another tokenizer than a model's; by default the two are compared."""
     speed: bool = False
     """Time reading and writing, and measure what is kept in memory and on the disk."""
     batches: Annotated[tuple[Annotated[Count, Field(le=2**16)], ...], Field(min_length=1)] = (1, 8)
@@ -457,8 +461,19 @@ class Recipe(Settings):
         return values
 
 
-LAYOUT = ("micro_batch", "parallel", "activation_checkpointing")
-"""Settings of a training that say how it is computed, not what: a run may go on with others."""
+DECIDES_WEIGHTS = (
+    *(f"data.{name}" for name in ("window", "order", "tokens")),
+    *(
+        f"{model}.{name}"
+        for model in ("model", "reference")
+        for name in ("pretrained", "revision", "architecture")
+    ),
+    *("initialization", "start_layers", "grow", "distillation", "parity"),
+    *(f"training.{name}" for name in ("steps", "tokens_per_step", "seed", "float8", "optimizer", "schedule")),
+)
+"""The settings that decide a run's weights, beside the identity of its data and the precision that was chosen: a run
+resumes with any other setting changed. How a training is spread over processes and micro-batches shows in the last
+bits only."""
 
 
 class Study(Settings):

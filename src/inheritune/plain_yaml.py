@@ -46,17 +46,7 @@ shown = _Short().repr
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads plain values only."""
-
-    yaml_constructors = {
-        tag: constructor
-        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag in _PLAIN
-    }
-    yaml_implicit_resolvers = {
-        first: [(tag, regexp) for tag, regexp in resolvers if tag in (_TAG + "null", _TAG + "bool", _MERGE)]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    """Reads plain values only; what they look like is set below."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -70,6 +60,15 @@ class _Dumper(yaml.SafeDumper):
     """Writes in quotes what either version of YAML would take for something else than the text it is."""
 
 
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag in _PLAIN
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, regexp) for tag, regexp in resolvers if tag in (_TAG + "null", _TAG + "bool", _MERGE)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(_TAG + "int", _INT, list("-+0123456789"))
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+0123456789."))

@@ -39,8 +39,8 @@ from inheritune.models.pretrained import load_config, load_model
 from inheritune.models.size import flops_per_token, on_meta
 from inheritune.result import write_final, write_samples
 from inheritune.run_directory import Phase, ReferenceFigures, RoundFigures, RunDirectory, Summary, Verdict
-from inheritune.single import environment, open_together, scratch_config
-from inheritune.training.checks import check_fit, check_room, check_tied
+from inheritune.single import check_source, environment, open_together, scratch_config
+from inheritune.training.checks import check_room, check_tied
 from inheritune.training.device import Hardware, choose_hardware
 from inheritune.training.distillation import taught_by
 from inheritune.training.loop import Outcome, train
@@ -90,12 +90,15 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
         hardware = choose_hardware(recipe.training, world)
         if recipe.evaluation is not None:
             check_settings(recipe.evaluation)
-        world.on_first(lambda: folder.open(recipe, environment(hardware, command)))
         if world.on_first(lambda: folder.finished):
+            world.on_first(folder.hold)
+            world.on_first(lambda: folder.check_recipe(recipe))
             summary = folder.read_summary()
         else:
+            data = open_together(recipe.data, world)
+            world.on_first(lambda: folder.open(recipe, environment(hardware, command), data.identities))
             summary = Summary(name=recipe.name, margin=recipe.parity.margin)
-            algorithm_1(Run(recipe, folder, open_together(recipe.data, world), hardware, summary))
+            algorithm_1(Run(recipe, folder, data, hardware, summary))
         if world.first:  # the others are done: what is left is no work for many
             evaluate_both(recipe, directory, hardware, command)
         return summary
@@ -195,7 +198,7 @@ def found(this: Run) -> tuple[str, None]:
     path = this.folder.reference / "validation.json"
     if not this.world.on_first(path.exists):
         config = load_config(source.pretrained, revision=revision, trust_remote_code=trust)
-        check_fit(config, this.data)
+        check_source(source, config, this.data)
         first_cut(this.recipe.start_layers, layer_count(config))
         load = partial(
             load_model, source.pretrained, config=config, revision=revision, trust_remote_code=trust

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from inheritune import UserError, plain_yaml
-from inheritune.config import LAYOUT, Recipe, Settings, Study, TrainRecipe
+from inheritune.config import DECIDES_WEIGHTS, Recipe, Settings, Study, Training, TrainRecipe
 from inheritune.plain_yaml import shown
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Settings)
@@ -48,38 +48,46 @@ def parse_recipe(values: Mapping[str, Any], kind: type[AnyRecipe], origin: str =
         raise UserError(f"{origin}: {_explain(error, kind)}") from None
 
 
-def to_yaml(recipe: BaseModel, exclude: Collection[str] = ()) -> str:
-    """The recipe with every default filled in, as YAML that `load_recipe` reads back to an equal recipe.
-
-    Keys to `exclude` are those of the recipe itself, not of its parts.
-    """
-    return plain_yaml.dump(recipe.model_dump(mode="json", exclude=set(exclude)))
+def to_yaml(recipe: BaseModel) -> str:
+    """The recipe with every default filled in, as YAML that `load_recipe` reads back to an equal recipe."""
+    return plain_yaml.dump(recipe.model_dump(mode="json"))
 
 
-def differences(old: BaseModel, new: BaseModel, layout: bool = False) -> list[str]:
-    """One line `key: old -> new` for each setting in which two recipes differ.
+def settings_of(recipe: BaseModel) -> dict[str, Any]:
+    """Every setting of a recipe, or of a `training` alone, by its full key, such as `training.optimizer.beta1`."""
+    prefix = "training." if isinstance(recipe, Training) else ""
+    return dict(_flatten(recipe.model_dump(mode="json"), prefix))
 
-    Settings that say how a training is computed, not what, only count with `layout`.
-    """
-    before, after = dict(_flatten(old.model_dump(mode="json"))), dict(_flatten(new.model_dump(mode="json")))
+
+def deciding_settings(recipe: BaseModel) -> dict[str, Any]:
+    """Those of `settings_of` that decide the weights."""
+    return {key: value for key, value in settings_of(recipe).items() if _decides(key)}
+
+
+def _decides(key: str) -> bool:
+    key = key.removeprefix("reference.") if key.startswith("reference.training.") else key
+    return any(key == name or key.startswith(f"{name}.") for name in DECIDES_WEIGHTS)
+
+
+def differences(
+    old: BaseModel, new: BaseModel, settings: Callable[[BaseModel], dict[str, Any]] = deciding_settings
+) -> list[str]:
+    """One line `key: old -> new` for each of the `settings` in which two recipes differ."""
+    return changes(settings(old), settings(new))
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """One line `key: old -> new` for each key whose values differ."""
     keys = sorted(before.keys() | after.keys())
-    changes = {
-        key: f"{before.get(key)} -> {after.get(key)}"
-        for key in keys
-        if before.get(key) != after.get(key) and (layout or not _is_layout(key))
+    changed = {
+        key: f"{before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)
     }
     # The reference is trained like the rounds: what changed for both is told once.
     return [
         f"{key}: {change}"
-        for key, change in changes.items()
-        if not key.startswith("reference.") or changes.get(key.removeprefix("reference.")) != change
+        for key, change in changed.items()
+        if not key.startswith("reference.") or changed.get(key.removeprefix("reference.")) != change
     ]
-
-
-def _is_layout(key: str) -> bool:
-    """Whether a setting says only how a training is computed."""
-    _, training, rest = key.rpartition("training.")
-    return bool(training) and rest.split(".")[0] in LAYOUT
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,15 +7,13 @@ from pathlib import Path
 from shutil import copytree
 
 from transformers import PreTrainedModel
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import __version__, atomic
 from inheritune.config import Recipe
 from inheritune.data.loader import TrainingData
-from inheritune.data.shards import TOKENIZER
 from inheritune.evaluation.samples import continuations, prompts_from
-from inheritune.models.pretrained import load_tokenizer
 from inheritune.run_directory import Summary
+from inheritune.training.checks import tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +22,7 @@ def write_samples(
     path: Path, recipe: Recipe, data: TrainingData, reference: PreTrainedModel, small: PreTrainedModel
 ) -> None:
     """Let both models continue the same texts; without a tokenizer there are none, and a warning says so."""
-    tokenizer = tokenizer_of(data)
+    tokenizer = tokenizer_of(data.path)
     if tokenizer is None:
         logger.warning("no samples are written: %s has no tokenizer", data.path)
         return
@@ -39,18 +37,12 @@ def write_samples(
 
 def write_final(path: Path, recipe: Recipe, data: TrainingData, model: Path, summary: Summary) -> None:
     """Put the last round's model where users look for it, with its tokenizer and a model card."""
-    tokenizer = tokenizer_of(data)
+    tokenizer = tokenizer_of(data.path)
     with atomic.directory(path) as temporary:
         copytree(model, temporary, dirs_exist_ok=True)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         atomic.write_text(temporary / "README.md", card(recipe, summary))
-
-
-def tokenizer_of(data: TrainingData) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that the data was made with; nanoGPT's folders have none."""
-    folder = data.path / TOKENIZER
-    return load_tokenizer(folder) if folder.exists() else None
 
 
 def card(recipe: Recipe, summary: Summary) -> str:

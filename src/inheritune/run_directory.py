@@ -1,7 +1,7 @@
-"""The directory of a run: what stands where, and whether it may be gone on with.
+"""The directory of a run: what stands where, and whether it may be resumed.
 
     recipe.yaml            the recipe, every default filled in
-    environment.json       versions, hardware, command
+    starts.jsonl           one line for each start: time, versions, hardware, precision, command, data
     state.json             what is going on: phase, round, verdict
     summary.json           the reference and the rounds so far, in figures
     reference/             validation.json; and if it was trained here: metrics.jsonl, checkpoints/, model/
@@ -11,20 +11,26 @@
     samples.json           continuations by both models
     report.html
 
-Every file appears at once, so what is there is finished; going on means doing what is not there yet.
+Every file appears at once, so what is there is finished; resuming means doing what is not there yet.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from inheritune import UserError, atomic
+from inheritune.data.shards import DataIdentity, check_same_data
 from inheritune.recipe_file import AnyRecipe, differences, load_recipe, to_yaml
+
+STARTS = "starts.jsonl"
 
 Verdict = Literal["parity", "no parity"]
 Phase = Literal["reference", "round", "finished"]
@@ -118,33 +124,83 @@ class RunDirectory:
     def finished(self) -> bool:
         """Whether nothing is left to do."""
         path = self.path / "state.json"
-        return path.exists() and State.model_validate_json(path.read_bytes()).phase == "finished"
+        return path.exists() and _read(State, path).phase == "finished"
 
-    def open(self, recipe: AnyRecipe, environment: dict[str, Any]) -> None:
-        """Make the directory, or make sure that it is this recipe's; hold it until `close`.
+    def open(self, recipe: AnyRecipe, environment: dict[str, Any], data: Sequence[DataIdentity]) -> None:
+        """Make the directory, or make sure that this start may resume what is in it; hold it until `close`.
+
+        Args:
+            recipe: of this start.
+            environment: versions, hardware and precision of this start.
+            data: what it is trained and validated on.
 
         Raises:
-            UserError: it belongs to another recipe (the differences are told), is something else, or another start
-                is at work in it.
+            UserError: it holds work of a recipe, data or precision that would give other weights (they are named),
+                it is something else, or another process works in it.
         """
         path = self.path / "recipe.yaml"
         if path.exists():
-            self._hold()
-            changed = differences(load_recipe(path, type(recipe)), recipe)
-            if changed and self._has_work():
-                raise UserError(
-                    f"{self.path} holds a run of another recipe ({'; '.join(changed)}); "
-                    "give another directory, or the recipe it was started with"
-                )
-            atomic.remove_leftovers(self.path)
-            if not changed:
-                return
-        elif self.path.exists() and any(self.path.iterdir()):
+            self.hold()
+            earlier = load_recipe(path, type(recipe))
+            if self._has_work():
+                self._check_resumable(earlier, recipe, environment, data)
+        elif self.path.exists() and not all(atomic.is_leftover(entry) for entry in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and not a run; give another directory")
         self.path.mkdir(parents=True, exist_ok=True)
-        self._hold()
-        atomic.write_json(self.path / "environment.json", environment)
-        atomic.write_text(path, to_yaml(recipe))
+        self.hold()
+        atomic.remove_leftovers(self.path)
+        atomic.write_text(path, to_yaml(recipe))  # first: it makes the directory a run
+        start = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **environment}
+        start["data"] = {one.split: one.model_dump() for one in data}
+        lines = [json.dumps(line) for line in (*read_starts(self.path), start)]
+        atomic.write_text(self.path / STARTS, "\n".join(lines) + "\n")
+
+    def check_recipe(self, recipe: AnyRecipe) -> None:
+        """What is in the directory was made by this recipe, as far as it decides the weights.
+
+        Raises:
+            UserError: by another; the differences are named.
+        """
+        self._check_same(load_recipe(self.path / "recipe.yaml", type(recipe)), recipe)
+
+    def _check_same(self, earlier: AnyRecipe, recipe: AnyRecipe) -> None:
+        changed = differences(earlier, recipe)
+        if changed:
+            raise UserError(
+                f"{self.path} holds a run of another recipe ({'; '.join(changed)}); "
+                "give another directory, or the recipe it was started with"
+            )
+
+    def check_data(self, data: Sequence[DataIdentity]) -> None:
+        """What is in the directory was made with these data.
+
+        Raises:
+            UserError: with others.
+        """
+        starts = read_starts(self.path)
+        recorded = (starts[-1].get("data") if starts else None) or {}
+        for wanted in data:
+            found = recorded.get(wanted.split)
+            identity = None if found is None else DataIdentity.model_validate(found)
+            check_same_data(identity, wanted, f"the results in {self.path}")
+
+    def _check_resumable(
+        self,
+        earlier: AnyRecipe,
+        recipe: AnyRecipe,
+        environment: dict[str, Any],
+        data: Sequence[DataIdentity],
+    ) -> None:
+        self._check_same(earlier, recipe)
+        self.check_data(data)
+        starts = read_starts(self.path)
+        before, now = starts[-1].get("precision") if starts else None, environment.get("precision")
+        chosen = getattr(recipe, "training").precision  # noqa: B009 - a recipe of a run or of a single training
+        if before is not None and before != now and chosen == "auto":
+            raise UserError(
+                f"{self.path} was computed in {before} so far, and `precision: auto` is {now} on this machine, which "
+                f"would change the weights: set `training.precision` to the one that is meant (fp32 or bf16)"
+            )
 
     def close(self) -> None:
         """Let others in; so does the end of this program, whatever ends it."""
@@ -152,7 +208,12 @@ class RunDirectory:
             os.close(self._held)
             self._held = None
 
-    def _hold(self) -> None:
+    def hold(self) -> None:
+        """Keep other processes out until `close`.
+
+        Raises:
+            UserError: one is at work here.
+        """
         if self._held is not None:
             return
         descriptor = os.open(self.path, os.O_RDONLY)
@@ -161,7 +222,7 @@ class RunDirectory:
         except BlockingIOError:
             os.close(descriptor)
             raise UserError(
-                f"another start is at work in {self.path}: wait until it ends, or end it"
+                f"another process is at work in {self.path}: wait until it ends, or end it"
             ) from None
         except OSError:  # a file system without locks
             os.close(descriptor)
@@ -181,4 +242,35 @@ class RunDirectory:
 
     def read_summary(self) -> Summary:
         """The figures that `record` wrote last."""
-        return Summary.model_validate_json((self.path / "summary.json").read_bytes())
+        return _read(Summary, self.path / "summary.json")
+
+
+def read_starts(directory: Path) -> list[dict[str, Any]]:
+    """What each start of a run recorded, the last one last; of a run of version 0.1 the first start only."""
+    path = directory / STARTS
+    old = directory / "environment.json"
+    lines = (
+        path.read_text("utf-8").splitlines()
+        if path.exists()
+        else [old.read_text("utf-8")]
+        if old.exists()
+        else []
+    )
+    try:
+        starts = [json.loads(line) for line in lines]
+        if all(isinstance(start, dict) for start in starts):
+            return starts
+    except ValueError:
+        pass
+    raise UserError(f"{path if path.exists() else old} is damaged: each line must be one JSON object")
+
+
+_R = TypeVar("_R", bound=Record)
+
+
+def _read(kind: type[_R], path: Path) -> _R:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is damaged or missing, so the run cannot be resumed: {reason}") from error

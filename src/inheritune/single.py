@@ -18,7 +18,7 @@ from inheritune.initialization import choose, half_width, select
 from inheritune.models.architecture import choose_layers, layer_count
 from inheritune.models.parts import PARTS
 from inheritune.models.presets import architecture_config, from_config
-from inheritune.models.pretrained import load_config, load_model
+from inheritune.models.pretrained import load_config, load_model, load_tokenizer
 from inheritune.models.width import narrow_config
 from inheritune.run_directory import RunDirectory
 from inheritune.training.checks import check_fit, check_room
@@ -45,7 +45,7 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
         # What cannot be made is told before there is a directory of it.
         check_room(initial_config(recipe, data), hardware.device)
         initial, loss = initial_model(recipe, data), objective(recipe, data)
-        world.on_first(lambda: folder.open(recipe, environment(hardware, command)))
+        world.on_first(lambda: folder.open(recipe, environment(hardware, command), data.identities))
         train(
             initial,
             data,
@@ -74,7 +74,7 @@ def initial_model(recipe: TrainRecipe, data: TrainingData) -> Callable[[], PreTr
     """What makes the model that a recipe names, after checking that it can be made and that the data fits it."""
     source, part, seed = recipe.model, recipe.initialization, recipe.training.seed
     config = initial_config(recipe, data)
-    check_fit(config, data)
+    check_source(source, config, data)
     if source.pretrained is None:
         return lambda: from_config(config, seed)
     name, revision, trust = source.pretrained, source.revision, source.trust_remote_code
@@ -114,6 +114,24 @@ def initial_config(
     return choose_layers(config, choose(part.layers, layer_count(config), part.stack_to))
 
 
+def check_source(source: ModelSource, config: PretrainedConfig, data: TrainingData) -> None:
+    """A model can be trained on the data, or teach on it.
+
+    Args:
+        source: the model, or what it is made from.
+        config: of the model.
+        data: to train on.
+
+    Raises:
+        UserError: as `check_fit`.
+    """
+    name, revision, trust = source.pretrained, source.revision, source.trust_remote_code
+    if name is None:
+        check_fit(config, data)
+    else:
+        check_fit(config, data, load_tokenizer(name, revision=revision, trust_remote_code=trust), name)
+
+
 def source_config(source: ModelSource) -> PretrainedConfig:
     """Configuration of a pretrained model."""
     assert source.pretrained is not None
@@ -135,7 +153,7 @@ def objective(recipe: TrainRecipe, data: TrainingData) -> Callable[[PreTrainedMo
     assert teacher.pretrained is not None
     name, revision, trust = teacher.pretrained, teacher.revision, teacher.trust_remote_code
     config = load_config(name, revision=revision, trust_remote_code=trust)
-    check_fit(config, data)
+    check_source(teacher, config, data)
     check_teacher(config, initial_config(recipe, data))
 
     load = partial(load_model, name, config=config, revision=revision, trust_remote_code=trust)

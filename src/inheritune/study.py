@@ -135,12 +135,12 @@ def row_named(study: Study, name: str, seed: int) -> Row:
         raise UserError(
             f"rows.{name}: `flops_of` is for a single training, and a recipe with a `reference` makes several"
         )
-    named = list(_named_rows(values))
-    for other in (*named, *flops_of):
+    spent, named = tuple(map(str, flops_of)), list(_named_rows(values))
+    for other in (*named, *spent):
         _check_known(study, other, f"rows.{name}")
     model = values.get("model")
     starts_from = model.get("row") if isinstance(model, Mapping) else None
-    return Row(name, seed, values, tuple(flops_of), starts_from, frozenset([*named, *flops_of]))
+    return Row(name, seed, values, spent, starts_from, frozenset([*named, *spent]))
 
 
 def _named_rows(values: Any) -> Iterator[Any]:

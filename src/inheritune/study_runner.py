@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from inheritune import UserError, atomic
 from inheritune.config import Recipe, Study, TrainRecipe
 from inheritune.data.loader import open_data
+from inheritune.data.shards import NoShardsError
 from inheritune.planning import affordable_steps
 from inheritune.progress import duration
-from inheritune.recipe_file import differences, load_recipe, to_yaml
+from inheritune.recipe_file import to_yaml
 from inheritune.run_directory import RunDirectory
 from inheritune.study import AnyRow, Row, recipe_of, row_named, rows_of
 from inheritune.training.interruption import Interrupted, signals
@@ -169,13 +171,14 @@ def finished(folder: Path, recipe: AnyRow) -> bool:
     """Whether a run is there and complete.
 
     Raises:
-        UserError: it is complete, but of another recipe.
+        UserError: it is complete, but of another recipe or other data.
     """
     complete = RunDirectory(folder).finished if isinstance(recipe, Recipe) else (folder / "model").exists()
     if complete:
-        changed = differences(load_recipe(folder / "recipe.yaml", type(recipe)), recipe)
-        if changed:
-            raise UserError(f"{folder} holds a run of another recipe ({'; '.join(changed)})")
+        RunDirectory(folder).check_recipe(recipe)
+        with suppress(NoShardsError):  # removed since: a finished row needs them no more
+            data = open_data(recipe.data.model_copy(update={"verify": False}))
+            RunDirectory(folder).check_data(data.identities)
     return complete
 
 

@@ -159,9 +159,7 @@ def test_heads_out_of_range(shards: Path, heads: str, sentence: str) -> None:
 
 
 def test_data_with_another_vocabulary(shards: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="made with a tokenizer of 97 tokens, but the embedding of gpt2 has 50"
-    ):
+    with pytest.raises(ValueError, match=r"token \d\d occurs in .*, but the embedding of gpt2 has 50 rows"):
         analyze(tiny_model("gpt2", vocab_size=50), shards)
     data = write_shards(tmp_path / "data", vocabulary=41)
     word_tokenizer().save_pretrained(data / "tokenizer")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import tiny_data
 from inheritune.cli import main as cli
 from inheritune.config import Recipe
 from inheritune.recipe_file import load_recipe
-from inheritune.run_directory import RunDirectory
+from inheritune.run_directory import RunDirectory, read_starts
 from tiny_models import tiny_model
 from tiny_recipes import training, values
 
@@ -170,8 +169,8 @@ def test_run_report_and_run_again(command, data: Path, tmp_path: Path) -> None:
     assert again.code == 0
     assert "is finished; nothing was changed." in again.out
     assert command("report", tmp_path / "run").code == 0
-    recorded = json.loads((tmp_path / "run/environment.json").read_text())["command"]
-    assert recorded.startswith("inheritune run ")
+    (start,) = read_starts(tmp_path / "run")
+    assert start["command"].startswith("inheritune run ")
 
 
 def test_train_one_model(command, data: Path, tmp_path: Path) -> None:
@@ -267,8 +266,8 @@ def test_two_starts_in_one_directory(command, data: Path, tmp_path: Path) -> Non
     path = write_recipe(tmp_path / "recipe.yaml", values(data))
     assert command("run", path, "-o", tmp_path / "run").code == 0
     with closing(RunDirectory(tmp_path / "run")) as folder:
-        folder.open(load_recipe(path, Recipe), {})
+        folder.open(load_recipe(path, Recipe), {}, ())
         result = command("run", path, "-o", tmp_path / "run")
     assert result.code == 2
-    assert f"another start is at work in {tmp_path / 'run'}: wait until it ends, or end it" in result.err
+    assert f"another process is at work in {tmp_path / 'run'}: wait until it ends, or end it" in result.err
     assert command("run", path, "-o", tmp_path / "run").code == 0

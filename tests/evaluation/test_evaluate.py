@@ -433,7 +433,7 @@ def test_text_of_another_tokenizer_is_refused(
 ) -> None:
     larger = tiny_data.write_shards(tmp_path / "larger", vocabulary=601)
     with pytest.raises(
-        ValueError, match=r"the tokens of .*larger are not those of large: prepare the text with"
+        ValueError, match=r"token 600 occurs in .*larger, but the embedding of large has 600 rows"
     ):
         evaluate(pair, EvaluationSettings(validation=larger), **CPU)
     other = tiny_data.write_shards(tmp_path / "other", vocabulary=500)

@@ -113,7 +113,7 @@ def write_run(path: Path) -> Path:
         "command": "inheritune run recipes/tiny.yaml -o runs/tiny",
         "started": "2026-05-04T10:11:12Z",
     }
-    (path / "environment.json").write_text(json.dumps(environment))
+    (path / "starts.jsonl").write_text(json.dumps(environment) + "\n")
     (path / "state.json").write_text(json.dumps({"phase": "finished", "round": 2, "verdict": "parity"}))
     (path / "summary.json").write_text(json.dumps(run_summary()))
     write_metrics(path / "reference", metrics_rows("reference", 8.3, FINAL_LOSS["reference"]))

@@ -217,8 +217,8 @@ def test_other_windows_cannot_be_paired_which_one_sentence_says(
     assert differences(comparison)["better"] == -0.15
     assert comparison.seeds[1].verdict == "not paired"
     assert comparison.notes == (
-        f"other has no difference to reference: one was measured on {len(losses)} validation windows of {window} "
-        "tokens, the other on 4 validation windows of 64 tokens.",
+        f"other has no difference to reference: cannot pair {len(losses)} windows of {window} tokens with 4 of 64: "
+        "both models need the same validation windows.",
     )
 
 

@@ -131,7 +131,7 @@ def test_what_users_wrote_is_text(run: Path) -> None:
     hostile = '<script>alert("x")</script><img src=x onerror=y>&amp;\'"'
     change_summary(run, name=hostile)
     (run / "recipe.yaml").write_text(f"name: {hostile}</pre>\n")
-    (run / "environment.json").write_text(json.dumps({"command": hostile, hostile: hostile}))
+    (run / "starts.jsonl").write_text(json.dumps({"command": hostile, hostile: hostile}))
     sample = {
         "prompt": hostile,
         "reference": f"{hostile}\x00\x1b[31m\ud800",
@@ -223,7 +223,7 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
 
 
 def test_a_reference_in_training(run: Path) -> None:
-    for name in ("summary.json", "samples.json", "environment.json", "reference/validation.json"):
+    for name in ("summary.json", "samples.json", "starts.jsonl", "reference/validation.json"):
         (run / name).unlink()
     for name in ("round-1-4-layers", "round-2-6-layers"):
         shutil.rmtree(run / name)

@@ -16,13 +16,15 @@ from inheritune.analysis.lazy import DEGENERATE, batch_size, judge_cut, layer_fi
 from inheritune.analysis.maps import Head, Maps, attention_maps, check_heads, telling_heads
 from inheritune.analysis.probe import check_attention
 from inheritune.analysis.result import FILE, AttentionAnalysis, load_analyses, save_analyses, short_name
-from inheritune.analysis.sequences import Sequences, Text, load_tokenizer, open_text
+from inheritune.analysis.sequences import Sequences, Text, open_text
 from inheritune.config import Recipe
+from inheritune.data.shards import Split, open_split
 from inheritune.models.architecture import context_length, layer_count, parameter_count
-from inheritune.models.pretrained import load_config, load_model, same_tokens
+from inheritune.models.pretrained import load_config, load_model, load_tokenizer, same_tokens
 from inheritune.progress import ProgressBar
 from inheritune.recipe_file import load_recipe
 from inheritune.run_directory import RunDirectory
+from inheritune.training.checks import check_ids, check_tokens
 from inheritune.training.device import choose_device
 from inheritune.training.world import ALONE, World
 
@@ -53,6 +55,7 @@ def analyze(
     revision: str | None = None,
     trust_remote_code: bool = False,
     world: World = ALONE,
+    ignore_tokenizer: bool = False,
 ) -> AttentionAnalysis:
     """Rank and mass of every attention head of a model: which layers are lazy, and where to cut.
 
@@ -73,6 +76,7 @@ def analyze(
         revision: branch, tag or commit of a model id.
         trust_remote_code: run code that comes with the model.
         world: processes that share the sequences; each needs the model.
+        ignore_tokenizer: accept shards of another tokenizer than the model's.
 
     Raises:
         UserError: something the user can mend, in one sentence.
@@ -92,6 +96,7 @@ def analyze(
         revision,
         trust_remote_code,
         world,
+        ignore_tokenizer,
     )
     return analyze_side_by_side([model], data, options)[0].analysis
 
@@ -112,6 +117,7 @@ class Options:
     revision: str | None = None
     trust_remote_code: bool = False
     world: World = ALONE
+    ignore_tokenizer: bool = False
 
     def check(self) -> None:
         """Refuse what no model could be analyzed with."""
@@ -149,8 +155,15 @@ def analyze_side_by_side(
     check_heads(heads or (), [subject.config for subject in subjects])
     text = open_text(Path(data), subjects[0].tokenizer)
     for subject in subjects:
-        _check_vocabulary(subject, text)
-        _check_same_tokens(subjects[0], subject)
+        if isinstance(text.tokens, Split):
+            ignore = options.ignore_tokenizer
+            check_tokens(
+                text.tokens, subject.config, subject.tokenizer, subject.name, ignore_tokenizer=ignore
+            )
+        else:
+            check_ids(int(text.tokens.max()), subject.config, str(text.source), subject.name)
+        if not options.ignore_tokenizer:
+            _check_same_tokens(subjects[0], subject)
     contexts = [context for s in subjects if (context := context_length(s.config)) is not None]
     chosen = text.choose(options.sequences, options.window, min(contexts, default=None), options.seed)
     return [_analyze_one(subject, text, chosen, options, heads, maps) for subject in subjects]
@@ -171,6 +184,7 @@ def analyze_run(
     if not (directory / "recipe.yaml").exists() or not folder.finished:
         raise UserError(f"{directory} is not the directory of a finished run")
     recipe = load_recipe(directory / "recipe.yaml", Recipe)
+    folder.check_data([open_split(recipe.data.path, "validation").identity])
     places = {"reference": folder.reference, "final": folder.final}
     source = recipe.reference
     models: dict[str, Model] = {
@@ -273,31 +287,10 @@ def _analyze_one(
     return Analyzed(analysis, attention_maps(model, chosen.inputs_nt[:1], wanted))
 
 
-def _check_vocabulary(subject: _Subject, text: Text) -> None:
-    """The text's tokens exist in the model, and mean there what they mean in the text."""
-    size = subject.config.get_text_config().vocab_size
-    if text.vocabulary > size:
-        raise UserError(
-            f"{text.source} was made with a tokenizer of {text.vocabulary} tokens, but the embedding of "
-            f"{subject.name} has {size}: prepare the text with the model's own tokenizer"
-        )
-    if (
-        text.tokenizer is not None
-        and subject.tokenizer is not None
-        and not same_tokens(text.tokenizer, subject.tokenizer)
-    ):
-        raise UserError(
-            f"the tokens of {text.source} are not those of {subject.name}, which has another tokenizer: "
-            "prepare the text with the model's own"
-        )
-
-
 def _check_same_tokens(first: _Subject, second: _Subject) -> None:
     """Both models read the same tokens, so that they can read the same sequences."""
     if first.tokenizer is not None and second.tokenizer is not None:
-        same = same_tokens(first.tokenizer, second.tokenizer) or same_tokens(
-            second.tokenizer, first.tokenizer
-        )
+        same = same_tokens(first.tokenizer, second.tokenizer)
         what = "tokenizers"
     else:
         sizes = [subject.config.get_text_config().vocab_size for subject in (first, second)]

@@ -12,9 +12,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
 from inheritune.data.loader import read_windows, window_count
-from inheritune.data.shards import TOKENIZER, Split, open_split
+from inheritune.data.shards import Split, open_split
 from inheritune.data.tokenizer import pieces
-from inheritune.models.pretrained import load_tokenizer
 
 LONGEST = 1024
 """Tokens of a sequence where its length is left open and the model could take more: the paper's."""
@@ -35,12 +34,10 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids with what they mean: one past the largest possible id, and the tokenizer where it is known."""
+    """Token ids: of shards, or of a text as the model's own tokenizer reads it."""
 
     source: Path
     tokens: Split | np.ndarray
-    vocabulary: int
-    tokenizer: PreTrainedTokenizerBase | None
 
     def choose(self, count: int, window: int | None, context: int | None, seed: int) -> Sequences:
         """At most `count` random windows of `window` tokens; the same arguments give the same ones.
@@ -79,9 +76,7 @@ def open_text(data: Path, tokenizer: PreTrainedTokenizerBase | None) -> Text:
         UserError: nothing there, no text in it, or a text file without a tokenizer to read it.
     """
     if data.is_dir():
-        split = open_split(data, "validation")
-        own = load_tokenizer(data / TOKENIZER) if (data / TOKENIZER).is_dir() else None
-        return Text(data, split, split.vocabulary, own)
+        return Text(data, open_split(data, "validation"))
     if not data.is_file():
         raise UserError(f"there is neither a folder of token shards nor a text file at {data}")
     if tokenizer is None:
@@ -97,4 +92,4 @@ def open_text(data: Path, tokenizer: PreTrainedTokenizerBase | None) -> Text:
     ]
     if not text.strip() or not ids:
         raise UserError(f"there is no text in {data}")
-    return Text(data, np.array(ids, dtype=np.int64), max(ids) + 1, tokenizer)
+    return Text(data, np.array(ids, dtype=np.int64))

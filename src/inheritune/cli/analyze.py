@@ -48,6 +48,9 @@ def analyze_command(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
+    ignore_tokenizer: Annotated[
+        bool, typer.Option("--ignore-tokenizer", help="Accept shards of another tokenizer than the model's.")
+    ] = False,
 ) -> None:
     """Rank and mass of every attention head: which layers are lazy, and how many to keep."""
     from inheritune.analysis.analyze import Options, analyze_side_by_side
@@ -73,6 +76,7 @@ def analyze_command(
         dtype,
         revision,
         trust_remote_code,
+        ignore_tokenizer=ignore_tokenizer,
     )
     analyzed = analyze_side_by_side(
         [model] if other is None else [model, other],

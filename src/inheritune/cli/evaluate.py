@@ -37,6 +37,9 @@ def evaluate_command(
         Path | None, typer.Option(help="Folder with token shards: loss on their validation split.")
     ] = None,
     window: Annotated[int | None, typer.Option(min=1, help="Tokens of each validation window.")] = None,
+    ignore_tokenizer: Annotated[
+        bool, typer.Option("--ignore-tokenizer", help="Accept shards of another tokenizer than a model's.")
+    ] = False,
     speed: Annotated[bool, typer.Option("--speed", help="Time reading and writing; count bytes.")] = False,
     batches: Annotated[str, typer.Option(help="Sequences at once when timing.")] = "1,8",
     samples: Annotated[bool, typer.Option("--samples", help="Continue a few texts.")] = False,
@@ -86,6 +89,7 @@ def evaluate_command(
             "batch_size": batch_size,
             "validation": val,
             "window": window,
+            "ignore_tokenizer": ignore_tokenizer,
             "speed": speed,
             "batches": batches.split(","),
             "samples": samples or bool(prompt),

@@ -15,7 +15,7 @@ from torch import Tensor
 from inheritune import UserError
 from inheritune.config import Data
 from inheritune.data.order import Order, permute
-from inheritune.data.shards import Split, open_split, verify
+from inheritune.data.shards import DataIdentity, Split, open_split, verify
 
 T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]
@@ -45,6 +45,8 @@ class TrainingData:
     order: Literal["shuffled", "sequential"]
     sample: np.ndarray | None = None
     """Numbers of the windows to train on, int64, in the order of the text; all of them if None."""
+    ignore_tokenizer: bool = False
+    """Whether the tokens may be those of another tokenizer than the model's."""
 
     @property
     def windows(self) -> int:
@@ -54,6 +56,11 @@ class TrainingData:
     def training_windows(self, numbers: np.ndarray) -> np.ndarray:
         """Where the windows that an epoch counts as `numbers` are in the training split."""
         return numbers if self.sample is None else self.sample[numbers]
+
+    @property
+    def identities(self) -> tuple[DataIdentity, DataIdentity]:
+        """Which data are trained on, and which are validated on."""
+        return self.train.identity, self.validation.identity
 
     @property
     def validation_windows(self) -> int:
@@ -77,7 +84,15 @@ def open_data(settings: Data) -> TrainingData:
                 f"of {settings.window}"
             )
     sample = None if settings.tokens is None else _sample(settings.tokens, train, settings.window)
-    return TrainingData(settings.path, train, validation, settings.window, settings.order, sample)
+    return TrainingData(
+        settings.path,
+        train,
+        validation,
+        settings.window,
+        settings.order,
+        sample,
+        settings.ignore_tokenizer,
+    )
 
 
 def _sample(tokens: int, split: Split, window: int) -> np.ndarray:

@@ -14,8 +14,11 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
+import json
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,12 +28,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from inheritune import UserError, atomic
 
+logger = logging.getLogger(__name__)
+
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 
 SplitName = Literal["train", "validation"]
 
 # nanoGPT's data/openwebtext/prepare.py writes GPT-2 tokens.
+GPT2 = "gpt2"
 _GPT2_VOCABULARY = 50257
 _GPT2_END_OF_TEXT = 50256
 
@@ -80,6 +86,47 @@ class Manifest(_Record):
     arguments: dict[str, Any] = {}
 
 
+class DataIdentity(BaseModel):
+    """Which tokens something was computed from: two splits are the same data if their `sha256` are equal.
+
+    The sum is over the token files' own checksums and over what is read in front of and behind documents, so it does
+    not depend on where the files are or which tokenizer files lie beside them. `path` is for messages.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    sha256: str
+    split: SplitName
+    path: str
+
+    def __str__(self) -> str:
+        return f"the {self.split} split of {self.path} (sha256 {self.sha256[:12]})"
+
+
+def check_same_data(found: DataIdentity | None, wanted: DataIdentity | None, what: str) -> None:
+    """Refuse what was computed from other data; where one side does not say, warn.
+
+    Args:
+        found: the data that `what` was computed from.
+        wanted: the data that it is to be used with.
+        what: such as "the losses of the reference".
+
+    Raises:
+        UserError: both are known, and differ.
+    """
+    if found is None or wanted is None:
+        _warn_unknown(what)
+    elif found.sha256 != wanted.sha256:
+        raise UserError(
+            f"{what} belong to other data: to {found}, but here is {wanted}; use the data they were made with, or "
+            "another directory"
+        )
+
+
+@cache
+def _warn_unknown(what: str) -> None:
+    logger.warning("it is not recorded which data %s belong to; they are taken for the data at hand", what)
+
+
 class Split:
     """The tokens of one split, memory-mapped.
 
@@ -91,8 +138,10 @@ class Split:
         self.directory = directory
         self.name = name
         self.tokens = record.tokens
+        self.tokenizer = manifest.tokenizer.name
         self.vocabulary = manifest.tokenizer.vocabulary
         self.end_of_text = manifest.tokenizer.end_of_text
+        self._record = record
         self._starts = list(itertools.accumulate((file.tokens for file in record.files), initial=0))
         self._files: list[npt.NDArray[Any]] = []
         dtype = np.dtype(manifest.dtype).newbyteorder("<")
@@ -110,6 +159,22 @@ class Split:
             parts.append(self._files[index][start - first : end - first])
             start, index = end, index + 1
         return np.concatenate(parts, dtype=np.int64)
+
+    @cached_property
+    def identity(self) -> DataIdentity:
+        """Which data this is."""
+        sums = [
+            [file.sha256 or _sampled_sha256(self.directory / file.name), file.tokens]
+            for file in self._record.files
+        ]
+        whole = json.dumps([self.name, sums, self.end_of_text])
+        digest = hashlib.sha256(whole.encode()).hexdigest()
+        return DataIdentity(sha256=digest, split=self.name, path=str(self.directory))
+
+    @cached_property
+    def largest_token(self) -> int:
+        """The largest token id that occurs; reads all of them."""
+        return max(int(part.max()) for part in self._files if len(part))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_split, (self.directory, self.name)
@@ -178,6 +243,17 @@ def sha256_of_directory(directory: Path) -> str:
     return digest.hexdigest()
 
 
+def _sampled_sha256(path: Path, blocks: int = 64, size: int = 2**16) -> str:
+    """Of a file without a checksum, however large: over its size and blocks spread evenly over it."""
+    length = path.stat().st_size
+    digest = hashlib.sha256(str(length).encode())
+    with path.open("rb") as file:
+        for block in range(blocks + 1):
+            file.seek(max(0, length - size) * block // blocks)
+            digest.update(file.read(size))
+    return digest.hexdigest()
+
+
 def _check_size(path: Path, size: int) -> None:
     if not path.is_file():
         raise UserError(f"{path} is missing")
@@ -204,7 +280,7 @@ def _nanogpt_manifest(directory: Path) -> Manifest:
         vocabulary, end_of_text = 1 + max(int(part.max()) for part in tokens), None
     return Manifest(
         tokenizer=TokenizerRecord(
-            name="gpt2" if end_of_text else "characters",
+            name=GPT2 if end_of_text else "characters",
             sha256=None,
             vocabulary=vocabulary,
             end_of_text=end_of_text,

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from inheritune import UserError, __version__
 from inheritune.config import EvaluationSettings
 from inheritune.data.loader import window_count
-from inheritune.data.shards import TOKENIZER, Split, open_split, verify
+from inheritune.data.shards import Split, open_split, verify
 from inheritune.evaluation.result import FILE, Evaluation, ModelFigures, save_evaluation
 from inheritune.evaluation.samples import PROMPTS, side_by_side
 from inheritune.evaluation.speed import checkpoint_bytes, measure_speed, memory_bytes
@@ -26,7 +26,7 @@ from inheritune.evaluation.summary import group_result, task_result, validation_
 from inheritune.evaluation.tasks import Plan, Unit, check_names, make_plan
 from inheritune.evaluation.validation import WindowLosses, validate
 from inheritune.models.architecture import context_length
-from inheritune.models.pretrained import load_tokenizer, same_tokens
+from inheritune.training.checks import check_tokens
 from inheritune.training.device import Hardware, choose_device, describe
 from inheritune.training.loss import NextTokenLoss
 
@@ -188,16 +188,9 @@ def _window(subjects: Sequence[Subject], settings: EvaluationSettings, text: Spl
         raise UserError(
             f"the validation split of {text.directory} has {text.tokens} tokens, fewer than one window of {window}"
         )
-    folder = text.directory / TOKENIZER
-    tokenizer = load_tokenizer(folder) if folder.exists() else None
+    ignore = settings.ignore_tokenizer
     for subject in subjects:
-        rows = subject.config.get_text_config().vocab_size
-        other = tokenizer and subject.tokenizer and not same_tokens(tokenizer, subject.tokenizer)
-        if text.vocabulary > rows or other:
-            raise UserError(
-                f"the tokens of {text.directory} are not those of {subject.name}: "
-                "prepare the text with the model's own tokenizer"
-            )
+        check_tokens(text, subject.config, subject.tokenizer, subject.name, ignore_tokenizer=ignore)
     return window
 
 

@@ -23,6 +23,7 @@ from inheritune.evaluation.items import Kind, MetricItems, TaskItems
 from inheritune.evaluation.tasks import Unit
 from inheritune.models.architecture import context_length
 from inheritune.progress import ProgressBar
+from inheritune.training.checks import check_ids
 
 SEED = 1234
 """Of worked examples and of sampling: the harness's own."""
@@ -115,6 +116,10 @@ class Scorer(HFLM):
                     f"an answer of {len(continuation)} tokens ({answer[:40]!r}...) is longer than the context of "
                     f"{self.name}, {self.max_length}"
                 )
+            largest = max((*context, *continuation), default=0)
+            check_ids(
+                largest, self.model.config, f"the text {texts[0][:40]!r}..." if texts else "a text", self.name
+            )
             self.truncated += len(context) + len(continuation) > self.max_length + 1
         answers: list[Any] = [None] * len(requests)
         for batch, kept in self._batches(requests):

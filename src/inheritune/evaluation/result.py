@@ -122,6 +122,7 @@ class ValidationResult(Record):
     """Mean loss on the same windows of held-out text, nats per token."""
 
     data: str
+    sha256: str | None = None
     split: str
     windows: int
     window: int

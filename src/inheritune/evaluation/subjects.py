@@ -35,14 +35,14 @@ class Subject:
     trust_remote_code: bool = False
 
     def check(self) -> None:
-        """Refuse a tokenizer with ids that the embedding does not have.
+        """Refuse a tokenizer that is larger than the embedding, tokens apart that were added to it later.
 
         Raises:
             UserError: so it is.
         """
         if self.tokenizer is None:
             return
-        size, rows = max(self.tokenizer.get_vocab().values()) + 1, self.config.get_text_config().vocab_size
+        size, rows = self.tokenizer.vocab_size, self.config.get_text_config().vocab_size
         if size > rows:
             raise UserError(
                 f"the tokenizer of {self.name} has {size} tokens, but its embedding has {rows}: "

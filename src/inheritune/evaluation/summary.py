@@ -88,6 +88,7 @@ def validation_result(text: Split, window: int, losses: Sequence[WindowLosses]) 
         pairs.append(Paired(difference=comparison.difference, interval=comparison.interval, outcome=outcome))
     return ValidationResult(
         data=str(text.directory),
+        sha256=text.identity.sha256,
         split=text.name,
         windows=len(losses[0].losses),
         window=window,

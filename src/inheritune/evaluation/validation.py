@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import torch
 
 from inheritune import UserError, atomic
 from inheritune.data.loader import Batch, TrainingData, batches, window_count
-from inheritune.data.shards import Split
+from inheritune.data.shards import DataIdentity, Split, check_same_data
 from inheritune.training.device import Hardware
 from inheritune.training.loop import Validate
 from inheritune.training.loss import NextTokenLoss
@@ -33,10 +33,12 @@ class WindowLosses:
     Args:
         losses: mean loss of each window, nats per token, float64 [windows].
         window: tokens of each.
+        data: which the windows are of; None where it is not recorded.
     """
 
     losses: np.ndarray
     window: int
+    data: DataIdentity | None = None
 
     @property
     def mean(self) -> float:
@@ -50,7 +52,7 @@ class WindowLosses:
 
     def thinned(self, windows: int | Literal["all"]) -> WindowLosses:
         """What `validate` would have measured on so many windows, out of the losses on all of them."""
-        return WindowLosses(self.losses[_spread(len(self.losses), windows)], self.window)
+        return replace(self, losses=self.losses[_spread(len(self.losses), windows)])
 
     def save(self, path: Path) -> None:
         """Write as JSON, at once; the folder is made if need be."""
@@ -60,6 +62,7 @@ class WindowLosses:
             "standard_error": self.standard_error,
             "windows": len(self.losses),
             "window_tokens": self.window,
+            "data": self.data and self.data.model_dump(),
             "losses": [float(x) for x in self.losses],
         }
         atomic.write_json(path, values)
@@ -68,7 +71,12 @@ class WindowLosses:
     def load(cls, path: Path) -> WindowLosses:
         """Read what `save` wrote."""
         values = json.loads(path.read_text(encoding="utf-8"))
-        return cls(np.array(values["losses"], dtype=np.float64), values["window_tokens"])
+        data = values.get("data")
+        return cls(
+            np.array(values["losses"], dtype=np.float64),
+            values["window_tokens"],
+            data and DataIdentity.model_validate(data),
+        )
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,7 @@ def validate(
     found = dict(zip(chosen.tolist(), measured.tolist(), strict=True))
     for others in world.gather(found):
         found |= others
-    return WindowLosses(np.array([found[number] for number in numbers.tolist()]), window)
+    return WindowLosses(np.array([found[number] for number in numbers.tolist()]), window, split.identity)
 
 
 def _batches_of(
@@ -157,8 +165,9 @@ def compare(target: WindowLosses, reference: WindowLosses, margin: float = 0.0) 
     """Paired comparison on the same windows.
 
     Raises:
-        UserError: the two were not measured on the same windows.
+        UserError: the two were not measured on the same windows of the same data.
     """
+    check_same_data(target.data, reference.data, "the losses that are to be compared")
     if target.window != reference.window or len(target.losses) != len(reference.losses):
         raise UserError(
             f"cannot pair {len(target.losses)} windows of {target.window} tokens with "

@@ -75,9 +75,8 @@ def architecture_config(architecture: Mapping[str, Any], **defaults: Any) -> Pre
         known_fields = set(kind().to_dict()) | set(kind.attribute_map) | {"frozen_biases"}
     for field in fields:
         if field not in known_fields:
-            raise UserError(
-                f"unknown field {shown(field)} of a {model_type!r} architecture{_nearest(field, sorted(known_fields))}"
-            )
+            hint = _nearest(field, sorted(known_fields))
+            raise UserError(f"unknown field {shown(field)} of a {model_type!r} architecture{hint}")
     # A model made here has the special tokens of its own tokenizer, not those of its family's first model.
     special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     given = {kind.attribute_map.get(field, field) for field in fields}

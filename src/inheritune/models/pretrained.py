@@ -129,9 +129,10 @@ def load_tokenizer(
     return None if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens) else tokenizer
 
 
-def same_tokens(small: PreTrainedTokenizerBase, large: PreTrainedTokenizerBase) -> bool:
-    """Whether every token of one has the same id in the other, which may have further ones."""
-    return bool(small.get_vocab().items() <= large.get_vocab().items())
+def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokens of one are those of the other, which may have further ones (added, or to fill up)."""
+    ids, others = one.get_vocab().items(), other.get_vocab().items()
+    return ids <= others or others <= ids
 
 
 @contextmanager

@@ -166,11 +166,8 @@ def _compare(entry: Entry, references: Sequence[Entry], names: Mapping[Entry, st
         return Compared(name, entry, None, relative, "not paired", note)
     try:
         paired = validation.compare(entry.losses, reference.losses)
-    except UserError:
-        note = (
-            f"{name} has no difference to {other}: one was measured on {_windows(entry.losses)}, "
-            f"the other on {_windows(reference.losses)}."
-        )
+    except UserError as error:
+        note = f"{name} has no difference to {other}: {error}."
         return Compared(name, entry, None, relative, "not paired", note)
     unexpected = None if expected else f"{name} is compared with {other}."
     return Compared(name, entry, paired, relative, _verdict(entry.losses, paired), unexpected)
@@ -196,7 +193,3 @@ def _verdict(losses: validation.WindowLosses, paired: validation.Comparison) -> 
     if len(losses.losses) < 2 or low <= 0 <= high:  # one window has no spread, so no interval
         return "not told apart"
     return "better" if high < 0 else "worse"
-
-
-def _windows(losses: validation.WindowLosses) -> str:
-    return f"{len(losses.losses):,} validation windows of {losses.window:,} tokens"

@@ -19,7 +19,7 @@ from inheritune import UserError
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
 from inheritune.evaluation.result import Evaluation, load_evaluation
 from inheritune.report.metrics import Training, read_metrics
-from inheritune.run_directory import Record, State, Summary
+from inheritune.run_directory import Record, State, Summary, read_starts
 
 ROUND_DIRECTORY = re.compile(r"round-(\d+)-(\d+)-layers")
 
@@ -103,15 +103,13 @@ def read_run(path: Path) -> Run:
     state = None if raw_state is None else _parse(State, raw_state, str(path / "state.json"))
     raw_validation = _read_json(path / "reference" / "validation.json")
     evaluation = path / "evaluation" / EVALUATION_FILE
-    environment = _read_json(path / "environment.json")
-    if environment is not None and not isinstance(environment, dict):
-        raise UserError(f"{path / 'environment.json'} must hold one JSON object")
+    starts = read_starts(path)
     return Run(
         path=path,
         recipe=(path / "recipe.yaml").read_text("utf-8", errors="replace"),
         summary=summary,
         state=state,
-        environment=environment or {},
+        environment={key: value for key, value in starts[-1].items() if key != "data"} if starts else {},
         reference=_read_reference(path, summary, state, notes),
         rounds=tuple(_read_rounds(path, summary, notes)),
         reference_validation=None

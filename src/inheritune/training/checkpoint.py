@@ -17,7 +17,7 @@ import logging
 import shutil
 import threading
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from inheritune import UserError, atomic
-from inheritune.config import LAYOUT, Training
-from inheritune.recipe_file import to_yaml
+from inheritune.data.shards import DataIdentity, check_same_data
+from inheritune.recipe_file import changes
 from inheritune.training.parallel import whole
 from inheritune.training.world import World
 
@@ -46,21 +46,18 @@ class TrainState:
     Args:
         step: optimizer steps done. The data position follows from it (`data.order`), and random numbers too.
         seconds: spent training so far, over all starts of the program.
-        recipe: fingerprint of the settings; another recipe's checkpoint is not taken up.
+        settings: those that decide the weights; a checkpoint is not resumed with others.
+        data: that is trained on; None where an old checkpoint does not say.
     """
 
     step: int = 0
     seconds: float = 0.0
-    recipe: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: DataIdentity | None = None
 
 
 class DamagedCheckpointError(Exception):
     """A checkpoint whose files do not have the checksums that were written with them."""
-
-
-def fingerprint(training: Training) -> str:
-    """Short hash of the settings that a checkpoint belongs to."""
-    return hashlib.sha256(to_yaml(training, exclude=LAYOUT).encode()).hexdigest()[:16]
 
 
 class Saver:
@@ -89,7 +86,7 @@ class Saver:
         token = self.world.on_first(lambda: uuid.uuid4().hex[:8])
         weights = weights_on_host(model, self.world)
         shares = _optimizer_on_host(model, optimizer, self.world)
-        record = asdict(state)
+        record = {**asdict(state), "data": state.data and state.data.model_dump()}
 
         def write() -> None:
             try:
@@ -145,11 +142,15 @@ class Saver:
             shutil.rmtree(old)
 
 
-def newest(folder: Path, recipe: str) -> tuple[Path, TrainState] | None:
-    """The newest checkpoint of this recipe whose checksums are right; damaged ones are passed over with a warning.
+def newest(folder: Path, wanted: TrainState) -> tuple[Path, TrainState] | None:
+    """The newest checkpoint whose checksums are right; damaged ones are passed over with a warning.
+
+    Args:
+        folder: of the checkpoints.
+        wanted: the settings and the data of the training that is to resume.
 
     Raises:
-        UserError: checkpoints exist, but they belong to another recipe, or every one is damaged.
+        UserError: checkpoints exist, but they are of other settings or other data, or every one is damaged.
     """
     atomic.remove_leftovers(folder)
     candidates = all_in(folder)
@@ -159,11 +160,16 @@ def newest(folder: Path, recipe: str) -> tuple[Path, TrainState] | None:
         except DamagedCheckpointError as error:
             logger.warning("%s; going back to the checkpoint before it", error)
             continue
-        if state.recipe != recipe:
+        # A setting that the checkpoint does not name did not exist yet when it was written.
+        known = {key: value for key, value in wanted.settings.items() if key in state.settings}
+        changed = changes({key: state.settings[key] for key in known}, known)
+        if changed:
             raise UserError(
-                f"{path} was written with other training settings; remove it, or use another directory"
+                f"{path} was written with other settings ({'; '.join(changed)}); resume with those, or use another "
+                "directory"
             )
-        return path, state
+        check_same_data(state.data, wanted.data, f"the checkpoints in {folder}")
+        return path, replace(state, settings=wanted.settings, data=wanted.data)
     if candidates:
         raise UserError(
             f"every checkpoint in {folder} is damaged; remove the folder to train from the beginning"
@@ -270,7 +276,9 @@ def _verified(path: Path) -> TrainState:
                 f"the checkpoint {path} is damaged: {RECORD} has changed since it was written"
             )
         checksums = record.pop("sha256")
-        state = TrainState(**record)
+        record.pop("recipe", None)  # a hash over all settings, in checkpoints of version 0.1
+        data = record.pop("data", None)
+        state = TrainState(**record, data=data and DataIdentity.model_validate(data))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"the checkpoint {path} is damaged: {RECORD} cannot be read") from error
     for name, expected in checksums.items():

@@ -1,16 +1,20 @@
-"""Alarms that go off before a training has cost anything."""
+"""Alarms that go off before a training, an analysis or an evaluation has cost anything."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import psutil
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
 from inheritune.data.loader import TrainingData
+from inheritune.data.shards import GPT2, TOKENIZER, Split
 from inheritune.models.architecture import context_length
+from inheritune.models.pretrained import load_tokenizer, same_tokens
 from inheritune.models.size import on_meta, training_memory
 from inheritune.training.loss import uniform_loss
 
@@ -19,19 +23,23 @@ logger = logging.getLogger(__name__)
 NEAR_UNIFORM = 0.3
 """Nats below ln(vocabulary) within which an inherited model knows suspiciously little."""
 
+END_OF_TEXT = "<|endoftext|>"
+"""GPT-2's, by which a tokenizer is told from it where shards bring none along (nanoGPT's)."""
 
-def check_fit(config: PretrainedConfig, data: TrainingData) -> None:
-    """The data's tokens and windows exist in the model.
+
+def check_fit(
+    config: PretrainedConfig,
+    data: TrainingData,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    name: str = "the model",
+) -> None:
+    """The data's tokens and windows exist in a model, and its tokens mean there what they mean in the data.
 
     Raises:
-        UserError: token ids beyond the embedding, or windows longer than the model's context.
+        UserError: as `check_tokens`, or windows longer than the model's context.
     """
-    vocabulary = config.get_text_config().vocab_size
-    if data.train.vocabulary > vocabulary:
-        raise UserError(
-            f"the data in {data.path} was made with a tokenizer of {data.train.vocabulary} tokens, but the model's "
-            f"embedding has {vocabulary}: prepare the text with the model's own tokenizer"
-        )
+    for split in (data.train, data.validation):
+        check_tokens(split, config, tokenizer, name, ignore_tokenizer=data.ignore_tokenizer)
     context = context_length(config)
     if context is not None and data.window > context:
         raise UserError(f"windows of {data.window} tokens are longer than the model's context of {context}")
@@ -49,6 +57,63 @@ def check_room(config: PretrainedConfig, device: torch.device) -> None:
             f"training this model takes {needed / 2**30:,.1f} GiB for its weights, gradients and optimizer, and this "
             f"machine has {there / 2**30:,.1f} GiB: take a smaller model, or a GPU"
         )
+
+
+def check_tokens(
+    split: Split,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    name: str,
+    *,
+    ignore_tokenizer: bool = False,
+) -> None:
+    """A split's tokens exist in a model, and mean there what they mean in the split.
+
+    Args:
+        split: of token shards.
+        config: of the model.
+        tokenizer: of the model; None where it has none, and then meanings cannot be compared.
+        name: of the model, for messages.
+        ignore_tokenizer: compare no meanings.
+
+    Raises:
+        UserError: an id occurs that the embedding does not have, or the tokenizers differ.
+    """
+    # A tokenizer may have more entries than the embedding has rows (CodeLlama): what counts is what occurs.
+    if split.vocabulary > config.get_text_config().vocab_size:
+        check_ids(split.largest_token, config, str(split.directory), name)
+    if ignore_tokenizer or tokenizer is None:
+        return
+    own = tokenizer_of(split.directory)
+    if own is not None:
+        same = same_tokens(own, tokenizer)
+    else:
+        same = split.tokenizer != GPT2 or tokenizer.get_vocab().get(END_OF_TEXT) == split.end_of_text
+    if not same:
+        raise UserError(
+            f"the tokens of {split.directory} are not those of {name}, which has another tokenizer: prepare the text "
+            "with the model's own, or set `ignore_tokenizer` if you know that they mean the same"
+        )
+
+
+def check_ids(largest: int, config: PretrainedConfig, where: str, name: str) -> None:
+    """The largest token id that occurs in a text has a row in a model's embedding.
+
+    Raises:
+        UserError: it has none.
+    """
+    rows = config.get_text_config().vocab_size
+    if largest >= rows:
+        raise UserError(
+            f"token {largest} occurs in {where}, but the embedding of {name} has {rows} rows: prepare the text with "
+            "the model's own tokenizer"
+        )
+
+
+def tokenizer_of(directory: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that token shards were made with; nanoGPT's folders have none."""
+    folder = directory / TOKENIZER
+    return load_tokenizer(folder) if folder.exists() else None
 
 
 def check_tied(model: PreTrainedModel) -> None:

@@ -113,8 +113,8 @@ def train(
         loss,
         training,
         folder,
+        data=data,
         hardware=hardware,
-        window=data.window,
         trust_remote_code=trust_remote_code,
     )
     model, placed, state = started.model, started.placed, started.state

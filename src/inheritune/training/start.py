@@ -10,7 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from inheritune.config import Training
+from inheritune.data.loader import TrainingData
 from inheritune.models.pretrained import load_model
+from inheritune.recipe_file import deciding_settings
 from inheritune.training import checkpoint
 from inheritune.training.checkpoint import TrainState
 from inheritune.training.device import Hardware
@@ -42,8 +44,8 @@ def start_or_resume(
     training: Training,
     checkpoints: Path,
     *,
+    data: TrainingData,
     hardware: Hardware,
-    window: int,
     trust_remote_code: bool = False,
 ) -> Started:
     """Everything that a training needs before its next step.
@@ -53,16 +55,18 @@ def start_or_resume(
         loss: what is minimised.
         training: how.
         checkpoints: their folder.
+        data: to train on.
         hardware: where, and with which other processes.
-        window: tokens that the model reads at once.
         trust_remote_code: for checkpoints of a model that needs it.
 
     Raises:
-        UserError: the checkpoints belong to another recipe.
+        UserError: the checkpoints are of other settings or other data.
     """
-    world, recipe = hardware.world, checkpoint.fingerprint(training)
-    found = world.on_first(lambda: checkpoint.newest(checkpoints, recipe))
-    path, state = found or (None, TrainState(recipe=recipe))
+    window = data.window
+    world = hardware.world
+    fresh = TrainState(settings=deciding_settings(training), data=data.train.identity)
+    found = world.on_first(lambda: checkpoint.newest(checkpoints, fresh))
+    path, state = found or (None, fresh)
 
     def first_weights() -> PreTrainedModel:
         if path is not None:

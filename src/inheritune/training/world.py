@@ -22,7 +22,7 @@ from torch import Tensor
 
 from inheritune import UserError, __version__
 from inheritune.config import Training
-from inheritune.recipe_file import differences
+from inheritune.recipe_file import differences, settings_of
 
 T = TypeVar("T")
 
@@ -164,7 +164,7 @@ def check_same(world: World, recipe: BaseModel) -> None:
     mine = (recipe, {"inheritune": __version__, "torch": torch.__version__})
     everyone = world.gather(mine)
     for rank, (theirs, versions) in enumerate(everyone):
-        changed = differences(everyone[0][0], theirs, layout=True)
+        changed = differences(everyone[0][0], theirs, settings_of)
         changed += [f"{k}: {everyone[0][1][k]} -> {v}" for k, v in versions.items() if everyone[0][1][k] != v]
         if changed:
             raise UserError(
