@@ -143,6 +143,8 @@ class RunDirectory:
         if path.exists():
             self.hold()
             earlier = load_recipe(path, type(recipe))
+            if not read_starts(self.path) and path.read_text("utf-8") != to_yaml(earlier):  # a user's own
+                raise UserError(f"{self.path} is not empty and not a run; give another directory")
             if self._has_work():
                 self._check_resumable(earlier, recipe, environment, data)
         elif self.path.exists() and not all(atomic.is_leftover(entry) for entry in self.path.iterdir()):

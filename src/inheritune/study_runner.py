@@ -18,11 +18,12 @@ from inheritune.data.loader import open_data
 from inheritune.data.shards import NoShardsError
 from inheritune.planning import affordable_steps
 from inheritune.progress import duration
-from inheritune.recipe_file import to_yaml
+from inheritune.recipe_file import load_recipe, to_yaml
 from inheritune.run_directory import RunDirectory
 from inheritune.study import AnyRow, Row, recipe_of, row_named, rows_of
 from inheritune.training.interruption import STARTED_BY, Interrupted, signals
 
+FILE = "study.yaml"
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 60.0
 """That a start waits for the rows of one that was killed: they save, and end."""
@@ -62,12 +63,13 @@ def run_study(
     rows = rows_of(study, only)
     for row in rows:
         recipe_of(study, row, directory)  # a mistake is told before anything runs
+    _check_place(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with closing(RunDirectory(directory)) as folder:
         _hold(folder, tell)
         for place in (directory, *directory.glob("seed-*/")):
             atomic.remove_leftovers(place)
-        atomic.write_text(directory / "study.yaml", to_yaml(study))
+        atomic.write_text(directory / FILE, to_yaml(study))
         runner = Runner(study, folder, rows, jobs, tell)
         with signals() as interrupted:
             while runner.at_work():
@@ -79,6 +81,20 @@ def run_study(
     if runner.failed:
         raise UserError("; ".join(runner.failed.values()))
     return rows
+
+
+def _check_place(directory: Path) -> None:
+    """The directory is new, or a study's; what a user wrote is not overwritten.
+
+    Raises:
+        UserError: it is something else.
+    """
+    path = directory / FILE
+    if next(directory.glob("seed-*/"), None) is not None and path.exists():
+        return
+    others = [entry for entry in directory.glob("*") if not atomic.is_leftover(entry)]
+    if others and (others != [path] or path.read_text("utf-8") != to_yaml(load_recipe(path, Study))):
+        raise UserError(f"{directory} is not empty and not a study; give another directory")
 
 
 def _hold(folder: RunDirectory, tell: Callable[[str], None]) -> None:
