@@ -8,16 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
 import tiny_data
-from inheritune import study_runner
+from inheritune import UserError, study_runner
 from inheritune.config import Recipe, Study, TrainRecipe
 from inheritune.planning import plan_study
 from inheritune.recipe import run
@@ -114,6 +116,9 @@ def test_recipes_are_filled_in(data: Path, tmp_path: Path) -> None:
         ({"seeds": []}, "`seeds` is"),
         ({"rows": {}}, "`rows` is"),
         ({"row": {}}, "unknown key `row`; did you mean `rows`"),
+        ({"seeds": [3, 3]}, "seeds: a seed stands twice"),
+        ({"rows": {"a.yaml": {}}}, r"a row cannot be called 'a\.yaml': its name is a folder"),
+        ({"rows": {"a" * 200: {}}}, "a row cannot be called 'aaa"),
     ],
 )
 def test_mistakes_of_a_study(data: Path, changes: dict[str, Any], sentence: str) -> None:
@@ -125,6 +130,16 @@ def test_mistakes_of_a_study(data: Path, changes: dict[str, Any], sentence: str)
     ("row", "sentence"),
     [
         ({"model": {"row": "other"}}, "rows.new: there is no row 'other'"),
+        ({"model": {"row": 3}}, "rows.new: there is no row 3"),
+        ({"model": {"row": ["reference"]}}, r"rows.new: there is no row \['reference'\]"),
+        (
+            {"model": {"row": "reference", "pretrained": "x"}},
+            "`row` and `pretrained` are two models: give one",
+        ),
+        (
+            {"model": {"row": "reference"}, "training": 3},
+            "rows.new: `training` is 3, but should be a valid dict",
+        ),
         ({"model": {"row": "new"}}, "need each other, so none can be first: new"),
         ({"reference": {"row": "reference"}, "flops_of": ["small"]}, "`flops_of` is for a single training"),
         ({"model": {"row": "reference"}, "flops_of": "small"}, "`flops_of` is 'small', but should be a list"),
@@ -199,6 +214,18 @@ def test_a_finished_study_runs_nothing(finished: tuple[Path, list[str]], data: P
     told: list[str] = []
     run_study(study(data), finished[0], tell=told.append)
     assert told == []
+
+
+def test_two_starts_of_a_study_do_not_meet(
+    finished: tuple[Path, list[str]], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inheritune.study_runner.PATIENCE_SECONDS", 0.1)
+    told: list[str] = []
+    with closing(RunDirectory(finished[0])) as other:
+        other.hold()
+        with pytest.raises(UserError, match="another process is at work in"):
+            run_study(study(data), finished[0], tell=told.append)
+    assert told == [f"waiting for an earlier start in {finished[0]} to save and end"]
 
 
 def test_another_recipe_for_a_finished_row_is_refused(finished: tuple[Path, list[str]], data: Path) -> None:
@@ -319,8 +346,9 @@ def test_what_needs_a_failed_row_is_not_run_and_the_rest_is(data: Path, tmp_path
     assert (tmp_path / "seed-3" / "taught" / "model").exists()
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_study_goes_on_to_the_same_weights(
-    finished: tuple[Path, list[str]], data: Path, tmp_path: Path
+    finished: tuple[Path, list[str]], data: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     file, directory = tmp_path / "study.yaml", tmp_path / "study"
     file.write_text(yaml.safe_dump(values(data)))
@@ -332,11 +360,18 @@ def test_a_stopped_study_goes_on_to_the_same_weights(
     deadline = time.monotonic() + 200
     while not list(directory.glob("seed-3/*/checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    rows = psutil.Process(process.pid).children()
+    assert rows
+    process.send_signal(how)
     _, errors = process.communicate(timeout=100)
-    assert process.returncode == 130, errors
-    assert "the study stopped; the same command goes on from there" in errors
-    run_study(load_recipe(file, Study), directory, jobs=2, tell=lambda text: None)
+    told: list[str] = []
+    run_study(load_recipe(file, Study), directory, jobs=2, tell=told.append)
+    assert not any(row.is_running() and row.status() != psutil.STATUS_ZOMBIE for row in rows)
+    if how == signal.SIGTERM:
+        assert process.returncode == 130, errors
+        assert "the study stopped; the same command goes on from there" in errors
+    else:  # its rows save and end, and are waited for
+        assert "another process is at work" not in " ".join(told)
     for name in ("reference", "stacked", "taught", "controlled"):
         path = Path("seed-3") / name / "model" / "model.safetensors"
         assert (directory / path).read_bytes() == (finished[0] / path).read_bytes(), name

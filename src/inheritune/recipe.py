@@ -41,7 +41,7 @@ from inheritune.models.size import flops_per_token, on_meta
 from inheritune.result import write_final, write_samples
 from inheritune.run_directory import Phase, ReferenceFigures, RoundFigures, RunDirectory, Summary, Verdict
 from inheritune.single import check_source, environment, open_together, scratch_config
-from inheritune.training.checks import check_tied
+from inheritune.training.checks import check_room, check_tied
 from inheritune.training.device import Hardware, choose_hardware
 from inheritune.training.distillation import taught_by
 from inheritune.training.left_behind import Outcome, type_left
@@ -176,6 +176,7 @@ def trained_here(this: Run) -> tuple[Path, Outcome]:
     training = source.training
     assert training is not None, "the recipe fills it in"
     config = scratch_config(source, this.data, this.data.window)
+    check_room(config, this.hardware.device)
     first_cut(this.recipe.start_layers, layer_count(config))  # told before anything is trained
     if this.recipe.start_layers == "auto":
         check_attention(config)

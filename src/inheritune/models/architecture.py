@@ -172,7 +172,7 @@ def head_is_linear(model: PreTrainedModel) -> bool:
     model.eval()
     hook = head.register_forward_hook(enlarge)
     try:
-        tokens = torch.arange(4, device=model.device)[None] % head.out_features
+        tokens = torch.arange(_few(model), device=model.device)[None] % head.out_features
         with torch.no_grad():
             logits = model(input_ids=tokens, use_cache=False).logits
             hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
@@ -183,6 +183,11 @@ def head_is_linear(model: PreTrainedModel) -> bool:
     return torch.equal(logits, seen["logits"]) and torch.allclose(
         hidden, seen["hidden"], rtol=1e-3, atol=1e-4
     )
+
+
+def _few(model: PreTrainedModel) -> int:
+    """Tokens to try a model with."""
+    return min(4, context_length(model.config) or 4)
 
 
 def _passes_tensors_on(model: PreTrainedModel, head: nn.Linear) -> bool:
@@ -201,7 +206,7 @@ def _passes_tensors_on(model: PreTrainedModel, head: nn.Linear) -> bool:
     handles.append(head.register_forward_hook(note_head))
     try:
         with torch.no_grad():
-            tokens = torch.zeros(1, 4, dtype=torch.long, device=head.weight.device)
+            tokens = torch.zeros(1, _few(model), dtype=torch.long, device=head.weight.device)
             logits = model(input_ids=tokens, use_cache=False).logits.untyped_storage()
     finally:
         for handle in handles:

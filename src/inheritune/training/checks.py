@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+import psutil
+import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -12,6 +14,7 @@ from inheritune.data.loader import TrainingData
 from inheritune.data.shards import GPT2, Split
 from inheritune.models.architecture import context_length
 from inheritune.models.pretrained import same_tokens, tokenizer_in
+from inheritune.models.size import on_meta, training_memory
 from inheritune.training.loss import uniform_loss
 
 logger = logging.getLogger(__name__)
@@ -39,6 +42,20 @@ def check_fit(
     context = context_length(config)
     if context is not None and data.window > context:
         raise UserError(f"windows of {data.window} tokens are longer than the model's context of {context}")
+
+
+def check_room(config: PretrainedConfig, device: torch.device) -> None:
+    """This machine can hold what a training needs, activations not counted: the system would kill it without a word.
+
+    Raises:
+        UserError: it cannot. GPUs are not asked: they can share a model, and say themselves what they lack.
+    """
+    needed, there = training_memory(on_meta(config)), psutil.virtual_memory().total
+    if device.type == "cpu" and needed > there:
+        raise UserError(
+            f"training this model takes {needed / 2**30:,.1f} GiB for its weights, gradients and optimizer, and this "
+            f"machine has {there / 2**30:,.1f} GiB: take a smaller model, or a GPU"
+        )
 
 
 def check_tokens(
