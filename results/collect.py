@@ -30,6 +30,7 @@ def read_runs(runs: Sequence[Path]) -> tuple[list[Entry], str, Path]:
     Raises:
         UserError: a run is missing, damaged or unfinished.
     """
+    runs = [run.resolve() for run in runs]
     if len(runs) == 1 and (runs[0] / "study.yaml").is_file():
         root = runs[0]
         study = load_recipe(root / "study.yaml", Study)
@@ -56,7 +57,7 @@ def collect(entries: Sequence[Entry], reference: str, root: Path, folder: Path) 
     tables.write_windows(folder, entries)
     tables.write_curves(folder, entries, root)
     tables.write_provenance(folder, dict.fromkeys(entry.run for entry in entries), root)
-    tables.write_table(folder, tables.Study(folder.resolve().name, tuple(entries), reference))
+    tables.write_table(folder, tables.Results(folder.resolve().name, tuple(entries), reference))
     data = {run.get("recipe.data.path") for run in tables.read_provenance(folder).values()}
     manifests = [Path(path) / "manifest.json" for path in data if path]
     if len(manifests) == 1 and manifests[0].is_file():

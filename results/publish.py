@@ -1,4 +1,4 @@
-"""Make the tables and pictures of studies anew from their files: python results/publish.py STUDY...
+"""Make the tables and pictures of studies anew from their files: python results/publish.py [STUDY...]
 
 From `table.csv`, `windows.parquet` and `curves.parquet`: the comparison in `table.csv`, `table.md` and the pictures
 of losses. From every `evaluation.json` below it: `evaluation.md`, `evaluation.csv` and `differences.svg`.
@@ -75,11 +75,9 @@ def _relative(path: str) -> str:
 
 
 def main() -> None:
-    """Publish every folder of the command line."""
-    folders = [Path(argument) for argument in sys.argv[1:]]
-    if not folders or not all(folder.is_dir() for folder in folders):
-        raise SystemExit(__doc__)
-    for folder in folders:
+    """Publish the folders of the command line; without any, every study beside this file."""
+    named = [Path(argument) for argument in sys.argv[1:]]
+    for folder in named or sorted(path.parent for path in Path(__file__).parent.glob(f"*/{tables.TABLE}")):
         try:
             publish(folder)
         except UserError as error:

@@ -38,8 +38,8 @@ KEY = ("name", "seed")
 
 
 @dataclass(frozen=True)
-class Study:
-    """A study as it stands in its folder: the models in the order of the table, and the name of the reference."""
+class Results:
+    """What a study has measured: its models in the order of the table, and the name of the reference."""
 
     name: str
     entries: tuple[Entry, ...]
@@ -50,18 +50,15 @@ class Study:
         """Every model against the reference of its seed."""
         return pair(self.entries, self.reference, self.name)
 
-    def entry(self, path: str) -> Entry | None:
-        """The model with this `path` in the table."""
-        return next((entry for entry in self.entries if entry.path == Path(path)), None)
 
-
-def write_table(folder: Path, study: Study) -> None:
+def write_table(folder: Path, study: Results) -> None:
     """`table.csv`: one line a model, what was measured of it and how it compares."""
-    compared = csv.DictReader(io.StringIO(to_csv(study.comparison)))
+    comparison = study.comparison
+    compared = csv.DictReader(io.StringIO(to_csv(comparison)))
     text = io.StringIO()
     writer = csv.DictWriter(text, [*(compared.fieldnames or ()), *MEASURED], lineterminator="\n")
     writer.writeheader()
-    for line, seed in zip(compared, study.comparison.seeds, strict=True):
+    for line, seed in zip(compared, comparison.seeds, strict=True):
         entry = seed.entry
         assert entry.losses is not None, "only finished models are collected"
         data = entry.losses.data
@@ -148,7 +145,7 @@ def read_curves(folder: Path, entry: Entry, kind: str) -> dict[str, np.ndarray]:
     }
 
 
-def read_study(folder: Path) -> Study:
+def read_study(folder: Path) -> Results:
     """What `write_table`, `write_windows` and `write_curves` wrote.
 
     Raises:
@@ -167,7 +164,7 @@ def read_study(folder: Path) -> Study:
         key = (line["name"], int(line["seed"]) if line["seed"] else None)
         entries.append(_entry(line, *key, windows[key], curves.get(key)))
     reference = next(line["name"] for line in lines if line["verdict"] == "reference")
-    return Study(folder.resolve().name, tuple(entries), reference)
+    return Results(folder.resolve().name, tuple(entries), reference)
 
 
 def _entry(
