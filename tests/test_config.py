@@ -41,7 +41,7 @@ KINDS: list[tuple[type[Settings], dict[str, Any]]] = [
 @pytest.mark.parametrize(("kind", "rest"), KINDS)
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_a_name_is_one_folder(kind: type[Settings], rest: dict[str, Any], name: str) -> None:
-    with pytest.raises(UserError, match="^recipe: name: it is .*(name of one folder|that no name can have)"):
+    with pytest.raises(UserError, match=r"^recipe: name: it is .*(name of one folder|that no name can have)"):
         parse_recipe({**rest, "name": name}, kind)
 
 
