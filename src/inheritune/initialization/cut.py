@@ -8,7 +8,8 @@ from pathlib import Path
 from inheritune import UserError
 from inheritune.initialization.inherit import inherit
 from inheritune.models.architecture import layer_count, parameter_count
-from inheritune.models.pretrained import load_config, load_tokenizer, save_model
+from inheritune.models.exactness import check_exact
+from inheritune.models.pretrained import load_config, load_model, load_tokenizer, save_model
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -33,6 +34,8 @@ def cut_to_folder(
 ) -> Cut:
     """`inherit`, and save the result with its tokenizer and a model card.
 
+    Before it stands at `output` it is read again, and has to compute what was cut; else nothing is left behind.
+
     Raises:
         UserError: as `inherit`, or an unknown dtype.
         UserError: there is something at `output` already.
@@ -45,7 +48,11 @@ def cut_to_folder(
     small = inherit(model, layers, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
     tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
     output.parent.mkdir(parents=True, exist_ok=True)
-    save_model(small, output, tokenizer=tokenizer, card=_card(model, layers, depth))
+
+    def check(folder: Path) -> None:
+        check_exact(load_model(folder, dtype=small.dtype), small, range(layers))
+
+    save_model(small, output, tokenizer=tokenizer, card=_card(model, layers, depth), check=check)
     return Cut(layers, depth, parameter_count(small))
 
 

@@ -1,8 +1,7 @@
 """Where the parts of a Hugging Face causal language model are.
 
-All that the program knows about architectures stands in `BLOCKS` and `PER_LAYER_FIELDS`. A model type that is
-not in the table is found by its structure: the one list of equal blocks that is as long as the configuration
-says the model is deep.
+A model type that is not in the table `BLOCKS` is found by its structure: the one list of blocks that is as long as
+the configuration says the model is deep.
 """
 
 from __future__ import annotations
@@ -13,11 +12,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import UserError
+from inheritune.models.layer_fields import fields_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ BLOCKS = {
     "gemma": "model.layers",
     "gemma2": "model.layers",
     "gemma3_text": "model.layers",
+    "gemma3n_text": "model.layers",
     "gpt2": "transformer.h",
     "gpt_bigcode": "transformer.h",
     "gpt_neo": "transformer.h",
@@ -47,15 +49,16 @@ BLOCKS = {
 }
 """Model type -> name of the module list that holds its transformer blocks."""
 
-PER_LAYER_FIELDS = (
-    "layer_types",
-    "mlp_layer_types",
-    "no_rope_layers",
-    "attention_layers",
-    "layers_block_type",
-    "block_types",
+DESCRIPTION_ERRORS = (
+    StrictDataclassError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
 )
-"""Configuration fields that hold one entry for each layer."""
+"""What transformers raises when a configuration is made of values that do not go together."""
 
 
 def blocks_name(model: PreTrainedModel) -> str:
@@ -67,13 +70,7 @@ def blocks_name(model: PreTrainedModel) -> str:
     model_type, layers = model.config.model_type, layer_count(model.config)
     if model_type in BLOCKS:
         return BLOCKS[model_type]
-    found = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == layers
-        and "." not in name.removeprefix(f"{model.base_model_prefix}.").removeprefix("decoder.")
-    ]
+    found = _lists_of_blocks(model, layers)
     if len(found) != 1:
         raise UserError(
             f"cannot tell where the blocks of a {model_type!r} model are: it has {len(found)} module lists of "
@@ -81,6 +78,20 @@ def blocks_name(model: PreTrainedModel) -> str:
         )
     logger.warning("model type %r is not in the table; its blocks were found at `%s`", model_type, found[0])
     return found[0]
+
+
+def _lists_of_blocks(model: PreTrainedModel, layers: int) -> list[str]:
+    """Names of the lists of so many modules with parameters; those of the text part, if there are several parts."""
+    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    found = [
+        name
+        for name, modules in lists.items()
+        if len(modules) == layers
+        and next(modules.parameters(), None) is not None
+        and not any(name.startswith(f"{outer}.") for outer in lists)
+    ]
+    decoder = set(model.get_decoder().modules())
+    return [name for name in found if lists[name] in decoder] or found
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -116,36 +127,64 @@ def cut_config(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     """The same configuration with the first `layers` layers only; `config` itself is not changed.
 
     Raises:
+        UserError: as `first_layers` and `choose_layers`.
+    """
+    return choose_layers(config, first_layers(config, layers))
+
+
+def first_layers(config: PretrainedConfig, layers: int) -> range:
+    """Numbers of a model's first layers.
+
+    Raises:
         UserError: `layers` is not between 1 and the model's depth.
     """
     depth = layer_count(config)
     if not 1 <= layers <= depth:
         raise UserError(f"cannot keep {layers} layers of a model with {depth}: choose 1 to {depth}")
-    return choose_layers(config, range(layers))
+    return range(layers)
 
 
 def choose_layers(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
     """The same configuration with these layers (0-based) only, in this order; `config` itself is not changed.
 
+    It is made from what would be written to disk, so that reading it again changes nothing.
+
     Raises:
-        UserError: no layers, or one that the model does not have.
+        UserError: no layers, one that the model does not have, or a configuration that cannot say it.
     """
     depth = layer_count(config)
     missing = [layer for layer in layers if not 0 <= layer < depth]
     if missing or not layers:
         wrong = f"layer {missing[0]}" if missing else "an empty list of layers"
         raise UserError(f"cannot take {wrong} of a model with {depth}: its layers are 0 to {depth - 1}")
-    chosen = copy.deepcopy(config)
-    text = chosen.get_text_config()
-    if text.model_type == "gpt_neo":
-        # GPT-Neo writes its layers as repeated groups; spell them out, one group of one repetition.
-        text.attention_types = [[[text.attention_layers[layer] for layer in layers], 1]]
-    for field in PER_LAYER_FIELDS:
-        values = getattr(text, field, None)
-        if isinstance(values, (list, tuple)) and len(values) == depth:
-            setattr(text, field, type(values)(values[layer] for layer in layers))
-    text.num_hidden_layers = len(layers)
-    return chosen
+    text = config.get_text_config()
+    values = fields_of(text, layers, depth)
+    try:
+        chosen = type(text).from_dict(values)
+    except DESCRIPTION_ERRORS as error:
+        raise cannot_be_described(config, layers, error) from error
+    # What is not written to disk, such as the implementation of attention that was asked for.
+    vars(chosen).update({k: v for k, v in vars(text).items() if k.startswith("_") and isinstance(v, str)})
+    if chosen.num_hidden_layers != len(layers):
+        raise UserError(
+            f"cannot make a {config.model_type!r} model of the layers {list(layers)}: what its configuration says "
+            "of the depth is not understood"
+        )
+    if text is config:
+        return chosen
+    whole = copy.deepcopy(config)
+    part = next(name for name in config.sub_configs if getattr(config, name, None) is text)
+    setattr(whole, part, chosen)
+    return whole
+
+
+def cannot_be_described(config: PretrainedConfig, layers: Sequence[int], error: Exception) -> UserError:
+    """What to raise where transformers makes no model of these layers."""
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    return UserError(
+        f"cannot make a {config.model_type!r} model of the layers {list(layers)}: its configuration does not allow "
+        f"it ({lines[-1] if lines else type(error).__name__}); choose other layers"
+    )
 
 
 def head_is_linear(model: PreTrainedModel) -> bool:

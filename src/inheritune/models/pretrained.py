@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from inheritune import UserError, atomic
 from inheritune.models.architecture import blocks_name
+from inheritune.models.empty_blocks import whole_class, with_only
 from inheritune.models.presets import freeze_biases
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ def load_model(
     source: str | Path,
     *,
     config: PretrainedConfig | None = None,
+    layers: Collection[int] | None = None,
     dtype: torch.dtype | str = torch.float32,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -52,8 +54,9 @@ def load_model(
 
     Args:
         source: model id or folder.
-        config: read the weights into this configuration; one with fewer layers reads only the tensors of
-            those layers and leaves the rest on the disk.
+        config: read the weights into this configuration.
+        layers: numbers of the only blocks that are wanted; the others stand empty in their places, and their tensors
+            stay on the disk. Such a model cannot compute; `assemble` makes others of its blocks.
         dtype: of the weights; "auto" keeps the checkpoint's.
         revision: branch, tag or commit of a model id.
         trust_remote_code: run code that comes with the model.
@@ -73,8 +76,9 @@ def load_model(
             )
         raise UserError(f"{source} has a configuration but no weights (no .safetensors file)")
     try:
+        kind = AutoModelForCausalLM if layers is None else with_only(config, layers, trust_remote_code)
         with _without_load_report():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = kind.from_pretrained(
                 source,
                 config=config,
                 dtype=dtype,
@@ -85,6 +89,8 @@ def load_model(
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(_explain(source, error)) from error
+    if layers is not None:
+        model.__class__ = whole_class(model)
     _check_complete(source, model, report)
     freeze_biases(model)
     return model.eval()
@@ -96,8 +102,16 @@ def save_model(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     card: str | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a standard checkpoint (weights, configuration, tokenizer, model card) to `directory`, at once.
+
+    Args:
+        model: is written in its own dtype.
+        directory: is made.
+        tokenizer: goes with it.
+        card: text of its README.md.
+        check: is given the folder before it stands at `directory`; if it raises, nothing is left behind.
 
     Raises:
         UserError: there is something at `directory` already.
@@ -110,6 +124,8 @@ def save_model(
             tokenizer.save_pretrained(folder)
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
+        if check is not None:
+            check(folder)
 
 
 def load_tokenizer(

@@ -1,0 +1,187 @@
+"""What can be done with each causal language model type of transformers, tried on a tiny model of it.
+
+`python tests/models/sweep.py > docs/architectures.md` writes the table; `test_sweep.py` holds the code to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from inheritune import UserError
+from inheritune.analysis.probe import check_attention, probe_attention
+from inheritune.initialization import inherit, select
+from inheritune.models.architecture import blocks
+from inheritune.models.pretrained import load_model, save_model
+from tiny_types import DEPTH, VOCABULARY, tiny_of_type
+
+TYPES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+SPREAD = tuple(range(0, DEPTH, 2))
+MOST_PARAMETERS = 8_000_000
+EXACT = "exact"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one type: `exact`, or why not, of each thing that can be done with it; empty if it cannot be tried."""
+
+    not_tried: str = ""
+    first: str = ""
+    spread: str = ""
+    training: str = ""
+    attention: str = ""
+
+
+def outcome(model_type: str, folder: Path) -> Outcome:
+    """Cut, choose, train and analyze a tiny model of a type.
+
+    Raises:
+        AssertionError: something was done, but not exactly.
+    """
+    try:
+        tiny_of_type(model_type).save_pretrained(folder)
+        reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        run(reference)
+    except Exception as error:
+        return Outcome(not_tried=_sentence(error))
+    if sum(parameter.numel() for parameter in reference.parameters()) > MOST_PARAMETERS:
+        return Outcome(not_tried="its tiny model is not small")
+    firsts = [_choice(reference, folder, range(count)) for count in range(1, DEPTH + 1)]
+    return Outcome(
+        first=_together(firsts),
+        spread=_choice(reference, folder, SPREAD),
+        training=_training(folder, firsts),
+        attention=_attention(reference),
+    )
+
+
+def _choice(reference: PreTrainedModel, folder: Path, layers: Sequence[int]) -> str:
+    """`exact` if a model of these layers computes what the reference's same layers do, before and after a disk."""
+    first = isinstance(layers, range)
+    try:
+        small = inherit(folder, len(layers)) if first else select(folder, layers)
+        with tempfile.TemporaryDirectory() as parent:
+            save_model(small, Path(parent) / "small")
+            again = load_model(Path(parent) / "small")
+    except UserError as error:
+        return _sentence(error)
+    expected = composed(reference, layers)
+    for model in (small, again):
+        found = composed(model, range(len(layers)))
+        for name, difference in (("hidden state", 0), ("logits", 1)):
+            scale = expected[difference].abs().max()
+            off = (found[difference] - expected[difference]).abs().max() / scale
+            assert off < 1e-4, f"layers {list(layers)}: the {name} is off by {off:.2g} of its largest value"
+    return EXACT
+
+
+def composed(model: PreTrainedModel, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Hidden state after the last of these layers, and logits, of a model whose other blocks pass everything on."""
+    last: list[Any] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        last.append(output)
+
+    def pass_on(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        # What a block returns beside the hidden state is the last one's that counts.
+        return [hidden, *last[-1][1:]] if isinstance(output, (tuple, list)) else hidden
+
+    with hooks() as handles:
+        for number, block in enumerate(blocks(model)):
+            if number in layers:
+                handles.append(block.register_forward_hook(note))
+            else:
+                handles.append(block.register_forward_hook(pass_on, with_kwargs=True))
+        logits = run(model)
+    hidden = last[-1][0] if isinstance(last[-1], (tuple, list)) else last[-1]
+    return hidden.float(), logits
+
+
+@contextmanager
+def hooks() -> Iterator[list[Any]]:
+    handles: list[Any] = []
+    try:
+        yield handles
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run(model: PreTrainedModel) -> Tensor:
+    with torch.no_grad():
+        logits = model(input_ids=_tokens(), use_cache=False).logits.float()
+    assert logits.isfinite().all(), "logits are not finite"
+    return logits
+
+
+def _tokens() -> Tensor:
+    return torch.randint(3, VOCABULARY, (2, 16), generator=torch.Generator().manual_seed(1))
+
+
+def _training(folder: Path, firsts: Sequence[str]) -> str:
+    """`exact` if a cut learns in three steps: a finite loss that falls, and a gradient for what is trained."""
+    depth = next((count for count in (2, 1, 3, DEPTH) if firsts[count - 1] == EXACT), None)
+    if depth is None:
+        return "not cut"
+    model = inherit(folder, depth, dtype=torch.float32).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(3):
+        loss = model(input_ids=_tokens(), labels=_tokens(), use_cache=False).loss
+        loss.backward()
+        assert any(p.grad is not None and p.grad.any() for p in blocks(model).parameters())
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[2] < losses[0], losses
+    return EXACT
+
+
+def _attention(reference: PreTrainedModel) -> str:
+    """`exact` if every layer's matrices were read, each row of them adding up to at most one."""
+    found: dict[int, Tensor] = {}
+    try:
+        check_attention(reference.config)
+        probe_attention(reference, _tokens(), found.__setitem__)
+    except UserError as error:
+        return _sentence(error)
+    assert list(found) == list(range(DEPTH))
+    assert all(0 < a.sum(-1).max() < 1.001 and a.sum(-1).min() > 0 for a in found.values())
+    return EXACT
+
+
+def _together(firsts: Sequence[str]) -> str:
+    """One cell for all depths: `exact`, the depths that are, or the first reason why none is."""
+    exact = [str(count) for count, found in enumerate(firsts, start=1) if found == EXACT]
+    if len(exact) == len(firsts):
+        return EXACT
+    reason = next(found for found in firsts if found != EXACT)
+    return f"{', '.join(exact)} of {DEPTH}; {reason}" if exact else reason
+
+
+def _sentence(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:200]
+
+
+def quiet() -> None:
+    warnings.filterwarnings("ignore")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
