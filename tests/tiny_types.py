@@ -181,7 +181,12 @@ SIZES: dict[str, Any] = {
         8,
     ),
     **dict.fromkeys(
-        ("shape_vocab_size", "pronunciation_vocab_size", "ngram_vocab_size_base", "encoder_hash_byte_group_vocab"),
+        (
+            "shape_vocab_size",
+            "pronunciation_vocab_size",
+            "ngram_vocab_size_base",
+            "encoder_hash_byte_group_vocab",
+        ),
         256,
     ),
     **dict.fromkeys(("num_kv_shared_layers", "n_layers_per_attn_res_block", "rescale_every"), 2),
@@ -194,7 +199,9 @@ SIZES: dict[str, Any] = {
 """Configuration field -> its value in a tiny model."""
 
 CHANGES: dict[str, dict[str, Any]] = {
-    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10_000.0}}},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10_000.0}}
+    },
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10_000.0},
         "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 2, "moe_top_k": 1, "hidden_size": 32},
@@ -212,8 +219,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "mamba2": {"num_heads": 8},
     "reformer": {"attn_layers": ["local"] * 4, "axial_pos_shape": [4, 4], "axial_pos_embds_dim": [16, 16]},
-    "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
-        "indexer_compress_ratio": 2},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+    },
     "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_hidden_size": 64, "layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},

@@ -54,11 +54,14 @@ def assemble(
         raise cannot_be_described(config, layers, error) from error
     copied = len(set(layers)) < len(layers)  # a tensor cannot stand in two places
     weights = {
-        name: value.to(model.dtype if value.is_floating_point() and dtype else value.dtype, copy=copied or not share)
+        name: value.to(
+            model.dtype if value.is_floating_point() and dtype else value.dtype, copy=copied or not share
+        )
         for name, value in _weights(model, reference, layers).items()
     }
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
+    _round_buffers(model, reference, layers, dtype)
     if reference.generation_config is not None:
         model.generation_config = copy.deepcopy(reference.generation_config)
     freeze_biases(model)
@@ -68,33 +71,67 @@ def assemble(
     return model
 
 
+class _Origins:
+    """Where the entries of a model's state come from, by their names."""
+
+    def __init__(self, model: PreTrainedModel, layers: Sequence[int]) -> None:
+        self._prefix = blocks_name(model)
+        self._block = re.compile(rf"{re.escape(self._prefix)}\.(\d+)\.")
+        self._layers = layers
+
+    def number(self, name: str) -> int | None:
+        """The number of the block that it is in; None for what stands around the blocks."""
+        match = self._block.match(name)
+        return int(match[1]) if match else None
+
+    def source(self, name: str) -> str:
+        """The name that it has in the reference."""
+        place = self.number(name)
+        return name if place is None else self._block.sub(f"{self._prefix}.{self._layers[place]}.", name)
+
+
 def _weights(model: PreTrainedModel, reference: PreTrainedModel, layers: Sequence[int]) -> dict[str, Tensor]:
     """The reference's tensor for each name in the model's state.
 
     Raises:
         UserError: a block is of another kind than its place, or something around the blocks depends on them.
     """
-    prefix, sources = blocks_name(model), reference.state_dict()
-    block = re.compile(rf"{re.escape(prefix)}\.(\d+)\.")
-    found, depth = {}, layer_count(reference.config)
-    places = {layer: place for place, layer in enumerate(layers)}
+    origins, theirs, depth = _Origins(model, layers), reference.state_dict(), layer_count(reference.config)
+    refusal = f"cannot make a {model.config.model_type!r} model of the layers {list(layers)}"
+    found, used = {}, set()
     for name, value in model.state_dict().items():
-        place = block.match(name)
-        if place is None:
-            source = sources.get(name)
-            if source is not None and source.shape != value.shape:
-                source = _of_layers(source, value, layers, depth)
-        else:
-            source = sources.get(block.sub(f"{prefix}.{layers[int(place[1])]}.", name))
-        if source is None or source.shape != value.shape:
-            where = f"layer {layers[int(place[1])]} is of another kind than its new place {place[1]}" if place else "parts outside of its blocks depend on the depth"
-            raise UserError(f"cannot make a {model.config.model_type!r} model of the layers {list(layers)}: {where} ({name}); choose other layers")
-        found[name] = source
-    for name in sources:
-        layer = block.match(name)
-        if layer and int(layer[1]) in places and block.sub(f"{prefix}.{places[int(layer[1])]}.", name) not in found:
-            raise UserError(f"cannot make a {model.config.model_type!r} model of the layers {list(layers)}: there is no room for {name} at the new place of layer {layer[1]}; choose other layers")
+        place, source = origins.number(name), origins.source(name)
+        tensor = theirs.get(source)
+        if tensor is not None and tensor.shape != value.shape and place is None:
+            tensor = _of_layers(tensor, value, layers, depth)
+        if tensor is None or tensor.shape != value.shape:
+            what = "what stands around the blocks" if place is None else f"layer {layers[place]}"
+            why = "depends on the depth" if place is None else f"does not fit its new place {place}"
+            raise UserError(f"{refusal}: {what} {why} ({name}); choose other layers")
+        found[name] = tensor
+        used.add(source)
+    for source in sorted(theirs.keys() - used):
+        if (layer := origins.number(source)) is not None and layer in layers:
+            raise UserError(
+                f"{refusal}: at its new place layer {layer} has no room for {source}; choose other layers"
+            )
     return found
+
+
+def _round_buffers(
+    model: PreTrainedModel, reference: PreTrainedModel, layers: Sequence[int], dtype: torch.dtype | None
+) -> None:
+    """Give what is computed and not saved, such as rotary frequencies, the reference's precision.
+
+    They are rounded in a model that was cast to bfloat16 in memory, but not in one that was read in bfloat16.
+    """
+    origins, theirs, saved = _Origins(model, layers), dict(reference.named_buffers()), model.state_dict()
+    for name, buffer in list(model.named_buffers()):
+        source = theirs.get(origins.source(name))
+        if name not in saved and source is not None and buffer.is_floating_point():
+            owner, _, last = name.rpartition(".")
+            rounded = buffer.to(source.dtype)
+            setattr(model.get_submodule(owner), last, rounded if dtype is None else rounded.to(dtype))
 
 
 def _of_layers(source: Tensor, value: Tensor, layers: Sequence[int], depth: int) -> Tensor | None:

@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from inheritune import UserError
 from inheritune.models.layer_fields import fields_of
@@ -123,6 +124,25 @@ def context_length(config: PretrainedConfig) -> int | None:
     return None
 
 
+def check_positions(config: PretrainedConfig) -> None:
+    """Refuse rotary positions of a type that transformers does not know, before a model fails on it.
+
+    Raises:
+        UserError: names the type.
+    """
+    parts = (config, getattr(config, "text_config", None))
+    ropes = [rope for part in parts if isinstance(rope := getattr(part, "rope_parameters", None), dict)]
+    # Some models have one for each kind of layer.
+    ropes += [inner for rope in ropes for inner in rope.values() if isinstance(inner, dict)]
+    known = ("default", *ROPE_INIT_FUNCTIONS)
+    unknown = [rope["rope_type"] for rope in ropes if rope.get("rope_type", "default") not in known]
+    if unknown:
+        raise UserError(
+            f"this {config.model_type!r} model has rotary positions of the unknown type {unknown[0]!r}; this version "
+            f"of transformers knows {', '.join(known)}"
+        )
+
+
 def cut_config(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     """The same configuration with the first `layers` layers only; `config` itself is not changed.
 
@@ -160,11 +180,9 @@ def choose_layers(config: PretrainedConfig, layers: Sequence[int]) -> Pretrained
     text = config.get_text_config()
     values = fields_of(text, layers, depth)
     try:
-        chosen = type(text).from_dict(values)
+        chosen = read_again(text, values)
     except DESCRIPTION_ERRORS as error:
         raise cannot_be_described(config, layers, error) from error
-    # What is not written to disk, such as the implementation of attention that was asked for.
-    vars(chosen).update({k: v for k, v in vars(text).items() if k.startswith("_") and isinstance(v, str)})
     if chosen.num_hidden_layers != len(layers):
         raise UserError(
             f"cannot make a {config.model_type!r} model of the layers {list(layers)}: what its configuration says "
@@ -176,6 +194,14 @@ def choose_layers(config: PretrainedConfig, layers: Sequence[int]) -> Pretrained
     part = next(name for name in config.sub_configs if getattr(config, name, None) is text)
     setattr(whole, part, chosen)
     return whole
+
+
+def read_again(config: PretrainedConfig, values: dict[str, Any]) -> PretrainedConfig:
+    """A configuration with these values, as it will be when it was written to disk and read; `config` stays."""
+    again = type(config).from_dict(values)
+    # What is not written to disk, such as the implementation of attention that was asked for.
+    vars(again).update({k: v for k, v in vars(config).items() if k.startswith("_") and isinstance(v, str)})
+    return again
 
 
 def cannot_be_described(config: PretrainedConfig, layers: Sequence[int], error: Exception) -> UserError:

@@ -1,7 +1,7 @@
 """A model's class without most of its blocks, so that what is not wanted is never read.
 
-The blocks that are kept are built with the whole model's configuration, each at its own place: whatever depends on the
-depth or on a block's number is what it is in the whole model.
+The blocks that are kept are built with the whole model's configuration, each at its own place: whatever depends on
+the depth or on a block's number is what it is in the whole model.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from inheritune.models.architecture import blocks
@@ -48,7 +47,7 @@ def with_only(
     return sparse
 
 
-def _empty(module: nn.Module) -> None:
+def _empty(module: Any) -> None:
     """Take the tensors out of a module; nothing is left that could be read or initialised."""
     for own in (module._parameters, module._buffers):
         own.update(dict.fromkeys(own))

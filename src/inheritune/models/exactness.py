@@ -1,9 +1,9 @@
 """The check that a model made of another one's blocks computes what those blocks do. A cut is checked, not trusted.
 
 Right is what the reference itself computes on a few random tokens when only the chosen blocks run in it and every
-other one passes on what it is given: with the reference's configuration, depth and numbering, and with everything that
-it does around its blocks. So whatever makes a block depend on the depth, on its number or on other blocks shows, in
-architectures that nobody listed.
+other one passes on what it is given: with its own configuration, depth and numbering, and with all that it does around
+its blocks. So whatever makes a block depend on the depth, on its number or on other blocks shows, in architectures
+that nobody listed.
 
 The cost is one forward pass of 32 tokens through each of the two models; blocks that are not chosen may stand empty.
 """
@@ -14,6 +14,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ def _both(
     tokens = _tokens(reference)
     try:
         found, shapes = _whole(model, tokens)
-        run = _in_place if all(a < b for a, b in zip(layers, layers[1:], strict=False)) else _one_by_one
+        run = _in_place if all(a < b for a, b in pairwise(layers)) else _one_by_one
         return found, run(reference, layers, tokens, shapes)
     except torch.OutOfMemoryError:
         raise
@@ -155,7 +156,7 @@ def _in_place(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, ret
 
 
 def _one_by_one(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, returned: list[Any]) -> _Pass:
-    """The chosen blocks in any order, at the end, each with what it was given at its own place but the hidden state."""
+    """The chosen blocks in any order, at the end, each with what it was given at its place but the hidden state."""
     done, depth = _Pass(), len(blocks(model))
     calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
 
@@ -192,10 +193,10 @@ def _called(model: PreTrainedModel, at: Callable[..., Any]) -> Iterator[None]:
             block.forward = call
         yield
     finally:
-        for block, forward in zip(blocks(model), own, strict=True):
+        for block, before in zip(blocks(model), own, strict=True):
             del block.forward
-            if forward is not None:
-                block.forward = forward
+            if before is not None:
+                block.forward = before
 
 
 @contextmanager
@@ -218,7 +219,13 @@ def _prepared(model: PreTrainedModel) -> Iterator[None]:
 def _tokens(model: PreTrainedModel) -> Tensor:
     """Random ids, int64 [2, 16], without those that stand for something other than text."""
     config = model.config.get_text_config()
-    special = {v for c in (config, model.config) for k, v in c.to_dict().items() if k.endswith(("_id", "_index"))  if isinstance(v, int)}
+    special = {
+        v
+        for c in (config, model.config)
+        for k, v in c.to_dict().items()
+        if k.endswith(("_id", "_index"))
+        if isinstance(v, int)
+    }
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (256,), generator=generator).tolist()
     usual = [number for number in ids if number not in special] or ids
@@ -226,13 +233,13 @@ def _tokens(model: PreTrainedModel) -> Tensor:
 
 
 def _other_sight(block: nn.Module, reference: nn.Module) -> str | None:
-    """The first attribute by which two blocks look at tokens in another way, of those that few tokens may not show."""
-    theirs = dict(reference.named_modules())
+    """The first attribute by which two blocks look at tokens in another way, where a few tokens may not show it."""
+    theirs = {name: vars(module) for name, module in reference.named_modules()}
     for name, module in block.named_modules():
         for key, value in vars(module).items():
-            if isinstance(value, (bool, int, float, str)) and any(word in key for word in SIGHT):
-                if value != vars(theirs.get(name, nn.Module())).get(key, value):
-                    return key
+            plain = isinstance(value, (bool, int, float, str)) and any(word in key for word in SIGHT)
+            if plain and value != theirs.get(name, {}).get(key, value):
+                return key
     return None
 
 

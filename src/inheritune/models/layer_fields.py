@@ -148,7 +148,9 @@ def _experts_between(values: Values, layers: Sequence[int], depth: int) -> None:
     wanted, places = with_experts(layers, every, start, end), range(len(layers))
     sparse = [place for place in places if wanted[place]]
     first, last = (sparse[0], sparse[-1]) if sparse else (len(layers), len(layers))
-    fitting = (n for n in [every, *range(1, len(layers) + 1)] if with_experts(places, n, first, last) == wanted)
+    fitting = (
+        n for n in [every, *range(1, len(layers) + 1)] if with_experts(places, n, first, last) == wanted
+    )
     values.update(zip(names, (_first(fitting, "`moe_layer_interval`", layers), first, last), strict=True))
 
 

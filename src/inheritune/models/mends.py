@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from inheritune.models.architecture import blocks
@@ -27,7 +27,7 @@ def mend(model: PreTrainedModel, layers: Sequence[int]) -> None:
                 fold(blocks(model)[place], place, layer)
 
 
-def _gpt2(block: nn.Module, place: int, layer: int) -> None:
+def _gpt2(block: Any, place: int, layer: int) -> None:
     """Attention logits are divided by the number of the layer, from 1: the queries are scaled, weights and biases."""
     attention = block.attn
     if not attention.scale_attn_by_inverse_layer_idx:
@@ -38,7 +38,7 @@ def _gpt2(block: nn.Module, place: int, layer: int) -> None:
     attention.c_attn.bias.data = attention.c_attn.bias * queries.to(attention.c_attn.bias)
 
 
-def _diffllama(block: nn.Module, place: int, layer: int) -> None:
+def _diffllama(block: Any, place: int, layer: int) -> None:
     """Attention is (1 - i) * norm(A1 - (exp(q1 k1) - exp(q2 k2) + i) A2), with an i that grows with the number.
 
     The difference in i goes into q1, and into the projection after the norm. Where `exp(q1 k1)` would have to be
@@ -54,5 +54,5 @@ def _diffllama(block: nn.Module, place: int, layer: int) -> None:
     attention.o_proj.weight.data = attention.o_proj.weight * ((1 - old) / (1 - new))
 
 
-MENDS: dict[str, Callable[[nn.Module, int, int], None]] = {"gpt2": _gpt2, "diffllama": _diffllama}
+MENDS: dict[str, Callable[[Any, int, int], None]] = {"gpt2": _gpt2, "diffllama": _diffllama}
 """Model type -> what moves one of its blocks from a layer to a place, both from 0."""

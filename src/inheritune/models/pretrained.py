@@ -18,7 +18,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from inheritune import UserError, atomic
-from inheritune.models.architecture import blocks_name
+from inheritune.models.architecture import blocks_name, check_positions
 from inheritune.models.empty_blocks import whole_class, with_only
 from inheritune.models.presets import freeze_biases
 
@@ -36,9 +36,12 @@ def load_config(
         UserError: there is no such model, or it is not a model.
     """
     try:
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(_explain(source, error)) from error
+    if not trust_remote_code:
+        check_positions(config)
+    return config
 
 
 def load_model(
