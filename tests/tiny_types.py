@@ -44,6 +44,9 @@ SIZES: dict[str, Any] = {
             "lru_width",
             "attention_hidden_size",
             "backbone_hidden_size",
+            "nemo_conv_channels",
+            "ext_pw_out_channel",
+            "depthwise_separable_out_channel",
         ),
         32,
     ),
@@ -249,7 +252,11 @@ def _tiny(kind: type[PretrainedConfig], changes: dict[str, Any]) -> PretrainedCo
         # The parts of some are of the type that their default has.
         parts = {name: getattr(kind(), name, None) for name in kind.sub_configs}
         values |= {
-            name: _tiny(type(part), CHANGES.get(part.model_type, {}))
+            # Real models see with another depth than they read.
+            name: _tiny(
+                type(part),
+                {"num_hidden_layers": DEPTH + 1} if "vision" in name else CHANGES.get(part.model_type, {}),
+            )
             for name, part in parts.items()
             if isinstance(part, PretrainedConfig)
         }

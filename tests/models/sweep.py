@@ -148,7 +148,10 @@ def _training(folder: Path, firsts: Sequence[str]) -> str:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(3):
-        loss = model(input_ids=_tokens(), labels=_tokens(), use_cache=False).loss
+        try:
+            loss = model(input_ids=_tokens(), labels=_tokens(), use_cache=False).loss
+        except ValueError as error:  # of transformers' own: nothing of ours computes here
+            return f"transformers has no loss for text alone: {_sentence(error)}"
         loss.backward()
         assert any(p.grad is not None and p.grad.any() for p in blocks(model).parameters())
         optimizer.step()
@@ -166,7 +169,7 @@ def _attention(reference: PreTrainedModel) -> str:
     except UserError as error:
         return _sentence(error)
     assert len(heads.ranks) == len(heads.masses) == DEPTH
-    assert all(1 <= figures.min() and figures.max() <= 16 for figures in [*heads.ranks, *heads.masses])
+    assert all(figures.min() >= 1 and figures.max() <= 16 for figures in [*heads.ranks, *heads.masses])
     return EXACT
 
 

@@ -293,6 +293,6 @@ def test_blocks_that_cannot_be_run_apart_are_refused_in_a_sentence() -> None:
     small = inherit(model, 2)
     model.model.layers[1] = Numbered()
     with pytest.raises(
-        UserError, match=r"cannot check a model of the layers 0, 1 .* its blocks cannot be run apart"
+        UserError, match=r"cannot check a model of layers 0, 1 .* its blocks cannot be run apart"
     ):
         check_exact(small, model, (0, 1))

@@ -92,7 +92,8 @@ def test_blocks_of_another_kind_than_their_place_are_refused() -> None:
     """Only the first layers of a configuration can be dense: no choice can put one later."""
     reference = tiny_of_type("deepseek_v2", first_k_dense_replace=1)
     with pytest.raises(
-        UserError, match=r"model of the layers \[2, 0\]: layer 2 does not fit its new place 0"
+        UserError,
+        match=r"model of layers 2, 0 of this 'deepseek_v2' model: layer 2 does not fit its new place 0",
     ):
         select(reference, (2, 0))
     assert inherit(reference, 2).config.first_k_dense_replace == 1

@@ -7,9 +7,8 @@ import warnings
 from pathlib import Path
 
 import pytest
-import transformers
-
 import sweep
+import transformers
 
 TABLE = Path(__file__).parents[2] / "docs/architectures.md"
 

@@ -3,8 +3,8 @@
 The model attends eagerly. The eager attention of its own file does all that is special to it (groups of queries,
 soft-capped logits, attention sinks, GPT-2's scaling by layer); it is wrapped, so that the matrices are shown to
 whoever asked, and let go of. The few architectures without such a function compute eagerly as well, and their
-attention modules are hooked. That the matrices are those that the model attends with is checked: what it computes with
-them has to be what it computes in its own way.
+attention modules are hooked. That the matrices are those that the model attends with is checked: what it computes
+with them has to be what it computes in its own way.
 """
 
 from __future__ import annotations
@@ -107,6 +107,8 @@ def probe_attention(
             probed_btd = _last_hidden(model, inputs_bt, padding_mask_bt)
     finally:
         _active.reset(token)
+    if not probe.seen:
+        raise UserError(_not_replaceable(model))
     lacking = [layer + 1 for layer in range(len(layers)) if layer not in probe.seen]
     if lacking:
         raise UserError(_without_attention(model.config, lacking, len(layers)))

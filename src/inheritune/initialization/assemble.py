@@ -18,6 +18,7 @@ from inheritune.models.architecture import (
     cannot_be_described,
     choose_layers,
     layer_count,
+    named,
 )
 from inheritune.models.exactness import check_exact
 from inheritune.models.mends import mend
@@ -97,7 +98,7 @@ def _weights(model: PreTrainedModel, reference: PreTrainedModel, layers: Sequenc
         UserError: a block is of another kind than its place, or something around the blocks depends on them.
     """
     origins, theirs, depth = _Origins(model, layers), reference.state_dict(), layer_count(reference.config)
-    refusal = f"cannot make a {model.config.model_type!r} model of the layers {list(layers)}"
+    refusal = f"cannot make a model of {named(layers)} of this {model.config.model_type!r} model"
     found, used = {}, set()
     for name, value in model.state_dict().items():
         place, source = origins.number(name), origins.source(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -185,8 +186,8 @@ def choose_layers(config: PretrainedConfig, layers: Sequence[int]) -> Pretrained
         raise cannot_be_described(config, layers, error) from error
     if chosen.num_hidden_layers != len(layers):
         raise UserError(
-            f"cannot make a {config.model_type!r} model of the layers {list(layers)}: what its configuration says "
-            "of the depth is not understood"
+            f"cannot make a model of {named(layers)} of this {config.model_type!r} model: what its configuration "
+            "says of the depth is not understood"
         )
     if text is config:
         return chosen
@@ -207,10 +208,18 @@ def read_again(config: PretrainedConfig, values: dict[str, Any]) -> PretrainedCo
 def cannot_be_described(config: PretrainedConfig, layers: Sequence[int], error: Exception) -> UserError:
     """What to raise where transformers makes no model of these layers."""
     lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    reason = textwrap.shorten(lines[-1], 160) if lines else type(error).__name__
     return UserError(
-        f"cannot make a {config.model_type!r} model of the layers {list(layers)}: its configuration does not allow "
-        f"it ({lines[-1] if lines else type(error).__name__}); choose other layers"
+        f"cannot make a model of {named(layers)} of this {config.model_type!r} model: its configuration does not "
+        f"allow it ({reason}); choose other layers"
     )
+
+
+def named(layers: Sequence[int]) -> str:
+    """Numbers of layers in words: `layer 3`, `layers 0 to 3`, `layers 0, 2, 4`."""
+    if len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1)):
+        return f"layers {layers[0]} to {layers[-1]}"
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
 
 
 def head_is_linear(model: PreTrainedModel) -> bool:

@@ -1,11 +1,13 @@
 """The check that a model made of another one's blocks computes what those blocks do. A cut is checked, not trusted.
 
 Right is what the reference itself computes on a few random tokens when only the chosen blocks run in it and every
-other one passes on what it is given: with its own configuration, depth and numbering, and with all that it does around
-its blocks. So whatever makes a block depend on the depth, on its number or on other blocks shows, in architectures
-that nobody listed.
+other one passes on what it is given: with its own configuration, depth and numbers, and all that it does around its
+blocks. So whatever makes a block depend on the depth, its number or other blocks shows, in architectures that
+nobody listed.
 
-The cost is one forward pass of 32 tokens through each of the two models; blocks that are not chosen may stand empty.
+The cost is one forward pass of 32 tokens through each of the two models, and no memory for weights if they share them;
+blocks that are not chosen may stand empty. Models in a 16-bit type are compared bit for bit first. Only where that
+fails, and rounding has to be told from a fault, are they copied to float32.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import UserError
-from inheritune.models.architecture import blocks
+from inheritune.models.architecture import blocks, named
 
 TOLERANCE = 1e-4
 """Difference over the largest value that counts as rounding, in float32: experts are summed in any order."""
@@ -61,7 +63,7 @@ def check_exact(model: PreTrainedModel, reference: PreTrainedModel, layers: Sequ
     Raises:
         UserError: they differ, or the reference's blocks cannot be run apart.
     """
-    described = f"the layers {_numbers(layers)} of this {reference.config.model_type!r} model"
+    described = f"{named(layers)} of this {reference.config.model_type!r} model"
     for place, layer in enumerate(layers):
         name = _other_sight(blocks(model)[place], blocks(reference)[layer])
         if name is not None:
@@ -79,7 +81,7 @@ def check_exact(model: PreTrainedModel, reference: PreTrainedModel, layers: Sequ
         where, size = different
         raise UserError(
             f"cannot make a model of {described} that computes what they do: its {where} would be off by {size:.2g} "
-            "of their largest value, because something in the architecture depends on the depth, on a layer's number "
+            "of its largest value, because something in the architecture depends on the depth, on a layer's number "
             "or on other layers; choose other layers"
         )
 
@@ -269,10 +271,3 @@ def _replaced(given: Any, hidden: Tensor) -> Any:
     if isinstance(given, dict):
         return {**given, "hidden_states": hidden} if "hidden_states" in given else given
     return (hidden, *given[1:]) if given else given
-
-
-def _numbers(layers: Sequence[int]) -> str:
-    """Numbers in words: `0 to 3` or `0, 2, 4`."""
-    if len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1)):
-        return f"{layers[0]} to {layers[-1]}"
-    return ", ".join(str(layer) for layer in layers)

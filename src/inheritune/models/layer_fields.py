@@ -189,7 +189,7 @@ def _first(fitting: Any, what: str, layers: Sequence[int]) -> Any:
     found = next(fitting, None)
     if found is None:
         raise UserError(
-            f"cannot make a model of the layers {list(layers)}: no {what} of the configuration puts the kinds of "
+            f"cannot make a model of layers {list(layers)}: no {what} of the configuration puts the kinds of "
             "these layers in this order; choose other layers"
         )
     return found
