@@ -5,9 +5,9 @@ other one passes on what it is given: with its own configuration, depth and numb
 blocks. So whatever makes a block depend on the depth, its number or other blocks shows, in architectures that
 nobody listed.
 
-The cost is one forward pass of 32 tokens through each of the two models, and no memory for weights if they share them;
-blocks that are not chosen may stand empty. Models in a 16-bit type are compared bit for bit first. Only where that
-fails, and rounding has to be told from a fault, are they copied to float32.
+The cost is one forward pass of 32 tokens through each of the two models, and no memory for weights if they share
+them; blocks that are not chosen may stand empty. Models in a 16-bit type are compared bit for bit first. Only where
+that fails, and rounding has to be told from a fault, are they copied to float32.
 """
 
 from __future__ import annotations
