@@ -7,8 +7,9 @@ import warnings
 from pathlib import Path
 
 import pytest
-import sweep
 import transformers
+
+import sweep
 
 TABLE = Path(__file__).parents[2] / "docs/architectures.md"
 
@@ -20,7 +21,7 @@ def rows() -> dict[str, str]:
 
 def test_the_table_has_every_type_of_its_version() -> None:
     assert f"transformers {transformers.__version__}," in TABLE.read_text(encoding="utf-8"), (
-        "write the table again: python tests/models/sweep.py > docs/architectures.md"
+        "write the table again: python tests/sweep.py > docs/architectures.md"
     )
     assert list(rows()) == ["type", *sweep.TYPES]
 

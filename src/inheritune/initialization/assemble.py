@@ -13,7 +13,6 @@ from transformers.initialization import no_init_weights
 
 from inheritune import UserError
 from inheritune.models.architecture import (
-    DESCRIPTION_ERRORS,
     blocks_name,
     cannot_be_described,
     choose_layers,
@@ -21,6 +20,7 @@ from inheritune.models.architecture import (
     named,
 )
 from inheritune.models.exactness import check_exact
+from inheritune.models.layer_fields import DESCRIPTION_ERRORS
 from inheritune.models.mends import mend
 from inheritune.models.presets import freeze_biases
 

@@ -7,22 +7,18 @@ the configuration says the model is deep.
 from __future__ import annotations
 
 import copy
-import logging
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from inheritune import UserError
-from inheritune.models.layer_fields import fields_of
-
-logger = logging.getLogger(__name__)
+from inheritune.models.layer_fields import DESCRIPTION_ERRORS, fields_of
 
 BLOCKS = {
     "bloom": "transformer.h",
@@ -51,17 +47,6 @@ BLOCKS = {
 }
 """Model type -> name of the module list that holds its transformer blocks."""
 
-DESCRIPTION_ERRORS = (
-    StrictDataclassError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    NotImplementedError,
-    TypeError,
-    ValueError,
-)
-"""What transformers raises when a configuration is made of values that do not go together."""
-
 
 def blocks_name(model: PreTrainedModel) -> str:
     """The dotted name of the model's transformer blocks, such as `model.layers`.
@@ -78,7 +63,6 @@ def blocks_name(model: PreTrainedModel) -> str:
             f"cannot tell where the blocks of a {model_type!r} model are: it has {len(found)} module lists of "
             f"{layers} entries, and exactly one is needed"
         )
-    logger.warning("model type %r is not in the table; its blocks were found at `%s`", model_type, found[0])
     return found[0]
 
 
@@ -184,15 +168,15 @@ def choose_layers(config: PretrainedConfig, layers: Sequence[int]) -> Pretrained
         chosen = read_again(text, values)
     except DESCRIPTION_ERRORS as error:
         raise cannot_be_described(config, layers, error) from error
-    if chosen.num_hidden_layers != len(layers):
+    part = next((name for name in config.sub_configs if getattr(config, name, None) is text), None)
+    if chosen.num_hidden_layers != len(layers) or (part is None and text is not config):
         raise UserError(
             f"cannot make a model of {named(layers)} of this {config.model_type!r} model: what its configuration "
             "says of the depth is not understood"
         )
-    if text is config:
+    if part is None:
         return chosen
     whole = copy.deepcopy(config)
-    part = next(name for name in config.sub_configs if getattr(config, name, None) is text)
     setattr(whole, part, chosen)
     return whole
 

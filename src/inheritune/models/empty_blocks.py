@@ -24,9 +24,14 @@ def with_only(
     An empty block keeps its modules and plain attributes, which some models ask their blocks for. Where that is not
     enough, because parameters are shared between blocks (Zamba) or set in all of them (Falcon-H1), it is the whole
     class.
+
+    Raises:
+        UserError: it cannot be told where the blocks are.
     """
     with torch.device("meta"):
-        kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+        whole = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+    blocks(whole)  # raises if they are not found
+    kind = type(whole)
 
     def build(self: Any, *args: Any, **kwargs: Any) -> None:
         kind.__init__(self, *args, **kwargs)

@@ -35,7 +35,7 @@ SHORT = 4
 WINDOWS = ("sliding_window", "attention_chunk_size")
 """Fields that are looked at while a model computes."""
 
-SIGHT = ("chunk", "rope", "sliding", "window")
+SIGHT = ("chunk", "rope", "sliding", "type", "window")
 """In the names of attributes of a block's modules: what few tokens may not show. They have to be the same."""
 
 MODEL_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)

@@ -12,9 +12,21 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
 from inheritune import UserError
+
+DESCRIPTION_ERRORS = (
+    StrictDataclassError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+"""What transformers raises when a configuration is made of values that do not go together."""
 
 Values = dict[str, Any]
 """A configuration as it is written to disk."""
@@ -101,7 +113,7 @@ def _usual(kind: type[PretrainedConfig]) -> Values:
     """What the configuration is if nothing is said."""
     try:
         return kind().to_dict()
-    except (ValueError, TypeError, AttributeError, KeyError):  # some need to be told more
+    except DESCRIPTION_ERRORS:  # some need to be given more
         return {}
 
 

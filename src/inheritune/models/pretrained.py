@@ -90,6 +90,8 @@ def load_model(
                 use_safetensors=True,
                 output_loading_info=True,
             )
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(_explain(source, error)) from error
     if layers is not None:

@@ -1,6 +1,6 @@
 """What can be done with each causal language model type of transformers, tried on a tiny model of it.
 
-`python tests/models/sweep.py > docs/architectures.md` writes the table; `test_sweep.py` holds the code to it.
+`python tests/sweep.py > docs/architectures.md` writes the table; `test_sweep.py` holds the code to it.
 
 What is right is found without the code that is tried: blocks that are not wanted run, and forward hooks put what went
 into them in the place of what came out.
@@ -24,8 +24,6 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from inheritune import UserError
 from inheritune.analysis.lazy import measure_heads
@@ -220,7 +218,7 @@ the checkpoint was written and read; everything else was refused in the sentence
 - **training**: a cut learns in three steps.
 - **attention**: rank and mass of every head (`inheritune analyze`).
 
-This table is written by `python tests/models/sweep.py > docs/architectures.md`, and the tests hold the code to it.
+This table is written by `python tests/sweep.py > docs/architectures.md`, and the tests hold the code to it.
 
 {{summary}}
 
