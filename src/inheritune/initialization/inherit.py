@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from inheritune.models.architecture import blocks_name, cut_config
-from inheritune.models.presets import freeze_biases
+from inheritune.initialization.assemble import assemble
+from inheritune.models.architecture import first_layers
 from inheritune.models.pretrained import load_config, load_model
 
 
@@ -43,23 +42,15 @@ def inherit(
     inherits them, and so does this.
     """
     if isinstance(reference, PreTrainedModel):
-        return _from_memory(reference, layers)
+        return assemble(reference, first_layers(reference.config, layers))
     config = load_config(reference, revision=revision, trust_remote_code=trust_remote_code)
-    return load_model(
+    chosen = first_layers(config, layers)
+    whole = load_model(
         reference,
-        config=cut_config(config, layers),
+        config=config,
+        layers=chosen,
         dtype=dtype,
         revision=revision,
         trust_remote_code=trust_remote_code,
     )
-
-
-def _from_memory(reference: PreTrainedModel, layers: int) -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_config(cut_config(reference.config, layers), dtype=reference.dtype)
-    kept = set(model.state_dict())
-    weights = {name: value for name, value in reference.state_dict().items() if name in kept}
-    assert weights.keys() == kept, (blocks_name(reference), sorted(kept - weights.keys()))
-    model.load_state_dict(weights)
-    model.generation_config = copy.deepcopy(reference.generation_config)
-    freeze_biases(model)
-    return model.to(reference.device).eval()
+    return assemble(whole, chosen, share=True)
