@@ -22,9 +22,9 @@ def inherit(
 ) -> PreTrainedModel:
     """The first `layers` transformer blocks of a model, with all its embeddings, its final norm and its head.
 
-    The hidden state after the last block kept equals the reference's hidden state after that block, bit for
-    bit. Tied weights stay tied; configuration fields with one entry per layer are cut as well. From an id or
-    a folder only the tensors that are kept are read.
+    The hidden state after the last block kept equals the reference's after that block, bit for bit, which is
+    checked on a few tokens. Tied weights stay tied; what the configuration says of single layers follows them. From
+    an id or a folder only the tensors that are kept are read.
 
     Args:
         reference: Hugging Face model id, checkpoint folder, or a model in memory (copied, not changed).
@@ -34,8 +34,8 @@ def inherit(
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        UserError: not a model, no safetensors, an architecture that is not understood, or `layers` out of
-            range.
+        UserError: not a model, no safetensors, `layers` out of range, or an architecture that is not understood or
+            cannot be cut there exactly.
 
     Source: Inheritune (arXiv 2404.08634), Algorithm 1, step 1. The official code leaves out the position
     embedding and the final norm of GPT-2, and the token embedding and the final norm of LLaMA; the paper
