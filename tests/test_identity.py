@@ -15,6 +15,7 @@ import tiny_data
 from inheritune import UserError, atomic
 from inheritune.analysis.analyze import analyze, analyze_run
 from inheritune.config import EvaluationSettings, Recipe, Study, TrainRecipe
+from inheritune.data import shards
 from inheritune.data.prepare import prepare
 from inheritune.data.shards import DataIdentity, open_split
 from inheritune.evaluation.evaluate import evaluate
@@ -114,6 +115,7 @@ def test_losses_of_two_data_are_not_compared() -> None:
 def test_losses_that_do_not_say_are_taken_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    shards._warn_unknown.cache_clear()  # it is said once
     losses(identity("a" * 64)).save(tmp_path / "new.json")
     record = json.loads((tmp_path / "new.json").read_text())
     del record["data"]

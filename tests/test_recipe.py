@@ -272,7 +272,7 @@ def test_a_flipped_byte_in_the_shards_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path) -> None:
-    wild = training(optimizer={"learning_rate": 1e30, "gradient_clip": 1e30}, checkpoints={"every": 1})
+    wild = training(optimizer={"learning_rate": 1e9, "gradient_clip": 1e9}, checkpoints={"every": 1})
     with pytest.raises(NonFiniteError) as caught:
         run(recipe(data, training=wild), tmp_path / "run")
     sentence = str(caught.value)

@@ -114,7 +114,7 @@ def test_without_an_output_it_is_a_folder_here(command, place: Path) -> None:
     [
         ((), "it asks for nothing: give `tasks`, `validation`, `speed` or `samples`"),
         (("--tasks", "boolk"), "there is no task 'boolk': the nearest names are boolq"),
-        (("--tasks", ",boolq"), "there is no task ''"),
+        (("--tasks", ",boolq"), "evaluation: tasks: it is empty"),
         (
             ("--tasks", "boolq", "--data", "nowhere"),
             "there is no folder nowhere: give the one with the evaluation",

@@ -33,7 +33,7 @@ LLAMA = {"model_type": "llama", **ARCHITECTURES["llama"], "num_hidden_layers": 2
         (GPT2, {"layer_norm_epsilon": -1.0}, "what it computes is not finite"),
         (GPT2, {"initializer_range": -1.0}, "normal expects std >= 0.0"),
         (GPT2, {"return_dict": False}, "'tuple' object has no attribute"),
-        (GPT2, {"id2label": 3}, "'int' object has no attribute 'items'"),
+        (GPT2, {"id2label": 3}, "int"),
         (GPT2, {"num_labels": 10**9}, "num_labels is 1e+09"),
         (GPT2, {"n_embed": 3}, "unknown field 'n_embed' of a 'gpt2' architecture; did you mean 'n_embd'?"),
         (GPT2, {"x" * 10**6: 3}, "unknown field 'xxxxx"),

@@ -39,6 +39,8 @@ QUANTIZED = re.compile(
 """Names that quantizers give to their tensors."""
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+WHOLE = ("I64", "I32", "BOOL")
+"""Of tables that some models keep beside their weights (which expert a token goes to)."""
 
 
 def check_size(source: str | Path, empty: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
@@ -167,6 +169,10 @@ def _check_types(
         block = blocks.match(name)
         stays_behind = target is None and block is not None and int(block[1]) not in kept
         if stays_behind or (target is not None and not target.is_floating_point()):
+            continue
+        if (
+            target is None and tensor.dtype in WHOLE
+        ):  # renamed in loading; were it a weight, it would be missing
             continue
         raise UserError(
             f"{name} of {source} is of the type {tensor.dtype}: the weights are quantized, or damaged; give them in "
