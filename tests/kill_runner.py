@@ -1,7 +1,9 @@
-"""Kills a run again and again, and tells what it ended with. A program of its own: it forks before torch has threads.
+"""Kills a verb again and again, and tells the result. A program of its own: it forks before torch has threads.
 
-Usage: kill_runner.py DATA WORK KILLS SEED. Prints JSON: the sha256 of the final weights of an undisturbed run
-and of the disturbed ones, and how many kills hit and how many of them while a checkpoint was being written.
+Usage: kill_runner.py VERB WORK KILLS SEED [FIRST]. Half of the kills come after a random time, half before a random
+operation on a file (made, opened for writing, half written, renamed, removed), which is how those that take no time
+are met; and each of the FIRST operations is the last one of a start of its own. Prints JSON: the results of an
+undisturbed start and of those that were killed on their way, and how many kills there were.
 """
 
 from __future__ import annotations
@@ -15,85 +17,260 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import tiny_data
+from inheritune import UserError, study_runner
+from inheritune.cli import main as cli
+from inheritune.config import EvaluationSettings, Study, TrainRecipe
+from inheritune.data import pipeline
+from inheritune.data.prepare import prepare
+from inheritune.evaluation.evaluate import evaluate
 from inheritune.recipe import run
+from inheritune.recipe_file import parse_recipe
+from inheritune.single import train_model
+from inheritune.study_runner import run_study
 from inheritune.training import checkpoint
-from tiny_recipes import recipe, training
+from tiny_recipes import ARCHITECTURE, recipe, training
 
-SETTINGS = training(steps=24, checkpoints={"every": 2})
+SHORT = training(steps=8, checkpoints={"every": 2})
+WRITING = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
 
 
-def start(data: Path, directory: Path, prepare: Callable[[], None] = lambda: None) -> int:
-    """Run in a child process; its number."""
-    child = os.fork()
-    if child == 0:
-        os.close(1)
-        prepare()
+class Forked:
+    """What `subprocess.Popen` does for the rows of a study, without the seconds in which Python imports torch."""
+
+    def __init__(self, command: list[str], env: dict[str, str], stdout: Any = None, **_: Any) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code = 1
         try:
-            run(recipe(data, training=SETTINGS, grow={"max_rounds": 2}, parity={"margin": -100.0}), directory)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    return child
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_DFL)
+            os.environ.update(env)
+            if stdout is not None:
+                os.dup2(stdout.fileno(), 1)
+                os.dup2(stdout.fileno(), 2)
+            sys.argv = command[2:]
+            cli.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        finally:
+            os._exit(code)
+
+    def poll(self) -> int | None:
+        """Its exit code, once there is one."""
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
 
 
-def die_while_saving(after: int) -> None:
-    """Make the process kill itself in the middle of its `after`-th checkpoint, between two of its files."""
-    original, saves = checkpoint.save_file, 0
+def do_prepare(work: Path, directory: Path) -> None:
+    """Train a tokenizer, and make shards of some thousand documents."""
+    pipeline._BATCH_CHARACTERS = 5_000
+    generator = random.Random(1)
+    words = ["".join(generator.choices("abcdefghiä漢 é", k=generator.randint(2, 9))) for _ in range(300)]
+    texts = [" ".join(generator.choices(words, k=generator.randint(20, 80))) for _ in range(800)]
+    prepare(
+        [texts],
+        directory,
+        train_tokenizer=400,
+        validation=0.05,
+        shard_tokens=20_000,
+        workers=1,
+        save_every=0.0,
+    )
 
-    def save_file(*arguments: object) -> None:
-        nonlocal saves
-        saves += 1
-        if saves == after:
-            Path(str(arguments[1])).write_bytes(b"half a file")
-            os.kill(os.getpid(), signal.SIGKILL)
-        original(*arguments)  # type: ignore[arg-type]
 
-    checkpoint.save_file = save_file  # type: ignore[assignment]
+def do_run(work: Path, directory: Path) -> None:
+    """The reference, and two rounds."""
+    values = recipe(work / "data", training=SHORT, grow={"max_rounds": 2}, parity={"margin": -100.0})
+    run(values, directory)
 
 
-def weights(directory: Path) -> str:
-    """One sha256 over every weight file that the run left."""
-    files = [directory / "reference/model", *sorted(directory.glob("round-*/model")), directory / "final"]
+def do_train(work: Path, directory: Path) -> None:
+    """One model."""
+    values = {"data": {"path": str(work / "data"), "window": 32}, "model": {"architecture": ARCHITECTURE}}
+    train_model(parse_recipe({**values, "training": SHORT}, TrainRecipe), directory)
+
+
+def do_study(work: Path, directory: Path) -> None:
+    """Three rows, two at the same time."""
+    study_runner.subprocess = SimpleNamespace(Popen=Forked, STDOUT=None, DEVNULL=None)  # type: ignore[assignment]
+    study_runner.POLL_SECONDS = 0.02
+    values = {
+        "reference": "reference",
+        "shared": {"data": {"path": str(work / "data"), "window": 32}, "training": SHORT},
+        "rows": {
+            "reference": {"model": {"architecture": ARCHITECTURE}},
+            "small": {"reference": {"row": "reference"}, "grow": {"max_rounds": 1}},
+            "alone": {"model": {"architecture": {**ARCHITECTURE, "n_layer": 2}}},
+        },
+    }
+    run_study(parse_recipe(values, Study), directory, jobs=2, tell=lambda line: None)
+
+
+def do_evaluate(work: Path, directory: Path) -> None:
+    """Two models: the answers to two tasks, and the loss on held-out text."""
+    settings = {"tasks": ["boolq", "sciq"], "data": str(work / "items"), "validation": str(work / "text")}
+    models = [work / "large", work / "small"]
+    evaluate(models, parse_recipe(settings, EvaluationSettings), directory, device="cpu")
+
+
+VERBS = {
+    "prepare": do_prepare,
+    "run": do_run,
+    "train": do_train,
+    "study": do_study,
+    "evaluate": do_evaluate,
+}
+
+
+def make_inputs(verb: str, work: Path) -> None:
+    """What the verb reads."""
+    tiny_data.write_shards(work / "data", train=4000, validation=1000)
+    if verb == "evaluate":
+        from evaluation import tiny_items
+
+        tokenizer = tiny_items.make_tokenizer(work / "tokenizer")
+        for name, layers in (("large", 2), ("small", 1)):
+            tiny_items.make_model(tokenizer, layers=layers).save_pretrained(work / name)
+            tokenizer.save_pretrained(work / name)
+        tiny_items.write_items(work / "items", ["boolq", "sciq"])
+        tiny_data.write_shards(work / "text", vocabulary=600, validation=3000)
+
+
+def result(verb: str, directory: Path) -> str:
+    """One SHA-256 over the files that count, with their names; of JSON without what a clock says."""
+    names = {"prepare": ("*",), "evaluate": ("evaluation.json", "*/*.json")}.get(
+        verb, ("model.safetensors", "validation.json", "summary.json")
+    )
     digest = hashlib.sha256()
-    for folder in files:
-        digest.update((folder / "model.safetensors").read_bytes())
+    files = (path for name in names for path in directory.rglob(name) if path.is_file())
+    for path in sorted(set(files)):
+        if path.parent.name.startswith("step-"):
+            continue
+        content = path.read_bytes()
+        if path.suffix == ".json" and verb != "prepare":
+            content = json.dumps(without_clock(json.loads(content))).encode()
+        digest.update(f"{path.relative_to(directory)}\n".encode() + content)
     return digest.hexdigest()
 
 
-def main() -> None:
-    data, work, kills, seed = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-    torch.set_num_threads(1)
-    generator = random.Random(seed)
-    began = time.monotonic()
-    assert os.waitpid(start(data, work / "undisturbed"), 0)[1] == 0
-    length = time.monotonic() - began
+def without_clock(value: Any) -> Any:
+    """A JSON value without seconds and environments."""
+    if isinstance(value, dict):
+        return {k: without_clock(v) for k, v in value.items() if k not in ("seconds", "environment")}
+    return [without_clock(part) for part in value] if isinstance(value, list) else value
 
-    hits, while_saving, ended = 0, 0, []
+
+def watch(directory: Path, act: Callable[[int], None]) -> None:
+    """Call `act` with the number of every operation on a file below the directory, before it happens."""
+    count = 0
+    prefix = str(directory)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event not in WRITING or not str(arguments[0]).startswith(prefix):
+            return
+        if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            return
+        count += 1
+        act(count)
+
+    original = checkpoint.save_file
+
+    def half_a_file_first(tensors: Any, path: Any, *rest: Any) -> None:
+        nonlocal count
+        Path(path).write_bytes(b"half a file")
+        count += 1
+        act(count)
+        original(tensors, path, *rest)
+
+    checkpoint.save_file = half_a_file_first  # type: ignore[assignment]
+    sys.addaudithook(hook)
+
+
+def start(verb: str, work: Path, directory: Path, act: Callable[[int], None] | None = None) -> int:
+    """Do it in a child process; its number. A study whose row was killed says so, and ends with 75."""
+    child = os.fork()
+    if child:
+        return child
+    os.dup2(2, 1)  # the runner's own output is one line of JSON
+    code = 1
+    try:
+        if act is not None:
+            watch(directory, act)
+        VERBS[verb](work, directory)
+        code = 0
+    except UserError as error:
+        code = 75 if "exit code -9" in str(error) else 1
+        print(repr(error), file=sys.stderr, flush=True)
+    except BaseException as error:
+        print(repr(error), file=sys.stderr, flush=True)
+    finally:
+        os._exit(code)
+
+
+def die_at(number: int) -> Callable[[int], None]:
+    """Kill this process before an operation."""
+    return lambda count: os.kill(os.getpid(), signal.SIGKILL) if count == number else None
+
+
+def undisturbed(verb: str, work: Path) -> tuple[str, float, int]:
+    """What comes out, the seconds it takes, and how many operations on files there are."""
+    log = work / "operations"
+    began = time.monotonic()
+    child = start(verb, work, work / "undisturbed", lambda count: log.write_text(str(count)) and None)
+    assert os.waitpid(child, 0)[1] == 0
+    return result(verb, work / "undisturbed"), time.monotonic() - began, int(log.read_text())
+
+
+def main() -> None:
+    verb, work, kills, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    torch.set_num_threads(1)
+    work.mkdir(parents=True, exist_ok=True)
+    child = os.fork()  # not here: tokenizers and models leave threads behind
+    if child == 0:
+        make_inputs(verb, work)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    expected, length, operations = undisturbed(verb, work)
+    generator = random.Random(seed)
+    hits, at_files, ended = 0, 0, []
+    for number in range(1, int(sys.argv[5]) + 1 if len(sys.argv) > 5 else 1):
+        directory = work / f"first-{number}"
+        assert os.waitpid(start(verb, work, directory, die_at(number)), 0)[1] == signal.SIGKILL
+        assert os.waitpid(start(verb, work, directory), 0)[1] == 0, f"after a kill at operation {number}"
+        ended.append(result(verb, directory))
+        hits, at_files = hits + 1, at_files + 1
+    kills += hits
     while hits < kills or not ended:
         directory = work / f"disturbed-{len(ended)}"
         while True:
-            in_save = generator.random() < 0.3 and hits < kills
-            saves = generator.randint(1, 6)
-            child = start(data, directory, (lambda n=saves: die_while_saving(n)) if in_save else lambda: None)
-            if not in_save and hits < kills:
-                time.sleep(generator.uniform(0.02, 0.35) * length)
+            at_file = generator.random() < 0.5
+            number = generator.randint(1, operations)
+            child = start(verb, work, directory, die_at(number) if at_file and hits < kills else None)
+            if not at_file and hits < kills:
+                time.sleep(generator.uniform(0, 0.7) * length)
                 os.kill(child, signal.SIGKILL)
-            status = os.waitpid(child, 0)[1]
-            if os.WIFSIGNALED(status):
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            if code in (-signal.SIGKILL, 75):
                 hits += 1
-                while_saving += in_save
+                at_files += at_file
                 continue
-            assert status == 0, f"the run failed with status {status}"
+            assert code == 0, f"{verb} failed with code {code} after {hits} kills"
             break
-        ended.append(weights(directory))
-    result = {"undisturbed": weights(work / "undisturbed"), "disturbed": ended, "kills": hits}
-    print(json.dumps({**result, "while_saving": while_saving, "seconds": length}))
+        ended.append(result(verb, directory))
+    print(json.dumps({"undisturbed": expected, "disturbed": ended, "kills": hits, "at_files": at_files}))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from inheritune.config import Recipe, Study, TrainRecipe
+from inheritune import UserError
+from inheritune.config import Recipe, Settings, Study, TrainRecipe
 from inheritune.recipe_file import differences, load_any, load_recipe, parse_recipe, to_yaml
 
 MINIMAL: dict[str, Any] = {"data": {"path": "x"}, "reference": {"pretrained": "gpt2"}}
@@ -27,6 +28,27 @@ def test_the_defaults_are_the_papers() -> None:
     assert (optimizer.learning_rate, training.schedule.final_learning_rate) == (3e-4, 1e-5)
     assert parse_recipe(MINIMAL, Recipe).start_layers == "half"
     assert parse_recipe(MINIMAL, Recipe).grow.layers == 2
+
+
+BAD_NAMES = ["../../x", "a/b", "/tmp/x", "..", ".", "", "a\\b", "x/", "line\nbreak", "nul\0"]
+KINDS: list[tuple[type[Settings], dict[str, Any]]] = [
+    (Recipe, MINIMAL),
+    (TrainRecipe, {"data": {"path": "x"}, "model": {"pretrained": "gpt2"}}),
+    (Study, {"reference": "r", "rows": {"r": {}}}),
+]
+
+
+@pytest.mark.parametrize(("kind", "rest"), KINDS)
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_name_is_one_folder(kind: type[Settings], rest: dict[str, Any], name: str) -> None:
+    with pytest.raises(UserError, match=r"^recipe: name: it is .*(name of one folder|that no name can have)"):
+        parse_recipe({**rest, "name": name}, kind)
+
+
+@pytest.mark.parametrize(("kind", "rest"), KINDS)
+@pytest.mark.parametrize("name", ["GPT-2 medium, half", "v1.0", "..hidden", "größe", "-x"])
+def test_any_other_name_will_do(kind: type[Settings], rest: dict[str, Any], name: str) -> None:
+    assert parse_recipe({**rest, "name": name}, kind).name == name  # type: ignore[attr-defined]
 
 
 def test_the_resolved_recipe_reads_back_equal() -> None:
@@ -93,6 +115,90 @@ def test_mistakes_are_told_in_one_sentence(changes: dict[str, Any], sentence: st
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"data": {"path": "x", "steps": 3}}, "unknown key `data.steps`; did you mean"),
+        ({"a.b": 3}, "unknown key `a.b`; known keys are"),
+        ({"a\nb": 3}, r"unknown key `'a\nb'`"),
+        ({"x" * 10**6: 3}, "unknown key `'xxx"),
+        ({3: 4}, "the key 3 is not a text"),
+        ({"data": {"path": ""}}, "data.path: it is empty, too long, or has characters that no name can have"),
+        ({"data": {"path": "a\0b"}}, "data.path: it is empty, too long, or has characters"),
+        ({"data": {"path": "x" * 300}}, "data.path: it is empty, too long, or has characters"),
+        (
+            {"data": {"path": "x", "window": 10**12}},
+            "`data.window` is 1000000000000, but should be less than",
+        ),
+        ({"name": "../x"}, "name: it is '../x', but is also the name of a folder, so it can have no slash"),
+        ({"name": ".."}, "name: it is '..', but is also"),
+        ({"name": "a\nb"}, "name: it is empty, too long, or has characters that no name can have"),
+        ({"training": {"steps": True}}, "training.steps: it is true, but should be a number"),
+        ({"training": {"steps": 10**30}}, "`training.steps` is 1" + "0" * 30 + ", but should be less than"),
+        ({"training": {"steps": 1 << 20_000}}, "`training.steps` is a number of 20001 bits, but should be"),
+        ({"training": {"tokens_per_step": 10**12}}, "`training.tokens_per_step` is"),
+        ({"training": {"seed": 2**64}}, "`training.seed` is 18446744073709551616, but should be less than"),
+        (
+            {"training": {"optimizer": {"learning_rate": 1e300}}},
+            "`training.optimizer.learning_rate` is 1e+300",
+        ),
+        ({"training": {"optimizer": {"weight_decay": 1e39}}}, "`training.optimizer.weight_decay` is 1e+39"),
+        (
+            {"training": {"parallel": {"timeout_seconds": 1e300}}},
+            "`training.parallel.timeout_seconds` is 1e+300",
+        ),
+        ({"training": {"activation_checkpointing": "-:"}}, "training.activation_checkpointing: it is '-:'"),
+        (
+            {"training": {"activation_checkpointing": "0:8:0"}},
+            "it is '0:8:0', but should be none, all, a list",
+        ),
+        ({"training": {"activation_checkpointing": "first " + "9" * 5000}}, "it is 'first 99"),
+        ({"grow": {"max_rounds": 10**9}}, "`grow.max_rounds` is 1000000000, but should be less than"),
+        ({"samples": {"tokens": 10**9}}, "`samples.tokens` is 1000000000, but should be less than"),
+        ({"reference": {"pretrained": " "}}, "reference.pretrained: it is empty"),
+        (
+            {"reference": {"architecture": {"model_type": "gpt2", "n_layer": 2**80}}},
+            "176 in it, which is too large",
+        ),
+        (
+            {"grow": {"mode": 3, "layers": "x"}, "parity": {"margin": "y"}},
+            "`grow.mode` is 3, but should be 'reinherit' or 'append'; `grow.layers` is 'x', but should be a valid "
+            "integer, unable to parse string as an integer; `parity.margin` is 'y'",
+        ),
+        ({"refrence": 1, "trainin": 2}, "did you mean `reference`?; unknown key `trainin`; did you mean"),
+        ({"training": dict.fromkeys("abcdefg", 1)}, "(and 2 more)"),
+    ],
+)
+def test_what_no_recipe_can_mean(changes: dict[Any, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_recipe({**MINIMAL, **changes}, Recipe)
+    message = str(caught.value)
+    assert sentence in message
+    assert "\n" not in message
+    assert len(message) < 1500
+
+
+def test_a_recipe_is_a_mapping() -> None:
+    for value in (None, [], "x", 3):
+        with pytest.raises(
+            UserError, match=r"^recipe is not a recipe: it must be a mapping with the keys name"
+        ):
+            parse_recipe(value, Recipe)  # type: ignore[arg-type]
+
+
+def test_numbers_with_an_exponent_are_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "data: {path: x}\n"
+        "reference: {architecture: {model_type: gpt2, layer_norm_epsilon: 1e-6}}\n"
+        "training: {steps: 1e4, tokens_per_step: 1.28e5, optimizer: {learning_rate: 1e-3}}\n"
+    )
+    recipe = load_recipe(path, Recipe)
+    assert (recipe.training.steps, recipe.training.tokens_per_step) == (10_000, 128_000)
+    assert recipe.training.optimizer.learning_rate == 1e-3
+    assert recipe.reference.architecture == {"model_type": "gpt2", "layer_norm_epsilon": 1e-6}
+
+
 SINGLE: dict[str, Any] = {"data": {"path": "data"}, "model": {"pretrained": "big"}}
 
 
@@ -114,6 +220,9 @@ SINGLE: dict[str, Any] = {"data": {"path": "data"}, "model": {"pretrained": "big
         ),
         ({"width": 0.5, "stack_to": 4}, "so it cannot be combined with `stack_to`"),
         ({"layers": "first 3", "divide": "heads"}, "`divide` belongs to `width`, which is not given"),
+        ({"layers": "0:24:0"}, "`layers` is '0:24:0'"),
+        ({"layers": [10**9]}, "`initialization.layers` is 1000000000, but should be less than"),
+        ({"layers": "first 2", "stack_to": 10**9}, "`initialization.stack_to` is 1000000000, but should be"),
         ({"width": 1}, "`initialization.width` is 1, but should be less than 1"),
         ({"random_blocks": True}, "unknown key `initialization.random_blocks`"),
     ],

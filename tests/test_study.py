@@ -8,18 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import psutil
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
 import tiny_data
+from inheritune import UserError, study_runner
 from inheritune.config import Recipe, Study, TrainRecipe
 from inheritune.planning import plan_study
+from inheritune.recipe import run
 from inheritune.recipe_file import load_recipe, parse_recipe
 from inheritune.report.comparison import FILES
+from inheritune.run_directory import RunDirectory
 from inheritune.study import recipe_of, rows_of
 from inheritune.study_comparison import compare_rows
 from inheritune.study_runner import run_study
@@ -110,6 +116,9 @@ def test_recipes_are_filled_in(data: Path, tmp_path: Path) -> None:
         ({"seeds": []}, "`seeds` is"),
         ({"rows": {}}, "`rows` is"),
         ({"row": {}}, "unknown key `row`; did you mean `rows`"),
+        ({"seeds": [3, 3]}, "seeds: a seed stands twice"),
+        ({"rows": {"a.yaml": {}}}, r"a row cannot be called 'a\.yaml': its name is a folder"),
+        ({"rows": {"a" * 200: {}}}, "a row cannot be called 'aaa"),
     ],
 )
 def test_mistakes_of_a_study(data: Path, changes: dict[str, Any], sentence: str) -> None:
@@ -121,6 +130,16 @@ def test_mistakes_of_a_study(data: Path, changes: dict[str, Any], sentence: str)
     ("row", "sentence"),
     [
         ({"model": {"row": "other"}}, "rows.new: there is no row 'other'"),
+        ({"model": {"row": 3}}, "rows.new: there is no row 3"),
+        ({"model": {"row": ["reference"]}}, r"rows.new: there is no row \['reference'\]"),
+        (
+            {"model": {"row": "reference", "pretrained": "x"}},
+            "`row` and `pretrained` are two models: give one",
+        ),
+        (
+            {"model": {"row": "reference"}, "training": 3},
+            "rows.new: `training` is 3, but should be a valid dict",
+        ),
         ({"model": {"row": "new"}}, "need each other, so none can be first: new"),
         ({"reference": {"row": "reference"}, "flops_of": ["small"]}, "`flops_of` is for a single training"),
         ({"model": {"row": "reference"}, "flops_of": "small"}, "`flops_of` is 'small', but should be a list"),
@@ -197,10 +216,124 @@ def test_a_finished_study_runs_nothing(finished: tuple[Path, list[str]], data: P
     assert told == []
 
 
+def test_two_starts_of_a_study_do_not_meet(
+    finished: tuple[Path, list[str]], data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inheritune.study_runner.PATIENCE_SECONDS", 0.1)
+    told: list[str] = []
+    with closing(RunDirectory(finished[0])) as other:
+        other.hold()
+        with pytest.raises(UserError, match="another process is at work in"):
+            run_study(study(data), finished[0], tell=told.append)
+    assert told == [f"waiting for an earlier start in {finished[0]} to save and end"]
+
+
 def test_another_recipe_for_a_finished_row_is_refused(finished: tuple[Path, list[str]], data: Path) -> None:
     changed = study(data, shared={**values(data)["shared"], "training": training(seed=9, tokens_per_step=64)})
     with pytest.raises(ValueError, match=r"holds a run of another recipe .*tokens_per_step: 128 -> 64"):
         run_study(changed, finished[0], tell=lambda text: None)
+
+
+def test_a_row_is_done_once_its_evaluation_is(data: Path, tmp_path: Path) -> None:
+    """Whatever a program was killed in: a run that has ended may still have its evaluation to do."""
+    evaluated = {
+        "data": {"path": str(data), "window": 32},
+        "reference": {"architecture": ARCHITECTURE},
+        "grow": {"max_rounds": 1},
+        "training": training(steps=3),
+        "evaluation": {"validation": str(data), "window": 32},
+    }
+    recipe, folder = parse_recipe(evaluated, Recipe), tmp_path / "run"
+    run(recipe, folder)
+    assert study_runner.finished(folder, recipe)
+    result = folder / "evaluation" / "evaluation.json"
+    result.unlink()
+    assert RunDirectory(folder).finished, "Algorithm 1 has ended"
+    assert not study_runner.finished(folder, recipe)
+    before = (folder / "final" / "model.safetensors").stat().st_mtime_ns
+    run(recipe, folder)
+    assert result.exists()
+    assert study_runner.finished(folder, recipe)
+    assert (folder / "final" / "model.safetensors").stat().st_mtime_ns == before
+
+
+class _Program:
+    """In place of a row's program: it is at work for a while, and remembers its environment."""
+
+    started: ClassVar[list[_Program]] = []
+
+    def __init__(self, command: list[str], env: dict[str, str] | None = None, **others: Any) -> None:
+        self.row = Path(command[-1]).name
+        self.gpu = None if env is None else env.get("CUDA_VISIBLE_DEVICES")
+        self.left, self.returncode = 1 if self.row == "short" else 3, 0
+        self.started.append(self)
+
+    def poll(self) -> int | None:
+        self.left -= 1
+        return None if self.left > 0 else 0
+
+
+def shown_gpus(
+    data: Path,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    jobs: int,
+    gpus: int,
+    visible: str | None = None,
+    device: str = "auto",
+) -> dict[str, str | None]:
+    """The CUDA_VISIBLE_DEVICES of every row of a study on a machine with so many GPUs."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(study_runner.subprocess, "Popen", _Program)
+    monkeypatch.setattr(study_runner, "POLL_SECONDS", 0)
+    _Program.started.clear()
+    row = {"model": {"architecture": ARCHITECTURE}}
+    rows = dict.fromkeys(("reference", "short", "third", "fourth"), row)
+    shared = {"data": {"path": str(data), "window": 32}, "training": training(device=device)}
+    run_study(
+        study(data, seeds=[0], headline=[], rows=rows, shared=shared),
+        directory,
+        jobs=jobs,
+        tell=lambda text: None,
+    )
+    assert not torch.cuda.is_initialized()
+    return {program.row: program.gpu for program in _Program.started}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "gpus", "visible", "expected"),
+    [
+        (4, 4, None, ["0", "1", "2", "3"]),
+        (4, 8, None, ["0", "1", "2", "3"]),
+        (4, 2, None, ["0", "1", "0", "1"]),
+        (4, 2, "5, 3", ["5", "3", "5", "3"]),
+        (4, 2, "GPU-8f1d,MIG-77aa", ["GPU-8f1d", "MIG-77aa", "GPU-8f1d", "MIG-77aa"]),
+        (4, 1, "2,-1,3", ["2", "2", "2", "2"]),  # CUDA stops reading at what is no GPU
+        (2, 2, None, ["0", "1", "1", "0"]),  # the short row ends first
+        (4, 0, None, [None] * 4),
+        (4, 0, "", [""] * 4),
+    ],
+)
+def test_each_row_at_work_has_a_gpu_of_its_own(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    jobs: int,
+    gpus: int,
+    visible: str | None,
+    expected: list[str | None],
+) -> None:
+    shown = shown_gpus(data, tmp_path, monkeypatch, jobs=jobs, gpus=gpus, visible=visible)
+    assert shown == dict(zip(("reference", "short", "third", "fourth"), expected, strict=True))
+
+
+def test_rows_on_cpus_have_no_gpu(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(shown_gpus(data, tmp_path, monkeypatch, jobs=4, gpus=4, device="cpu").values()) == {None}
 
 
 def test_what_needs_a_failed_row_is_not_run_and_the_rest_is(data: Path, tmp_path: Path) -> None:
@@ -213,8 +346,9 @@ def test_what_needs_a_failed_row_is_not_run_and_the_rest_is(data: Path, tmp_path
     assert (tmp_path / "seed-3" / "taught" / "model").exists()
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_study_goes_on_to_the_same_weights(
-    finished: tuple[Path, list[str]], data: Path, tmp_path: Path
+    finished: tuple[Path, list[str]], data: Path, tmp_path: Path, how: signal.Signals
 ) -> None:
     file, directory = tmp_path / "study.yaml", tmp_path / "study"
     file.write_text(yaml.safe_dump(values(data)))
@@ -226,11 +360,18 @@ def test_a_stopped_study_goes_on_to_the_same_weights(
     deadline = time.monotonic() + 200
     while not list(directory.glob("seed-3/*/checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    rows = psutil.Process(process.pid).children()
+    assert rows
+    process.send_signal(how)
     _, errors = process.communicate(timeout=100)
-    assert process.returncode == 130, errors
-    assert "the study stopped; the same command goes on from there" in errors
-    run_study(load_recipe(file, Study), directory, jobs=2, tell=lambda text: None)
+    told: list[str] = []
+    run_study(load_recipe(file, Study), directory, jobs=2, tell=told.append)
+    assert not any(row.is_running() and row.status() != psutil.STATUS_ZOMBIE for row in rows)
+    if how == signal.SIGTERM:
+        assert process.returncode == 130, errors
+        assert "the study stopped; the same command goes on from there" in errors
+    else:  # its rows save and end, and are waited for
+        assert "another process is at work" not in " ".join(told)
     for name in ("reference", "stacked", "taught", "controlled"):
         path = Path("seed-3") / name / "model" / "model.safetensors"
         assert (directory / path).read_bytes() == (finished[0] / path).read_bytes(), name

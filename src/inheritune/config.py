@@ -7,17 +7,76 @@ the paper's for GPT-2 (section 4 and the official configuration files). `recipe_
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    field_validator,
+    model_validator,
+)
 
 from inheritune import UserError
+from inheritune.plain_yaml import shown
+
+
+def _no_flag(value: Any) -> Any:
+    """YAML's `yes` is no number."""
+    if isinstance(value, bool):
+        raise UserError(f"it is {str(value).lower()}, but should be a number")
+    return value
+
+
+def _writable(value: Any) -> Any:
+    """A name as file systems and the hub can have it."""
+    if isinstance(value, str):
+        odd = any(unicodedata.category(character) in ("Cc", "Cs") for character in value)
+        if odd or not value.strip() or any(len(p.encode()) > LONGEST_NAME for p in value.split("/")):
+            raise UserError("it is empty, too long, or has characters that no name can have")
+    return value
+
+
+def _folder(value: str) -> str:
+    """By default it is the name of the directory in `runs`."""
+    if "/" in value or "\\" in value or value in (".", ".."):
+        raise UserError(f"it is {shown(value)}, but should be the name of one folder, without slashes")
+    return value
+
+
+def _storable(value: JsonValue) -> JsonValue:
+    """Numbers as files can hold them."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise UserError(f"there is {shown(value)} in it, which is too large")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _storable(part)
+    return value
+
+
+LONGEST_NAME = 255
+"""Bytes of a file's name."""
 
 Auto = Literal["auto"]
-Count = Annotated[int, Field(gt=0)]
-Positive = Annotated[float, Field(gt=0)]
+Integer = Annotated[int, BeforeValidator(_no_flag)]
+Number = Annotated[float, BeforeValidator(_no_flag)]
+Count = Annotated[Integer, Field(gt=0, le=10**15)]
+"""Bounds are far beyond what makes sense, and below what overflows a type of torch's or fills a machine's memory."""
+Depth = Annotated[Integer, Field(gt=0, le=10_000)]
+"""Layers, or rounds."""
+Block = Annotated[Integer, Field(ge=0, le=10_000)]
+Seed = Annotated[Integer, Field(ge=0, lt=2**63)]
+Positive = Annotated[Number, Field(gt=0, le=1e9)]
+NotNegative = Annotated[Number, Field(ge=0, le=1e9)]
+Word = Annotated[str, BeforeValidator(_writable)]
+Values = Annotated[dict[str, JsonValue], AfterValidator(_storable)]
+Name = Annotated[Word, AfterValidator(_folder)]
+Location = Annotated[Path, BeforeValidator(_writable)]
 
 
 class Settings(BaseModel):
@@ -29,9 +88,9 @@ class Settings(BaseModel):
 class Data(Settings):
     """The tokens that are trained on and validated on."""
 
-    path: Path
+    path: Location
     """Folder with token shards (`inheritune prepare`), or with nanoGPT's `train.bin` and `val.bin`."""
-    window: Count = 1024
+    window: Annotated[Count, Field(le=2**24)] = 1024
     """Tokens of context in each training and validation window."""
     order: Literal["shuffled", "sequential"] = "shuffled"
     """Windows in a fresh random order every epoch, or in the order of the text."""
@@ -53,10 +112,10 @@ class Optimizer(Settings):
     name: Literal["adamw", "muon"] = "adamw"
     """`muon` moves the matrices of the blocks by Muon, at the same learning rate, and leaves the rest to AdamW."""
     learning_rate: Positive = 3e-4
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    beta1: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[Number, Field(ge=0, lt=1)] = 0.95
     epsilon: Positive = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    weight_decay: NotNegative = 0.1
     gradient_clip: Positive = 1.0
     """Largest global norm of the gradient; larger ones are scaled down to it."""
 
@@ -65,9 +124,9 @@ class Schedule(Settings):
     """Learning rate over the steps: a linear warm-up, then one of two shapes."""
 
     kind: Literal["cosine", "warmup-stable-decay"] = "cosine"
-    warmup_steps: Annotated[int, Field(ge=0)] = 2000
-    final_learning_rate: Annotated[float, Field(ge=0)] = 1e-5
-    decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
+    warmup_steps: Annotated[Integer, Field(ge=0)] = 2000
+    final_learning_rate: NotNegative = 1e-5
+    decay_fraction: Annotated[Number, Field(gt=0, le=1)] = 0.2
     """Share of the steps that `warmup-stable-decay` spends on its linear decay."""
 
 
@@ -85,7 +144,7 @@ class Checkpoints(Settings):
 
     every: Count | Auto = "auto"
     """Steps between checkpoints; `auto` makes twenty a training."""
-    keep: Annotated[int, Field(ge=2)] = 2
+    keep: Annotated[Count, Field(ge=2)] = 2
     """How many are kept; at least two, so that one good one is left if the newest is damaged."""
 
 
@@ -95,7 +154,7 @@ class Parallel(Settings):
     strategy: Auto | Literal["ddp", "fsdp"] = "auto"
     """`ddp` holds the whole model in every process, `fsdp` a share of every weight; `auto` takes `ddp` where the
     model, its gradients and its optimizer fit in half of a device's memory."""
-    backend: str = "auto"
+    backend: Word = "auto"
     """What carries tensors between processes: `auto` is gloo on CPUs and nccl on GPUs."""
     join_seconds: Positive = 300
     """How long a process waits at the start until all others are there."""
@@ -103,7 +162,10 @@ class Parallel(Settings):
     """How long a process waits for the others later, before it takes them for lost."""
 
 
-LAYERS = re.compile(r"(first|last|middle|ends|spread|every) [1-9]\d*|-?\d*:-?\d*(:\d+)?")
+LAYERS = re.compile(
+    r"(first|last|middle|ends|spread|every) [1-9]\d{0,5}|(-?\d{1,6})?:(-?\d{1,6})?(:0*[1-9]\d{0,5})?",
+    re.ASCII,
+)
 """How layers can be named in words; `initialization.layers` tells what they mean."""
 
 LAYERS_EXPLAINED = (
@@ -116,20 +178,23 @@ class Training(Settings):
     """One training: of the reference, of one round, or of a single model."""
 
     steps: Count = 100_000
-    tokens_per_step: Count = 49_152
+    tokens_per_step: Annotated[Count, Field(le=2**27)] = 49_152
     micro_batch: Count | Auto = "auto"
     """Windows in one forward pass; `auto` takes up to 8,192 tokens on a CPU, and on a GPU 24,576 if they fit."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     device: Auto | Literal["cpu", "cuda"] = "auto"
     precision: Auto | Literal["bf16", "fp32"] = "auto"
     """Autocast type; `auto` is bf16 where the hardware computes in it. Weights and optimizer stay float32."""
+    dtype: Auto | Literal["float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights in the model that is left behind, which its losses on all windows are measured with; `auto`
+    is the type of the pretrained model that they come from, and float32 of a model made here."""
     compile: bool | Auto = "auto"
     """`torch.compile` the forward and backward pass; `auto` does so on a GPU only."""
     float8: bool = False
     """Multiply in float8 in the blocks' `nn.Linear` modules (needs the extra `fp8` and a GPU that can)."""
     parallel: Parallel = Parallel()
     """Also as one word: `parallel: fsdp`."""
-    activation_checkpointing: str | tuple[Annotated[int, Field(ge=0)], ...] = "none"
+    activation_checkpointing: str | tuple[Block, ...] = "none"
     """Blocks whose activations are made again in the backward pass instead of kept: less memory, a third more
     work. All of them, or some, named as in `initialization.layers`."""
     optimizer: Optimizer = Optimizer()
@@ -141,7 +206,7 @@ class Training(Settings):
     gradient_norms: bool = False
     """Record the gradient norm of every layer's query and key weights at each validation."""
     tensorboard: bool = True
-    wandb: str | None = None
+    wandb: Word | None = None
     """Project of Weights & Biases to log to (needs the extra `wandb`)."""
 
     @field_validator("parallel", mode="before")
@@ -153,7 +218,7 @@ class Training(Settings):
     @classmethod
     def _blocks_are_named(cls, value: Any) -> Any:
         if isinstance(value, str) and value not in ("none", "all") and not LAYERS.fullmatch(value):
-            raise UserError(f"it is {value!r}, but should be none, all, {LAYERS_EXPLAINED}")
+            raise UserError(f"it is {shown(value)}, but should be none, all, {LAYERS_EXPLAINED}")
         return value
 
     @model_validator(mode="after")
@@ -173,11 +238,11 @@ class Training(Settings):
 class ModelSource(Settings):
     """A model: trained already (`pretrained`), or made from random weights (`architecture`)."""
 
-    pretrained: str | None = None
+    pretrained: Word | None = None
     """A Hugging Face model id, or the folder of a checkpoint in that format."""
-    revision: str | None = None
+    revision: Word | None = None
     trust_remote_code: bool = False
-    architecture: dict[str, Any] | None = None
+    architecture: Values | None = None
     """`preset:` (one of the paper's GPT-2 sizes) or `model_type:` (any of transformers'), and fields of that
     type's configuration that differ from its defaults."""
 
@@ -217,14 +282,14 @@ class Grow(Settings):
     mode: Literal["reinherit", "append"] = "reinherit"
     """`reinherit` cuts n + `layers` layers from the reference again (the paper's experiments); `append` keeps
     the trained layers and adds the reference's next ones on top."""
-    layers: Count = 2
-    max_rounds: Count = 20
+    layers: Depth = 2
+    max_rounds: Depth = 20
 
 
 class Parity(Settings):
     """When the small model counts as being as good as the reference."""
 
-    margin: float = 0.0
+    margin: Annotated[Number, Field(ge=-1e9, le=1e9)] = 0.0
     """Nats per token by which the small model's mean validation loss may exceed the reference's."""
     stop_at_parity: bool = False
     """End a round as soon as a validation during training shows parity (on the windows that it reads)."""
@@ -235,7 +300,7 @@ class Samples(Settings):
 
     prompts: tuple[str, ...] = ()
     """Texts to continue; if there are none, the beginnings of three validation documents."""
-    tokens: Count = 48
+    tokens: Annotated[Count, Field(le=100_000)] = 48
 
 
 Part = Literal["attention", "mlp", "layernorm", "embeddings", "final_norm", "head"]
@@ -245,16 +310,16 @@ Part = Literal["attention", "mlp", "layernorm", "embeddings", "final_norm", "hea
 class Initialization(Settings):
     """Which part of a pretrained model a single model starts from. What is not inherited is random."""
 
-    layers: tuple[Annotated[int, Field(ge=0)], ...] | str | None = None
+    layers: tuple[Block, ...] | str | None = None
     """Blocks to take, in this order: their numbers from 0; a Python slice, `"0:24:2"`; or one of `first N`, `last N`,
     `middle N`, `ends N` (all but the middle ones), `spread N` (evenly), `every N` (of `every 2` every other one, as
     DistilBERT does). By default all."""
-    stack_to: Count | None = None
+    stack_to: Depth | None = None
     """Depth to reach by copying these blocks onto themselves (stacking); a multiple of their number."""
     parts: tuple[Part, ...] | None = None
     """What to inherit of the blocks and of what is around them, as a list, or joined in one word as in
     `attention+layernorm`. By default everything."""
-    width: Annotated[float, Field(gt=0, lt=1)] | None = None
+    width: Annotated[Number, Field(gt=0, lt=1)] | None = None
     """Share of the hidden size to keep, at full depth, by slicing every weight; 0.5 is the paper's half width."""
     divide: Literal["heads", "head_size"] | None = None
     """What a smaller `width` has fewer of: heads (the default), or dimensions in every head."""
@@ -267,7 +332,7 @@ class Initialization(Settings):
     @model_validator(mode="after")
     def _one_way(self) -> Initialization:
         if isinstance(self.layers, str) and not LAYERS.fullmatch(self.layers):
-            raise UserError(f"`layers` is {self.layers!r}, but should be {LAYERS_EXPLAINED}")
+            raise UserError(f"`layers` is {shown(self.layers)}, but should be {LAYERS_EXPLAINED}")
         for name in ("layers", "parts"):
             if getattr(self, name) == ():
                 raise UserError(f"`{name}` is an empty list: nothing would be inherited")
@@ -286,7 +351,7 @@ class Initialization(Settings):
 class Distillation(Settings):
     """Learn from a teacher's logits too: alpha * KL(teacher || student) + (1 - alpha) * cross entropy."""
 
-    alpha: Annotated[float, Field(gt=0, le=1)] = 0.6
+    alpha: Annotated[Number, Field(gt=0, le=1)] = 0.6
     temperature: Positive = 1.0
     """Both distributions are softened by it, and the KL term is scaled by its square (Hinton et al., 2015)."""
 
@@ -307,7 +372,7 @@ class Taught(Distillation):
 class TrainRecipe(Settings):
     """One model, trained: what `inheritune train` takes."""
 
-    name: str = "training"
+    name: Name = "training"
     data: Data
     model: ModelSource
     initialization: Initialization | None = None
@@ -331,20 +396,20 @@ class TrainRecipe(Settings):
 class EvaluationSettings(Settings):
     """What to find out about a reference and a small model once they are trained."""
 
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[Word, ...] = ()
     """Names of lm-evaluation-harness (needs the extra `eval`), its task YAMLs, or `zero-shot`, `perplexity` and
     `low-data`, the paper's tables."""
-    data: Path | None = None
+    data: Location | None = None
     """Folder with the tasks' items; by default the harness gets them from the hub."""
     skip_missing: bool = False
     """Leave out tasks that have no items, instead of refusing."""
-    shots: Annotated[int, Field(ge=0)] | None = None
+    shots: Annotated[Integer, Field(ge=0, le=10_000)] | None = None
     """Worked examples before every item; by default as each task has it."""
     limit: Count | None = None
     """Ask only the first so many items of each task; for trying things out."""
     batch_size: Count = 32
     """Requests in one forward pass."""
-    validation: Path | None = None
+    validation: Location | None = None
     """Folder with token shards, for the loss on all windows of their validation split."""
     window: Count | None = None
     """Tokens of each window; by default 1024, or as many as every model allows."""
@@ -352,7 +417,7 @@ class EvaluationSettings(Settings):
     """Accept validation tokens of another tokenizer than a model's; by default the two are compared."""
     speed: bool = False
     """Time reading and writing, and measure what is kept in memory and on the disk."""
-    batches: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 8)
+    batches: Annotated[tuple[Annotated[Count, Field(le=2**16)], ...], Field(min_length=1)] = (1, 8)
     """Sequences at once, when timing."""
     samples: bool = False
     """Let the models continue the same texts."""
@@ -369,10 +434,10 @@ class EvaluationSettings(Settings):
 class Recipe(Settings):
     """The whole of Algorithm 1: what `inheritune run` takes."""
 
-    name: str = "inheritune"
+    name: Name = "inheritune"
     data: Data
     reference: Reference
-    start_layers: Count | Literal["half", "auto"] = "half"
+    start_layers: Depth | Literal["half", "auto"] = "half"
     """Layers of the first round; `half` is the paper's k/2, `auto` as many as keep every layer of the reference
     whose attention is not lazy."""
     training: Training = Training()
@@ -420,18 +485,25 @@ bits only."""
 class Study(Settings):
     """Runs that belong together, such as a table of the paper: what `inheritune study` takes."""
 
-    name: str = "study"
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    name: Name = "study"
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
     """Seeds of the trainings: the first one of all rows, the others of the `headline` rows and what they need."""
     headline: tuple[str, ...] = ()
     reference: str
     """The row that all others are compared with."""
-    shared: dict[str, Any] = {}
+    shared: Values = {}
     """What the recipes of all rows have in common."""
-    rows: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    rows: Annotated[dict[str, Values], Field(min_length=1)]
     """Name -> a recipe, for `inheritune run` if it has a `reference` and for `inheritune train` if it has a `model`.
     Where a recipe names a pretrained model, `row: NAME` is the result of another row. With `flops_of: [NAME, ...]`
     a row trains for as many steps as all those rows' FLOPs pay for."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise UserError("a seed stands twice, and its runs would be in the same directories")
+        return value
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

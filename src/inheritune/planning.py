@@ -21,6 +21,7 @@ from inheritune.models.size import flops_per_token, on_meta, training_memory
 from inheritune.recipe import first_cut
 from inheritune.single import initial_config, scratch_config, source_config, teacher_of
 from inheritune.study import recipe_of, rows_of
+from inheritune.training.checks import check_room
 from inheritune.training.device import choose_hardware
 from inheritune.training.distillation import check_teacher
 from inheritune.training.loss import NextTokenLoss
@@ -201,6 +202,7 @@ def measured_rate(recipe: Recipe | TrainRecipe) -> float:
     hardware = choose_hardware(training)
     config = reference_config(recipe, None) if isinstance(recipe, Recipe) else initial_config(recipe, None)
     shallow = cut_config(config, min(MEASURED_LAYERS, layer_count(config)))
+    check_room(shallow, hardware.device)
     model = from_config(shallow, seed=0).to(hardware.device)
     placed = place(NextTokenLoss(model), training, hardware, window)
     stepper = Stepper(placed, make_optimizer(model, training.optimizer), training, hardware)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from inheritune import UserError
+from inheritune import UserError, plain_yaml
 from inheritune.config import DECIDES_WEIGHTS, Recipe, Settings, Study, Training, TrainRecipe
+from inheritune.plain_yaml import shown
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Settings)
+
+MOST_MISTAKES = 5
+"""That one message tells."""
 
 
 def load_recipe(path: Path, kind: type[AnyRecipe]) -> AnyRecipe:
@@ -22,32 +25,23 @@ def load_recipe(path: Path, kind: type[AnyRecipe]) -> AnyRecipe:
     Raises:
         UserError: one sentence that names the file, the key, and what would be right.
     """
-    return parse_recipe(_mapping(path, kind), kind, origin=str(path))
-
-
-def _mapping(path: Path, kind: type[BaseModel]) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a YAML file: {reason}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a recipe: it must be a mapping with the keys {_known(kind)}")
-    return values
+    return parse_recipe(plain_yaml.read(path), kind, origin=str(path))
 
 
 def load_any(path: Path) -> Recipe | TrainRecipe | Study:
     """Read and check a file that is a recipe of any kind, told apart by `rows`, `model` or neither of them."""
-    values = _mapping(path, Recipe)
-    if "rows" in values:
-        return parse_recipe(values, Study, origin=str(path))
-    if "model" in values:
-        return parse_recipe(values, TrainRecipe, origin=str(path))
-    return parse_recipe(values, Recipe, origin=str(path))
+    values = plain_yaml.read(path)
+    keys = values if isinstance(values, Mapping) else ()
+    kind: type[Recipe | TrainRecipe | Study] = (
+        Study if "rows" in keys else TrainRecipe if "model" in keys else Recipe
+    )
+    return parse_recipe(values, kind, origin=str(path))
 
 
 def parse_recipe(values: Mapping[str, Any], kind: type[AnyRecipe], origin: str = "recipe") -> AnyRecipe:
     """Check a recipe given as plain values; errors as in `load_recipe`, with `origin` as the file."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"{origin} is not a recipe: it must be a mapping with the keys {_known(kind)}")
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -56,7 +50,7 @@ def parse_recipe(values: Mapping[str, Any], kind: type[AnyRecipe], origin: str =
 
 def to_yaml(recipe: BaseModel) -> str:
     """The recipe with every default filled in, as YAML that `load_recipe` reads back to an equal recipe."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return plain_yaml.dump(recipe.model_dump(mode="json"))
 
 
 def settings_of(recipe: BaseModel) -> dict[str, Any]:
@@ -105,33 +99,46 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
-    """The first mistake, as one sentence."""
-    by_key: dict[str, list[Any]] = {}
+    """The mistakes, in one line."""
+    known = _all_keys(kind)
+    found: dict[tuple[str, ...], list[Any]] = {}
     for entry in error.errors():
-        path = [str(part) for part in entry["loc"] if str(part) in _all_keys(kind)]  # no union branches
-        if entry["type"] == "extra_forbidden":
-            path.append(str(entry["loc"][-1]))
-        by_key.setdefault(".".join(path), []).append(entry)
+        *places, last = map(str, entry["loc"] or ("",))
+        unknown = entry["type"] == "extra_forbidden"
+        path = [part for part in places if part in known] + [last] * (
+            unknown or last in known
+        )  # no union branches
+        found.setdefault(tuple(path), []).append(entry)
     # What is wrong in `training` is wrong in the reference's copy of it too: told once.
-    copies = {f"reference.{key}" for key in by_key}
-    by_key = {key: entries for key, entries in by_key.items() if key not in copies}
-    # An unknown key is told first: a misspelt key is also a missing one.
-    key, entries = min(by_key.items(), key=lambda item: item[1][0]["type"] != "extra_forbidden")
-    more = f" (and {len(by_key) - 1} more)" if len(by_key) > 1 else ""
+    copies = {("reference", *path) for path in found}
+    found = {path: entries for path, entries in found.items() if path not in copies}
+    # A misspelt key is also a missing one: told once, and first.
+    unknowns = [path for path, entries in found.items() if entries[0]["type"] == "extra_forbidden"]
+    passed = ("extra_forbidden", "missing") if unknowns else ()
+    others = [path for path, entries in found.items() if entries[0]["type"] not in passed]
+    told = [_mistake(path, found[path], kind) for path in (*unknowns, *others)]
+    more = f" (and {len(told) - MOST_MISTAKES} more)" if len(told) > MOST_MISTAKES else ""
+    return "; ".join(told[:MOST_MISTAKES]) + more
+
+
+def _mistake(path: tuple[str, ...], entries: list[Any], kind: type[BaseModel]) -> str:
+    """What is wrong with the value of a key, and what would be right."""
     first = entries[0]
+    key = ".".join(part if part.isprintable() and len(part) < 80 else shown(part) for part in path)
     if first["type"] == "extra_forbidden":
-        *parents, name = key.split(".")
-        known = _keys_at(kind, parents)
-        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        known = _keys_at(kind, path[:-1])
+        nearest = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean `{nearest[0]}`?" if nearest else f"known keys are {', '.join(known)}"
-        return f"unknown key `{key}`; {hint}{more}"
+        return f"unknown key `{key}`; {hint}"
     if first["type"] == "missing":
-        return f"the key `{key}` is missing{more}"
+        return f"the key `{key}` is missing"
+    if first["type"] == "invalid_key":
+        return f"the key {shown(first['input'])} is not a text"
     if first["type"] == "value_error":
         message = first["msg"].removeprefix("Value error, ")
-        return f"{key}: {message}{more}" if key else f"{message}{more}"
-    wishes = " or ".join(entry["msg"].removeprefix("Input should be ") for entry in entries)
-    return f"`{key}` is {first['input']!r}, but should be {wishes}{more}"
+        return f"{key}: {message}" if key else message
+    wishes = (entry["msg"].removeprefix("Input should be ").split(" or instance of ")[0] for entry in entries)
+    return f"`{key}` is {shown(first['input'])}, but should be {' or '.join(wishes)}"
 
 
 def _all_keys(kind: type[BaseModel]) -> set[str]:
@@ -149,7 +156,7 @@ def _models_in(kind: type[BaseModel], field: str) -> list[type[BaseModel]]:
     return [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
 
 
-def _keys_at(kind: type[BaseModel], path: list[str]) -> list[str]:
+def _keys_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
     """The keys a recipe knows at this place."""
     for part in path:
         kind = _models_in(kind, part)[0]

@@ -4,8 +4,8 @@
     starts.jsonl           one line for each start: time, versions, hardware, precision, command, data
     state.json             what is going on: phase, round, verdict
     summary.json           the reference and the rounds so far, in figures
-    reference/             validation.json; and if it was trained here: metrics.jsonl, checkpoints/, model/
-    round-1-12-layers/     metrics.jsonl, validation.json, checkpoints/, model/
+    reference/             validation.json; and if it was trained here, what a round has
+    round-1-12-layers/     metrics.jsonl; checkpoints/, until it is trained; then validation.json, model/
     final/                 the result, a Hugging Face checkpoint
     reference/analysis.json, final/analysis.json    attention of both models, if it was analyzed
     samples.json           continuations by both models
@@ -114,7 +114,8 @@ class RunDirectory:
         self.reference = path / "reference"
         self.final = path / "final"
         self.samples = path / "samples.json"
-        self._held: int | None = None
+        self.held: int | None = None
+        """Descriptor that keeps other processes out; those that get it hold the directory too."""
 
     def round(self, number: int, layers: int) -> Path:
         """Directory of a round."""
@@ -122,7 +123,7 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether Algorithm 1 has ended; an evaluation may be left to do."""
         path = self.path / "state.json"
         return path.exists() and _read(State, path).phase == "finished"
 
@@ -142,6 +143,8 @@ class RunDirectory:
         if path.exists():
             self.hold()
             earlier = load_recipe(path, type(recipe))
+            if not read_starts(self.path) and path.read_text("utf-8") != to_yaml(earlier):  # a user's own
+                raise UserError(f"{self.path} is not empty and not a run; give another directory")
             if self._has_work():
                 self._check_resumable(earlier, recipe, environment, data)
         elif self.path.exists() and not all(atomic.is_leftover(entry) for entry in self.path.iterdir()):
@@ -204,9 +207,9 @@ class RunDirectory:
 
     def close(self) -> None:
         """Let others in; so does the end of this program, whatever ends it."""
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
+        if self.held is not None:
+            os.close(self.held)
+            self.held = None
 
     def hold(self) -> None:
         """Keep other processes out until `close`.
@@ -214,7 +217,7 @@ class RunDirectory:
         Raises:
             UserError: one is at work here.
         """
-        if self._held is not None:
+        if self.held is not None:
             return
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
@@ -227,7 +230,7 @@ class RunDirectory:
         except OSError:  # a file system without locks
             os.close(descriptor)
             return
-        self._held = descriptor
+        self.held = descriptor
 
     def _has_work(self) -> bool:
         """Whether something was computed that another recipe would spoil; a mistake found at once leaves nothing."""

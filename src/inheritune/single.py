@@ -21,9 +21,10 @@ from inheritune.models.presets import architecture_config, from_config
 from inheritune.models.pretrained import load_config, load_model, load_tokenizer
 from inheritune.models.width import narrow_config
 from inheritune.run_directory import RunDirectory
-from inheritune.training.checks import check_fit
+from inheritune.training.checks import check_fit, check_room
 from inheritune.training.device import Hardware, choose_hardware, describe
 from inheritune.training.distillation import check_teacher, taught_by
+from inheritune.training.left_behind import type_left
 from inheritune.training.loop import train
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.world import World, check_same, joined
@@ -43,6 +44,7 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
         hardware = choose_hardware(recipe.training, world)
         data = open_together(recipe.data, world)
         # What cannot be made is told before there is a directory of it.
+        check_room(initial_config(recipe, data), hardware.device)
         initial, loss = initial_model(recipe, data), objective(recipe, data)
         world.on_first(lambda: folder.open(recipe, environment(hardware, command), data.identities))
         train(
@@ -53,6 +55,9 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
             hardware=hardware,
             validate=validator(data, hardware),
             loss=loss,
+            dtype=type_left(
+                recipe.training, source_config(recipe.model) if recipe.model.pretrained else None
+            ),
             trust_remote_code=recipe.model.trust_remote_code,
             title=recipe.name,
         )

@@ -10,9 +10,11 @@ from typing import Any
 
 from inheritune import UserError
 from inheritune.config import Recipe, Study, TrainRecipe, merge
+from inheritune.plain_yaml import shown
 from inheritune.recipe_file import parse_recipe
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"(?!.*\.(yaml|log)$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""Of a row, and of its folder; ROW.yaml and ROW.log stand beside it."""
 AnyRow = Recipe | TrainRecipe
 
 
@@ -60,6 +62,12 @@ def rows_of(study: Study, only: tuple[str, ...] = ()) -> list[Row]:
     Raises:
         UserError: a recipe with a mistake, an unknown row, or rows that need each other.
     """
+    for name in study.rows:
+        if not NAME.fullmatch(name):
+            raise UserError(
+                f"a row cannot be called {shown(name)}: its name is a folder, of up to 100 letters, digits and .-_, "
+                "and ROW.yaml and ROW.log stand beside it"
+            )
     for where, asked in (("headline", study.headline), ("reference", (study.reference,)), ("--row", only)):
         for name in asked:
             _check_known(study, name, where)
@@ -88,6 +96,8 @@ def recipe_of(study: Study, row: Row, directory: Path, steps: int | None = None)
 
     def fill(value: Any, key: str = "") -> Any:
         if isinstance(value, Mapping) and "row" in value:
+            if "pretrained" in value:
+                raise UserError(f"rows.{row.name}: `row` and `pretrained` are two models: give one")
             other = row_named(study, value["row"], row.seed)
             filled = {k: v for k, v in value.items() if k != "row"} | {
                 "pretrained": str(other.model(directory))
@@ -100,7 +110,9 @@ def recipe_of(study: Study, row: Row, directory: Path, steps: int | None = None)
         return value
 
     training: dict[str, Any] = {"seed": row.seed} | ({"steps": steps} if steps else {})
-    values = merge({"name": row.name, **fill(row.values)}, {"training": training})
+    values = {"name": row.name, "training": {}, **fill(row.values)}
+    if isinstance(values["training"], Mapping):
+        values = merge(values, {"training": training})
     return parse_recipe(values, row.kind, origin=f"rows.{row.name}")
 
 
@@ -118,33 +130,31 @@ def row_named(study: Study, name: str, seed: int) -> Row:
     flops_of = own.pop("flops_of", [])
     values = merge(study.shared, own)
     if not isinstance(flops_of, list) or not all(isinstance(other, str) for other in flops_of):
-        raise UserError(f"rows.{name}: `flops_of` is {flops_of!r}, but should be a list of rows")
+        raise UserError(f"rows.{name}: `flops_of` is {shown(flops_of)}, but should be a list of rows")
     if flops_of and "reference" in values:
         raise UserError(
             f"rows.{name}: `flops_of` is for a single training, and a recipe with a `reference` makes several"
         )
-    named = set(_named_rows(values))
-    for other in (*named, *flops_of):
+    spent, named = tuple(map(str, flops_of)), list(_named_rows(values))
+    for other in (*named, *spent):
         _check_known(study, other, f"rows.{name}")
     model = values.get("model")
     starts_from = model.get("row") if isinstance(model, Mapping) else None
-    return Row(name, seed, values, tuple(flops_of), starts_from, frozenset(named | set(flops_of)))
+    return Row(name, seed, values, spent, starts_from, frozenset([*named, *spent]))
 
 
-def _named_rows(values: Any) -> Iterator[str]:
+def _named_rows(values: Any) -> Iterator[Any]:
     """Names of the rows whose models stand somewhere in a recipe."""
     if isinstance(values, Mapping):
         if "row" in values:
-            yield str(values["row"])
+            yield values["row"]
         for value in values.values():
             yield from _named_rows(value)
 
 
-def _check_known(study: Study, name: str, where: str) -> None:
-    if name not in study.rows:
-        raise UserError(f"{where}: there is no row {name!r}; the rows are {', '.join(study.rows)}")
-    if not NAME.fullmatch(name):
-        raise UserError(f"a row cannot be called {name!r}: its name is a folder, of letters, digits and .-_")
+def _check_known(study: Study, name: Any, where: str) -> None:
+    if not isinstance(name, str) or name not in study.rows:
+        raise UserError(f"{where}: there is no row {shown(name)}; the rows are {', '.join(study.rows)}")
 
 
 def _with_needs(study: Study, names: list[str]) -> set[str]:
@@ -162,7 +172,6 @@ def _ordered(study: Study) -> list[str]:
     """The rows as the study lists them, but each after those it needs."""
     needs = {}
     for name in study.rows:
-        _check_known(study, name, "rows")
         needs[name] = row_named(study, name, 0).needs
     order: list[str] = []
     while len(order) < len(needs):

@@ -9,21 +9,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing
 from pathlib import Path
+
+import torch
 
 from inheritune import UserError, atomic
 from inheritune.config import Recipe, Study, TrainRecipe
 from inheritune.data.loader import open_data
-from inheritune.data.shards import NoShardsError
 from inheritune.planning import affordable_steps
 from inheritune.progress import duration
-from inheritune.recipe_file import to_yaml
+from inheritune.recipe import check_finished, complete
+from inheritune.recipe_file import load_recipe, to_yaml
 from inheritune.run_directory import RunDirectory
 from inheritune.study import AnyRow, Row, recipe_of, row_named, rows_of
-from inheritune.training.interruption import Interrupted, signals
+from inheritune.training.interruption import STARTED_BY, Interrupted, signals
 
+FILE = "study.yaml"
 POLL_SECONDS = 0.5
+PATIENCE_SECONDS = 60.0
+"""That a start waits for the rows of one that was killed: they save, and end."""
 
 
 def run_study(
@@ -37,20 +42,23 @@ def run_study(
     """Run every row that is not finished yet, each after those that it needs.
 
     Every row is `inheritune run` or `inheritune train` on a recipe that stands beside its directory,
-    `seed-N/ROW.yaml`. With several jobs, what a row prints goes to `seed-N/ROW.log`.
+    `seed-N/ROW.yaml`. With several jobs, what a row prints goes to `seed-N/ROW.log`. Rows do not outlive the study:
+    if it is killed, Linux asks them to save and end, and a second start waits for them.
 
     Args:
         study: what to run.
         directory: of the study.
         only: rows to run, with what they need; all, if there are none.
-        jobs: rows at work at the same time; they share the machine's cores.
+        jobs: rows at work at the same time; they share the machine's cores, and each has a GPU of its own as far as
+            there are as many.
         tell: is told of every row that ends.
 
     Returns:
         The rows, all of them finished.
 
     Raises:
-        UserError: a mistake in a recipe; or a row that failed, told after all others that could be run were.
+        UserError: a mistake in a recipe; another start at work in the directory; or a row that failed, told after all
+            others that could be run were.
         Interrupted: a signal asked to stop; everything is saved.
     """
     if jobs < 1:
@@ -58,30 +66,67 @@ def run_study(
     rows = rows_of(study, only)
     for row in rows:
         recipe_of(study, row, directory)  # a mistake is told before anything runs
+    _check_place(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(directory / "study.yaml", to_yaml(study))
-    runner = Runner(study, directory, rows, jobs, tell)
-    with signals() as interrupted:
-        while runner.at_work():
-            if interrupted():
-                runner.stop()
-                raise Interrupted("the study stopped; the same command goes on from there")
-            runner.start_ready()
-            runner.collect_ended()
+    with closing(RunDirectory(directory)) as folder:
+        _hold(folder, tell)
+        for place in (directory, *directory.glob("seed-*/")):
+            atomic.remove_leftovers(place)
+        atomic.write_text(directory / FILE, to_yaml(study))
+        runner = Runner(study, folder, rows, jobs, tell)
+        with signals() as interrupted:
+            while runner.at_work():
+                if interrupted():
+                    runner.stop()
+                    raise Interrupted("the study stopped; the same command goes on from there")
+                runner.start_ready()
+                runner.collect_ended()
     if runner.failed:
         raise UserError("; ".join(runner.failed.values()))
     return rows
+
+
+def _check_place(directory: Path) -> None:
+    """The directory is new, or a study's; what a user wrote is not overwritten.
+
+    Raises:
+        UserError: it is something else.
+    """
+    path = directory / FILE
+    if next(directory.glob("seed-*/"), None) is not None and path.exists():
+        return
+    others = [entry for entry in directory.glob("*") if not atomic.is_leftover(entry)]
+    if others and (others != [path] or path.read_text("utf-8") != to_yaml(load_recipe(path, Study))):
+        raise UserError(f"{directory} is not empty and not a study; give another directory")
+
+
+def _hold(folder: RunDirectory, tell: Callable[[str], None]) -> None:
+    """Keep other starts out. The rows hold the directory too, so it is free once the last of them has ended."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    told = False
+    while True:
+        try:
+            folder.hold()
+            return
+        except UserError:
+            if time.monotonic() > deadline:
+                raise
+        if not told:
+            tell(f"waiting for an earlier start in {folder.path} to save and end")
+            told = True
+        time.sleep(POLL_SECONDS)
 
 
 class Runner:
     """Which rows of a study wait, run, are done, or failed."""
 
     def __init__(
-        self, study: Study, directory: Path, rows: list[Row], jobs: int, tell: Callable[[str], None]
+        self, study: Study, folder: RunDirectory, rows: list[Row], jobs: int, tell: Callable[[str], None]
     ) -> None:
-        self.study, self.directory, self.jobs, self.tell = study, directory, jobs, tell
+        self.study, self.folder, self.directory, self.jobs, self.tell = study, folder, folder.path, jobs, tell
         self.waiting = list(rows)
         self.running: dict[Row, subprocess.Popen[bytes]] = {}
+        self.gpus: dict[str, set[Row]] = {name: set() for name in visible_gpus()} if jobs > 1 else {}
         self.done: set[tuple[str, int]] = set()
         self.failed: dict[tuple[str, int], str] = {}
         self.started = time.monotonic()
@@ -112,6 +157,8 @@ class Runner:
             if process.poll() is None:
                 continue
             del self.running[row]
+            for rows in self.gpus.values():
+                rows.discard(row)
             if process.returncode == 0:
                 self.done.add((row.name, row.seed))
                 self.ran += 1
@@ -138,16 +185,31 @@ class Runner:
         atomic.write_text(path, to_yaml(recipe))
         verb = "run" if isinstance(recipe, Recipe) else "train"
         command = [sys.executable, "-m", "inheritune", verb, str(path), "-o", str(folder)]
+        held = () if self.folder.held is None else (self.folder.held,)
+        environment = {**os.environ, STARTED_BY: str(os.getpid())}
         if self.jobs == 1:
             self.tell(f"{row.name}, seed {row.seed}")
-            self.running[row] = subprocess.Popen(command)
+            self.running[row] = subprocess.Popen(command, env=environment, pass_fds=held)
             return
-        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        environment = {"OMP_NUM_THREADS": threads, **os.environ}
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+        environment.update(self._gpu_for(row, recipe))
         with folder.with_name(f"{row.name}.log").open("ab") as log:
             self.running[row] = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+                command,
+                env=environment,
+                pass_fds=held,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
             )
+
+    def _gpu_for(self, row: Row, recipe: AnyRow) -> dict[str, str]:
+        """What shows a row the GPU with the fewest rows at work, and no other."""
+        if not self.gpus or recipe.training.device == "cpu":
+            return {}
+        name = min(self.gpus, key=lambda name: len(self.gpus[name]))
+        self.gpus[name].add(row)
+        return {"CUDA_VISIBLE_DEVICES": name}
 
     def _fail(self, row: Row, why: str) -> None:
         self.failed[row.name, row.seed] = f"{row.name}, seed {row.seed}: {why}"
@@ -167,19 +229,24 @@ class Runner:
         return f" ({lines[-1].strip()})" if lines else ""
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this program may use, as CUDA_VISIBLE_DEVICES names them; none of them is touched."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    names = [str(number) for number in range(count)] if shown is None else shown.split(",")
+    return [name.strip() for name in names[:count]]
+
+
 def finished(folder: Path, recipe: AnyRow) -> bool:
     """Whether a run is there and complete.
 
     Raises:
         UserError: it is complete, but of another recipe or other data.
     """
-    complete = RunDirectory(folder).finished if isinstance(recipe, Recipe) else (folder / "model").exists()
-    if complete:
-        RunDirectory(folder).check_recipe(recipe)
-        with suppress(NoShardsError):  # removed since: a finished row needs them no more
-            data = open_data(recipe.data.model_copy(update={"verify": False}))
-            RunDirectory(folder).check_data(data.identities)
-    return complete
+    done = complete(recipe, folder) if isinstance(recipe, Recipe) else (folder / "model").exists()
+    if done:
+        check_finished(recipe, RunDirectory(folder))
+    return done
 
 
 def steps_for(study: Study, row: Row, directory: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import logging
 import os
 import sys
@@ -25,6 +26,7 @@ from inheritune.cli.run import run_command
 from inheritune.cli.study import study_command
 from inheritune.cli.train import train_command
 from inheritune.progress import first_process
+from inheritune.training.interruption import end_with_study
 
 USER_ERROR = 2
 PEER_LOST = 3
@@ -76,6 +78,7 @@ def options(
 
 def main() -> None:
     """Run the command; what users can mend is said in one sentence, with exit code 2."""
+    end_with_study()
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     size = os.environ.get("WORLD_SIZE", "")
@@ -85,6 +88,7 @@ def main() -> None:
     for library in NOISY:
         logging.getLogger(library).setLevel(logging.ERROR)
     try:
+        _check_system()
         _check_together(arguments, processes)
         code = app(args=arguments, prog_name="inheritune", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -107,6 +111,14 @@ def main() -> None:
         print(f"error{who}: {sentence}", file=sys.stderr)
         _exit(PEER_LOST if kind == "PeerLostError" else USER_ERROR, processes)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _check_system() -> None:
+    """Locks, links and renames are POSIX's."""
+    if importlib.util.find_spec("fcntl") is None:
+        raise UserError(
+            "inheritune needs a POSIX system, as Linux and macOS are: on Windows, use its Subsystem for Linux"
+        )
 
 
 def _check_together(arguments: list[str], processes: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,8 +45,8 @@ def plan_command(
     from inheritune.report.quantities import count, memory
 
     quiet()
-    if flops is not None and flops <= 0:
-        raise UserError(f"--flops-per-second is {flops}, but must be positive")
+    if flops is not None and not 0 < flops < math.inf:
+        raise UserError(f"--flops-per-second is {flops}, but must be a positive number")
     if processes < 1:
         raise UserError(f"--processes is {processes}, but must be at least 1")
     if device not in (None, "cpu", "cuda"):

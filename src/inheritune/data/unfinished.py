@@ -71,7 +71,9 @@ def load_saved(work: Path, arguments: Arguments) -> Saved:
 def finished(output: Path, arguments: Arguments) -> Manifest:
     """The manifest of a finished directory. UserError if it was made with other arguments or another text."""
     manifest = read_manifest(output)
-    _check_same(manifest.arguments, arguments, output, "give another directory")
+    _check_same(
+        {"sources": manifest.source, **manifest.arguments}, arguments, output, "give another directory"
+    )
     known = manifest.arguments.get("files", arguments.files)  # the first versions did not write them down
     changed = [file for file, size in arguments.files.items() if known.get(file) != size]
     if changed:

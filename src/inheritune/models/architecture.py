@@ -142,7 +142,9 @@ def choose_layers(config: PretrainedConfig, layers: Sequence[int]) -> Pretrained
         text.attention_types = [[[text.attention_layers[layer] for layer in layers], 1]]
     for field in PER_LAYER_FIELDS:
         values = getattr(text, field, None)
-        if isinstance(values, (list, tuple)) and len(values) == depth:
+        # What is derived from the number of layers, as Mamba's, follows by itself.
+        derived = isinstance(getattr(type(text), field, None), property)
+        if isinstance(values, (list, tuple)) and len(values) == depth and not derived:
             setattr(text, field, type(values)(values[layer] for layer in layers))
     text.num_hidden_layers = len(layers)
     return chosen
@@ -170,7 +172,7 @@ def head_is_linear(model: PreTrainedModel) -> bool:
     model.eval()
     hook = head.register_forward_hook(enlarge)
     try:
-        tokens = torch.arange(4, device=model.device)[None] % head.out_features
+        tokens = torch.arange(_few(model), device=model.device)[None] % head.out_features
         with torch.no_grad():
             logits = model(input_ids=tokens, use_cache=False).logits
             hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
@@ -181,6 +183,11 @@ def head_is_linear(model: PreTrainedModel) -> bool:
     return torch.equal(logits, seen["logits"]) and torch.allclose(
         hidden, seen["hidden"], rtol=1e-3, atol=1e-4
     )
+
+
+def _few(model: PreTrainedModel) -> int:
+    """Tokens to try a model with."""
+    return min(4, context_length(model.config) or 4)
 
 
 def _passes_tensors_on(model: PreTrainedModel, head: nn.Linear) -> bool:
@@ -199,7 +206,7 @@ def _passes_tensors_on(model: PreTrainedModel, head: nn.Linear) -> bool:
     handles.append(head.register_forward_hook(note_head))
     try:
         with torch.no_grad():
-            tokens = torch.zeros(1, 4, dtype=torch.long, device=head.weight.device)
+            tokens = torch.zeros(1, _few(model), dtype=torch.long, device=head.weight.device)
             logits = model(input_ids=tokens, use_cache=False).logits.untyped_storage()
     finally:
         for handle in handles:

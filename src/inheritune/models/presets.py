@@ -8,15 +8,40 @@ a model read back, or cut out of such a model, has them frozen too.
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from pydantic import JsonValue
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from inheritune import UserError
+from inheritune.models.architecture import context_length, layer_count
+from inheritune.plain_yaml import shown
+
+MISFITS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    ImportError,
+    RuntimeError,
+    StrictDataclassError,
+)
+"""What the classes of transformers and torch raise over values that mean nothing to them."""
+
+MOST_LAYERS = 1_024
+"""Or experts: even without weights, the modules of more take minutes to make."""
+
+LARGEST_SIZE = 2**24
+"""Of what a configuration counts: with it no tensor has more entries than can be numbered."""
 
 GPT2_SIZES = {
     "gpt2-small": (12, 768, 12),
@@ -38,40 +63,83 @@ def architecture_config(architecture: Mapping[str, Any], **defaults: Any) -> Pre
     Raises:
         UserError: an unknown preset, model type or field; the nearest known name is told.
     """
-    fields = dict(architecture)
-    preset = fields.pop("preset", None)
-    model_type = "gpt2" if preset is not None else fields.pop("model_type")
-    known_types = [name for name in CONFIG_MAPPING if isinstance(name, str)]
+    fields = copy.deepcopy(dict(architecture))  # configurations keep what they are given, and fill it in
+    sized = _gpt2(fields.pop("preset")) if "preset" in fields else {}
+    model_type = "gpt2" if sized else fields.pop("model_type")
+    known_types = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     if model_type not in known_types:
-        raise UserError(f"unknown model_type {model_type!r}{_nearest(str(model_type), known_types)}")
+        raise UserError(f"unknown model_type {shown(model_type)}{_nearest(str(model_type), known_types)}")
     kind = CONFIG_MAPPING[model_type]
-    known_fields = set(kind().to_dict()) | set(kind.attribute_map) | {"frozen_biases"}
+    _check_sizes(fields)
+    with _fitting(model_type):
+        known_fields = set(kind().to_dict()) | set(kind.attribute_map) | {"frozen_biases"}
     for field in fields:
         if field not in known_fields:
-            raise UserError(
-                f"unknown field {field!r} of a {model_type!r} architecture{_nearest(field, sorted(known_fields))}"
-            )
+            hint = _nearest(field, sorted(known_fields))
+            raise UserError(f"unknown field {shown(field)} of a {model_type!r} architecture{hint}")
     # A model made here has the special tokens of its own tokenizer, not those of its family's first model.
     special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     given = {kind.attribute_map.get(field, field) for field in fields}
     usable = {k: v for k, v in defaults.items() if kind.attribute_map.get(k, k) not in given}
-    values = {**special, **usable, **(_gpt2(str(preset)) if preset is not None else {}), **fields}
-    if preset is not None and "vocab_size" in defaults and "vocab_size" not in given:
+    values = {**special, **usable, **sized, **fields}
+    if sized and "vocab_size" in defaults and "vocab_size" not in given:
         values["vocab_size"] = max(50_304, defaults["vocab_size"])
-    try:
-        return kind(**values)
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise UserError(f"this {model_type!r} architecture does not fit together: {reason}") from error
+    with _fitting(model_type):
+        config = kind(**values)
+        layer_count(config)
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return config
 
 
 def from_config(config: PretrainedConfig, seed: int) -> PreTrainedModel:
-    """A float32 model with random weights from this seed, biases frozen where the configuration says so."""
-    with torch.random.fork_rng(devices=[]):
+    """A float32 model with random weights from this seed, biases frozen where the configuration says so.
+
+    Raises:
+        UserError: what the configuration describes cannot be computed.
+    """
+    with torch.random.fork_rng(devices=[]), _fitting(config.model_type):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        _try(model)
     freeze_biases(model)
     return model
+
+
+@torch.no_grad()
+def _try(model: PreTrainedModel) -> None:
+    """Some fields have a meaning only where they are used."""
+    tokens = torch.zeros((1, min(2, context_length(model.config) or 2)), dtype=torch.long)
+    if not model(input_ids=tokens, use_cache=False).logits.isfinite().all():
+        raise ArithmeticError("what it computes is not finite")
+
+
+@contextmanager
+def _fitting(model_type: str) -> Iterator[None]:
+    """Tell the user what a library makes of the fields of an architecture."""
+    try:
+        yield
+    except UserError:
+        raise
+    except MISFITS as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        # A bare key means nothing without the name of its error.
+        reason = lines[-1][:300] if lines and not isinstance(error, KeyError) else repr(error)[:300]
+        raise UserError(f"this {model_type!r} architecture does not fit together: {reason}") from error
+
+
+def _check_sizes(value: JsonValue, key: str = "architecture") -> None:
+    """Refuse what would take hours to be found impossible."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _check_sizes(part, name)
+    elif isinstance(value, list):
+        for part in value:
+            _check_sizes(part, key)
+    elif isinstance(value, int) and "theta" not in key:  # the base of rotary positions is no size
+        most = MOST_LAYERS if key.endswith(("layer", "layers", "experts", "labels")) else LARGEST_SIZE
+        if abs(value) > most:
+            raise UserError(f"{key} is {value:.3g}, but an architecture has at most {most:,} of it")
 
 
 def freeze_biases(model: PreTrainedModel) -> None:
@@ -82,9 +150,9 @@ def freeze_biases(model: PreTrainedModel) -> None:
                 parameter.requires_grad_(False)
 
 
-def _gpt2(preset: str) -> dict[str, Any]:
-    if preset not in GPT2_SIZES:
-        raise UserError(f"unknown preset {preset!r}{_nearest(preset, list(GPT2_SIZES))}")
+def _gpt2(preset: JsonValue) -> dict[str, Any]:
+    if not isinstance(preset, str) or preset not in GPT2_SIZES:
+        raise UserError(f"unknown preset {shown(preset)}{_nearest(str(preset), list(GPT2_SIZES))}")
     layers, hidden, heads = GPT2_SIZES[preset]
     return {
         "n_layer": layers,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
+import psutil
+import torch
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
 from inheritune.data.loader import TrainingData
-from inheritune.data.shards import GPT2, TOKENIZER, Split
+from inheritune.data.shards import GPT2, Split
 from inheritune.models.architecture import context_length
-from inheritune.models.pretrained import load_tokenizer, same_tokens
+from inheritune.models.pretrained import same_tokens, tokenizer_in
+from inheritune.models.size import on_meta, training_memory
 from inheritune.training.loss import uniform_loss
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,20 @@ def check_fit(
         raise UserError(f"windows of {data.window} tokens are longer than the model's context of {context}")
 
 
+def check_room(config: PretrainedConfig, device: torch.device) -> None:
+    """This machine can hold what a training needs, activations not counted: the system would kill it without a word.
+
+    Raises:
+        UserError: it cannot. GPUs are not asked: they can share a model, and say themselves what they lack.
+    """
+    needed, there = training_memory(on_meta(config)), psutil.virtual_memory().total
+    if device.type == "cpu" and needed > there:
+        raise UserError(
+            f"training this model takes {needed / 2**30:,.1f} GiB for its weights, gradients and optimizer, and this "
+            f"machine has {there / 2**30:,.1f} GiB: take a smaller model, or a GPU"
+        )
+
+
 def check_tokens(
     split: Split,
     config: PretrainedConfig,
@@ -67,7 +83,7 @@ def check_tokens(
         check_ids(max(split.largest_token, split.bos or 0), config, str(split.directory), name)
     if ignore_tokenizer or tokenizer is None:
         return
-    own = tokenizer_of(split.directory)
+    own = tokenizer_in(split.directory)
     if own is not None:
         same = same_tokens(own, tokenizer)
     else:
@@ -91,12 +107,6 @@ def check_ids(largest: int, config: PretrainedConfig, where: str, name: str) -> 
             f"token {largest} occurs in {where}, but the embedding of {name} has {rows} rows: prepare the text with "
             "the model's own tokenizer"
         )
-
-
-def tokenizer_of(directory: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that token shards were made with; nanoGPT's folders have none."""
-    folder = directory / TOKENIZER
-    return load_tokenizer(folder) if folder.exists() else None
 
 
 def check_tied(model: PreTrainedModel) -> None:

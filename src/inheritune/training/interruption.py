@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +13,19 @@ from typing import Any
 
 class Interrupted(Exception):  # noqa: N818 - it is not an error
     """SIGINT or SIGTERM arrived; the step was finished and a checkpoint written."""
+
+
+STARTED_BY = "INHERITUNE_STARTED_BY"
+"""Environment variable that tells the rows of a study the number of its process."""
+
+
+def end_with_study() -> None:
+    """Let the system send this process SIGTERM when the study that started it ends, even killed; on Linux only."""
+    study = os.environ.pop(STARTED_BY, None)
+    if study is not None and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != int(study):  # it ended already
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

@@ -1,0 +1,155 @@
+"""What users get wrong on the command line: one sentence, exit code 2, and nothing left behind."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tiny_data
+from inheritune.cli import main as cli
+from tiny_models import tiny_model
+from tiny_recipes import ARCHITECTURE, training, values
+
+MISSING = ("void", "", "file/x", "loop", "x" * 300)
+"""Where nothing can be read."""
+IN_THE_WAY = ("file", "file/x", "loop", "loop/x", "", "x" * 300, "data")
+"""Where nothing can be written."""
+
+RECIPES = {"run": "run.yaml", "train": "train.yaml", "study": "study.yaml"}
+
+CASES: list[tuple[str, ...]] = [
+    *(
+        (verb,)
+        for verb in ("prepare", "analyze", "inherit", "plan", "run", "train", "study", "evaluate", "report")
+    ),
+    ("compare",),
+    ("compare", "void"),
+    ("nonsense",),
+    ("run", "run.yaml", "--nonsense"),
+    *(
+        (verb, place)
+        for verb in ("plan", *RECIPES)
+        for place in (*MISSING, "data", "text.jsonl", "broken.yaml")
+    ),
+    *((verb, recipe, "-o", place) for verb, recipe in RECIPES.items() for place in IN_THE_WAY),
+    ("run", "run.yaml", "-o", "."),
+    ("run", "own/recipe.yaml", "-o", "own"),  # would be overwritten
+    ("study", "study/study.yaml", "-o", "study"),
+    ("quickstart", "--text", "void", "-o", "OUT"),
+    ("quickstart", "--text", "", "-o", "OUT"),
+    *(("quickstart", "--text", "text.jsonl", "-o", place) for place in IN_THE_WAY),
+    ("study", "study.yaml", "-o", "."),
+    ("run", "train.yaml"),
+    ("train", "run.yaml"),
+    ("study", "run.yaml"),
+    ("study", "study.yaml", "--jobs", "0"),
+    ("study", "study.yaml", "--jobs", "-1"),
+    ("study", "study.yaml", "--row", "other"),
+    ("study", "study.yaml", "--row", ""),
+    *(("plan", "run.yaml", "--processes", number) for number in ("0", "-1", "x", "1.5")),
+    *(("plan", "run.yaml", "--flops-per-second", number) for number in ("0", "-1", "x", "nan", "inf")),
+    ("plan", "run.yaml", "--device", "tpu"),
+    *(("inherit", place, "--layers", "2", "-o", "OUT") for place in (*MISSING, "file", "data", "text.jsonl")),
+    *(("inherit", "model", "--layers", number, "-o", "OUT") for number in ("0", "-1", "5", "x")),
+    *(("inherit", "model", "--layers", "2", "-o", place) for place in (*IN_THE_WAY, "model")),
+    ("inherit", "model", "--layers", "2", "-o", "OUT", "--dtype", ""),
+    *(("analyze", place, "--data", "data") for place in (*MISSING, "file", "data")),
+    *(("analyze", "model", "--data", place) for place in (*MISSING, "file", "model")),
+    *(("prepare", place, "--train-tokenizer", "300", "-o", "OUT") for place in (*MISSING, "empty", "file")),
+    *(("prepare", "text.jsonl", "--train-tokenizer", "300", "-o", place) for place in IN_THE_WAY),
+    *(("prepare", "text.jsonl", "--tokenizer", place, "-o", "OUT") for place in (*MISSING, "file", "data")),
+    ("prepare", "text.jsonl", "--train-tokenizer", "-1", "-o", "OUT"),
+    *(
+        ("prepare", "text.jsonl", "--train-tokenizer", "300", option, number, "-o", "OUT")
+        for option, numbers in {
+            "--validation": ("-1", "1", "nan", "x"),
+            "--workers": ("0", "-1"),
+            "--max-documents": ("0", "-1"),
+        }.items()
+        for number in numbers
+    ),
+    ("prepare", "text.jsonl", "--train-tokenizer", "300", "--text-field", "", "-o", "OUT"),
+    *(("evaluate", place, "--speed", "-o", "OUT") for place in (*MISSING, "file", "data")),
+    *(("evaluate", "model", "--val", place, "-o", "OUT") for place in (*MISSING, "file", "model")),
+    *(
+        ("evaluate", "model", "--val", "data", "-o", place)
+        for place in ("file", "file/x", "loop", "loop/x", "x" * 300)
+    ),
+    *(
+        ("evaluate", "model", "--val", "data", option, value, "-o", "OUT")
+        for option, values in {
+            "--window": ("0", "-1", "65", "x"),
+            "--batch-size": ("0", "-1"),
+            "--limit": ("0", "-1"),
+            "--shots": ("-1",),
+            "--batches": ("", "a", "0", "-1", "1,,2"),
+            "--device": ("tpu", "", "cuda:x"),
+            "--dtype": ("int3", "", "Tensor"),
+            "--tokenizer": ("void", "file"),
+        }.items()
+        for value in values
+    ),
+    ("evaluate", "model", "-o", "OUT"),
+    ("evaluate", "model", "model", "--val", "data", "-o", "OUT"),
+    ("evaluate", "a=", "--val", "data", "-o", "OUT"),
+    *(("report", place) for place in (*MISSING, "file", "data", "empty")),
+    *(("compare", place, "model") for place in (*MISSING, "file", "data", "empty")),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mistakes")
+    tiny_data.write_shards(folder / "data", train=4000, validation=500)
+    tiny_model("llama").save_pretrained(folder / "model")
+    (folder / "file").write_text("x")
+    (folder / "empty").mkdir()
+    (folder / "loop").symlink_to("loop")
+    (folder / "text.jsonl").write_text('{"text": "some words"}\n' * 3)
+    (folder / "broken.yaml").write_text("a: [")
+    single = {
+        "data": {"path": "data", "window": 32},
+        "training": training(),
+        "model": {"architecture": ARCHITECTURE},
+    }
+    recipes = {
+        "run": values(Path("data")),
+        "train": single,
+        "study": {"reference": "a", "rows": {"a": single}},
+    }
+    for name, recipe in recipes.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+    for path, name in (("own/recipe.yaml", "run"), ("study/study.yaml", "study")):
+        (folder / path).parent.mkdir()
+        (folder / path).write_text("# mine\n" + yaml.safe_dump(recipes[name]))
+    return folder
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {str(path): path.lstat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize("arguments", CASES, ids=lambda arguments: " ".join(arguments)[:80])
+def test_one_sentence_and_nothing_left(
+    arguments: tuple[str, ...],
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["inheritune", *arguments])
+    before = files(place)
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    _, errors = capfd.readouterr()
+    assert ended.value.code == 2, errors
+    assert "Traceback" not in errors
+    usage = "Usage: inheritune" in errors  # of options that are missing or no numbers; typer frames them
+    assert usage or errors.count("\n") == 1, errors
+    assert usage or errors.startswith("error: ")
+    assert len(errors) < 2000
+    assert files(place) == before
