@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
+from transformers.models.llama import modeling_llama
 
 from handmade_attention import all_alike, first_token_only, handmade_model
 from inheritune.analysis.probe import HOOKED, check_attention, probe_attention
 from tiny_models import ARCHITECTURES, LAYERS, VOCABULARY, tiny_model, tokens
+from tiny_types import tiny_of_type
 
 _LLAMA = ARCHITECTURES["llama"]
 _GPT2 = ARCHITECTURES["gpt2"]
@@ -21,7 +23,6 @@ _GPT2 = ARCHITECTURES["gpt2"]
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "codegen": ("codegen", {**_GPT2, "rotary_dim": 4}),
     "cohere2": ("cohere2", {**_LLAMA, "sliding_window": 8}),
-    "falcon with ALiBi": ("falcon", {"alibi": True}),
     "falcon with groups": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "gpt2 scaled by layer": ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
     "gpt_bigcode": ("gpt_bigcode", _GPT2),
@@ -218,6 +219,33 @@ def test_hybrid_models_are_refused_by_layer() -> None:
 
 
 def test_attention_that_cannot_be_replaced_is_refused_by_name() -> None:
-    model = tiny_model("rwkv", vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=LAYERS)
-    with pytest.raises(ValueError, match="the attention of a 'rwkv' model cannot be replaced"):
-        probe_attention(model, tokens(), lambda layer, a: None)
+    with pytest.raises(ValueError, match="the attention of a 'xlnet' model cannot be replaced"):
+        probe_attention(tiny_of_type("xlnet"), tokens(), lambda layer, a: None)
+
+
+def test_sparse_attention_is_read_as_the_model_attends() -> None:
+    """DeepSeek V3.2 looks at the name of the attention to see whether the keys it selects are masked there."""
+    found = probed(tiny_of_type("deepseek_v32", index_topk=8), tokens(2, 24))
+    assert [int((a > 0).sum(-1).max()) for a in found.values()] == [8] * LAYERS
+    assert all(int((a[:, :, 5] > 0).sum(-1).max()) == 6 for a in found.values())
+
+
+def test_matrices_that_the_model_does_not_attend_with_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers adds Falcon's ALiBi twice in eager attention; a Llama is made to forget the mask there."""
+    sentence = "matrices of this '{}' model cannot be read: with eager attention it computes something else"
+    alibi = tiny_model("falcon", alibi=True)
+    with pytest.raises(ValueError, match=sentence.format("falcon")):
+        probed(alibi, tokens())
+    alibi.config._attn_implementation = "eager"  # then it is what the model computes
+    assert list(probed(alibi, tokens())) == list(range(LAYERS))
+
+    llama = tiny_model("llama")
+    eager = modeling_llama.eager_attention_forward
+
+    def without_mask(module: Any, query: Any, key: Any, value: Any, mask: Any, **kwargs: Any) -> Any:
+        return eager(module, query, key, value, None, **kwargs)
+
+    monkeypatch.setattr(modeling_llama, "eager_attention_forward", without_mask)
+    with pytest.raises(ValueError, match=sentence.format("llama")):
+        probed(llama, tokens())
+    assert modeling_llama.eager_attention_forward is without_mask, "it is put back"

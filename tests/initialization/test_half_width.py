@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from inheritune.initialization.half_width import half_width
 from inheritune.models.architecture import blocks, layer_count
 from inheritune.models.presets import architecture_config, from_config
+from inheritune.models.pretrained import load_model
 from inheritune.models.width import ALIBI, LAYOUTS, LEARNED_POSITIONS, Divide, narrow_config, origins
 from tiny_models import ARCHITECTURES, LAYERS, VOCABULARY, tiny_model, tokens
 
@@ -262,6 +263,17 @@ def test_frozen_biases_stay_zero_and_frozen() -> None:
     assert len(biases) == 2 * 6 + 1
     assert all(not value.requires_grad and not value.any() for value in biases)
     assert narrow.transformer.wte.weight.requires_grad
+
+
+@pytest.mark.parametrize(("model_type", "divide"), WAYS)
+def test_saved_and_read_again_it_gives_the_same_logits(
+    model_type: str, divide: Divide, tmp_path: Path
+) -> None:
+    narrow = half_width(wide_model(model_type), divide=divide)
+    narrow.save_pretrained(tmp_path)
+    with torch.no_grad():
+        logits = load_model(tmp_path)(tokens(), use_cache=False).logits
+        assert torch.equal(logits, narrow(tokens(), use_cache=False).logits)
 
 
 def test_all_tiny_architectures_are_known_or_refused_by_name() -> None:

@@ -1,25 +1,24 @@
 """Reads the attention matrices of a model, one layer at a time, while it computes.
 
-transformers lets a model's attention be replaced by a function (`AttentionInterface`). Ours calls the eager
-attention of the model's own file, which does all that is special to it (grouped-query heads, soft-capped logits,
-attention sinks, GPT-2's scaling by layer), shows the matrices to whoever asked, and lets go of them. Masks are
-those of eager attention too, so sliding windows and padding are as they should be. The few architectures whose
-attention cannot be replaced compute eagerly, and their attention modules are hooked.
+The model attends eagerly. The eager attention of its own file does all that is special to it (groups of queries,
+soft-capped logits, attention sinks, GPT-2's scaling by layer); it is wrapped, so that the matrices are shown to
+whoever asked, and let go of. The few architectures without such a function compute eagerly as well, and their
+attention modules are hooked. That the matrices are those that the model attends with is checked: what it computes
+with them has to be what it computes in its own way.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
-from transformers.masking_utils import eager_mask
+from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import UserError
 from inheritune.models.architecture import blocks, layer_count
@@ -27,7 +26,11 @@ from inheritune.models.architecture import blocks, layer_count
 Measure = Callable[[int, Tensor], None]
 """Is given a layer, counted from 0, and its attention matrices [B, H, T, T]: row t is how token t attends."""
 
-IMPLEMENTATION = "inheritune_probe"
+ROUNDING = {torch.float32: 1e-2, torch.float64: 1e-2}
+"""Dtype -> relative difference of a token's hidden state that eager attention may make; 0.5 for shorter ones."""
+
+OTHERS = 0.01
+"""Share of the tokens that may differ by more: rounding can send a token to another expert."""
 
 HOOKED = {
     "bloom": "self_attention",
@@ -90,22 +93,32 @@ def probe_attention(
             compute there.
 
     Raises:
-        UserError: a model without attention matrices in some layer (state-space, linear attention), or an
-            architecture whose matrices cannot be read.
+        UserError: a model without attention matrices in some layer (state-space, linear attention), an architecture
+            whose matrices cannot be read, or matrices that are not what the model attends with; `measure` may have
+            been called by then.
     """
+    check_attention(model.config)
     layers = blocks(model)
     layer_of = {module: i for i, block in enumerate(layers) for module in block.modules()}
     probe = _Probe(layer_of, measure)
     token = _active.set(probe)
     try:
-        with _evaluating(model), _watched(model, layers), torch.no_grad():
-            # The backbone alone: logits are not needed, and they would be larger than a layer's matrices.
-            model.base_model(input_ids=inputs_bt, attention_mask=padding_mask_bt, use_cache=False)
+        with _evaluating(model), _watched(model, layers):
+            probed_btd = _last_hidden(model, inputs_bt, padding_mask_bt)
     finally:
         _active.reset(token)
+    if not probe.seen:
+        raise UserError(_not_replaceable(model))
     lacking = [layer + 1 for layer in range(len(layers)) if layer not in probe.seen]
     if lacking:
         raise UserError(_without_attention(model.config, lacking, len(layers)))
+    with _evaluating(model):
+        own_btd = _last_hidden(model, inputs_bt, padding_mask_bt)
+    if not _same(probed_btd, own_btd, padding_mask_bt):
+        raise UserError(
+            f"the attention matrices of this {model.config.model_type!r} model cannot be read: with eager attention "
+            "it computes something else than it usually does"
+        )
 
 
 def check_attention(config: PretrainedConfig) -> None:
@@ -132,54 +145,79 @@ def _without_attention(config: PretrainedConfig, lacking: list[int], depth: int)
     return f"this {kind!r} model has no attention matrices in layers {where}: the analysis needs them in every layer"
 
 
-def _attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """The attention of the module's own file, shown to the probe; the matrices are not passed on."""
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    if eager is None:
-        raise UserError(
-            f"{type(module).__name__} has no eager attention in its file, so its matrices cannot be read"
-        )
-    output, attention_bhtt = eager(module, query, key, value, attention_mask, **kwargs)
-    _active.get().show(module, attention_bhtt)
-    return output, None
+@torch.no_grad()
+def _last_hidden(model: PreTrainedModel, inputs_bt: Tensor, padding_mask_bt: Tensor | None) -> Tensor:
+    """Of the backbone alone: logits are not needed, and they would be larger than a layer's matrices."""
+    hidden_btd: Tensor = model.base_model(
+        input_ids=inputs_bt, attention_mask=padding_mask_bt, use_cache=False
+    )[0]
+    return hidden_btd
 
 
-AttentionInterface.register(IMPLEMENTATION, _attention_forward)
-# Without a mask function of its own name a model would be given no mask at all.
-AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
+def _same(probed_btd: Tensor, own_btd: Tensor, padding_mask_bt: Tensor | None) -> bool:
+    """Whether two hidden states are equal to rounding, in all tokens but a few."""
+    probed, own = probed_btd.float(), own_btd.float()
+    far_bt = (probed - own).norm(dim=-1) > ROUNDING.get(probed_btd.dtype, 0.5) * own.norm(dim=-1)
+    if padding_mask_bt is not None:
+        far_bt = far_bt[padding_mask_bt.bool()]
+    return far_bt.float().mean().item() <= OTHERS
+
+
+@contextmanager
+def _shown(model: PreTrainedModel) -> Iterator[None]:
+    """Within the block, the eager attention of the files that the model's modules come from shows its matrices."""
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    files: list[Any] = [
+        sys.modules[name] for name in {kind.__module__ for kind in kinds} if name in sys.modules
+    ]
+    own = {file: file.eager_attention_forward for file in files if hasattr(file, "eager_attention_forward")}
+    if not own:
+        raise UserError(_not_replaceable(model))
+
+    def wrap(eager: Callable[..., Any]) -> Callable[..., Any]:
+        def attend(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+            output, attention_bhtt = eager(module, *args, **kwargs)
+            _active.get().show(module, attention_bhtt)
+            return output, None
+
+        return attend
+
+    try:
+        for file, eager in own.items():
+            file.eager_attention_forward = wrap(eager)
+        yield
+    finally:
+        for file, eager in own.items():
+            file.eager_attention_forward = eager
+
+
+def _not_replaceable(model: PreTrainedModel) -> str:
+    return (
+        f"the attention of a {model.config.model_type!r} model cannot be replaced (it does not go through "
+        "transformers' AttentionInterface), so its matrices cannot be read"
+    )
 
 
 @contextmanager
 def _watched(model: PreTrainedModel, layers: nn.ModuleList) -> Iterator[None]:
     """Within the block, every attention module shows its matrices to the active probe."""
     before = [(config, config._attn_implementation) for config in _configs(model.config)]
-    hooks = []
-    try:
+    with ExitStack() as stack:
         if model.config.model_type in HOOKED:
+            for block in layers:
+                attention = block.get_submodule(HOOKED[model.config.model_type])
+                stack.callback(attention.register_forward_hook(_show_output).remove)
+        elif model._can_set_attn_implementation():
+            stack.enter_context(_shown(model))
+        else:
+            raise UserError(_not_replaceable(model))
+        try:
             for config, _ in before:
                 config._attn_implementation = "eager"
-            attention = HOOKED[model.config.model_type]
-            hooks = [block.get_submodule(attention).register_forward_hook(_show_output) for block in layers]
-        elif model._can_set_attn_implementation():
-            model.set_attn_implementation(IMPLEMENTATION)
-        else:
-            raise UserError(
-                f"the attention of a {model.config.model_type!r} model cannot be replaced (it does not go through "
-                "transformers' AttentionInterface), so its matrices cannot be read"
-            )
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for config, implementation in before:  # a configuration sets its parts', so they come after it
-            config._attn_implementation = implementation
+            yield
+        finally:
+            for config, implementation in before:  # a configuration sets its parts', so they come after it
+                config._attn_implementation = implementation
 
 
 def _show_output(module: nn.Module, inputs: object, output: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from inheritune import UserError
 from inheritune.initialization.inherit import inherit
 from inheritune.models.architecture import layer_count, parameter_count
-from inheritune.models.pretrained import load_config, read_tokenizer, save_model
+from inheritune.models.exactness import check_exact
+from inheritune.models.pretrained import load_config, load_model, read_tokenizer, save_model
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ def cut_to_folder(
 ) -> Cut:
     """`inherit`, and save the result with the tokenizer that the model comes with, and a model card.
 
+    Before it stands at `output` it is read again, and has to compute what was cut; else nothing is left behind.
+
     Raises:
         UserError: as `inherit`, or an unknown dtype.
         UserError: there is something at `output` already.
@@ -48,7 +51,11 @@ def cut_to_folder(
     tokenizer = read_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
     small = inherit(model, layers, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
     output.parent.mkdir(parents=True, exist_ok=True)
-    save_model(small, output, tokenizer=tokenizer, card=_card(model, layers, depth))
+
+    def check(folder: Path) -> None:
+        check_exact(load_model(folder, dtype=small.dtype), small, range(layers))
+
+    save_model(small, output, tokenizer=tokenizer, card=_card(model, layers, depth), check=check)
     if not tokenizer:
         logger.warning("%s comes without a tokenizer: there is none in %s either", model, output)
     return Cut(layers, depth, parameter_count(small))

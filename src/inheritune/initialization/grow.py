@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from inheritune import UserError
 from inheritune.initialization.inherit import inherit
 from inheritune.models.architecture import layer_count
+from inheritune.models.exactness import check_exact
 
 
 def append(
@@ -33,7 +34,8 @@ def append(
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        UserError: `layers` is not more than the small model has, or more than the reference has.
+        UserError: `layers` is not more than the small model has, or more than the reference has; the small model is
+            not a part of the reference.
     """
     depth = layer_count(trained.config)
     if layers <= depth:
@@ -41,7 +43,21 @@ def append(
     grown = inherit(
         reference, layers, dtype=torch.float32, revision=revision, trust_remote_code=trust_remote_code
     )
-    weights = trained.state_dict()
-    outcome = grown.load_state_dict(weights, strict=False)
-    assert not outcome.unexpected_keys, outcome.unexpected_keys
-    return grown.to(trained.dtype).to(trained.device)
+    try:
+        outcome = grown.load_state_dict(trained.state_dict(), strict=False)
+    except RuntimeError as error:  # shapes
+        raise UserError(
+            _no_part_of(trained, reference, str(error).strip().splitlines()[-1].strip())
+        ) from error
+    if outcome.unexpected_keys:
+        raise UserError(_no_part_of(trained, reference, f"it has no {outcome.unexpected_keys[0]}"))
+    grown = grown.to(trained.dtype).to(trained.device)
+    # The reference's blocks were checked; below them stand those that were trained, and they compute as before.
+    check_exact(trained, grown, range(depth))
+    return grown
+
+
+def _no_part_of(trained: PreTrainedModel, reference: str | Path | PreTrainedModel, reason: str) -> str:
+    name = reference.config.model_type if isinstance(reference, PreTrainedModel) else reference
+    kind = trained.config.model_type
+    return f"cannot grow this {kind!r} model with layers of {name}: it was not cut from it ({reason})"

@@ -6,8 +6,6 @@ sub-modules (attention, MLP, layer norms), and for cuts such as every other laye
 
 from __future__ import annotations
 
-import copy
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from inheritune.config import Part
-from inheritune.models.architecture import blocks_name, choose_layers, cut_config
+from inheritune.initialization.assemble import assemble
+from inheritune.models.architecture import choose_layers
 from inheritune.models.parts import PARTS, check_parts, parts_of
 from inheritune.models.presets import from_config
 from inheritune.models.pretrained import load_config, load_model
@@ -50,24 +49,18 @@ def select(
         UserError: not a model, no layers, a layer that it does not have, no parts, or an unknown one.
     """
     check_parts(parts)
+    share = not isinstance(reference, PreTrainedModel)
     if not isinstance(reference, PreTrainedModel):
         config = load_config(reference, revision=revision, trust_remote_code=trust_remote_code)
-        choose_layers(config, layers)  # a layer that is not there is told before anything is read
+        choose_layers(config, layers)  # what cannot be is refused before anything is read
         reference = load_model(
-            reference,
-            config=cut_config(config, max(layers) + 1),
-            revision=revision,
-            trust_remote_code=trust_remote_code,
+            reference, config=config, layers=layers, revision=revision, trust_remote_code=trust_remote_code
         )
-    model = from_config(choose_layers(reference.config, layers), seed)
-    blocks, part_of, weights = blocks_name(reference), parts_of(reference), reference.state_dict()
-    block = re.compile(rf"{re.escape(blocks)}\.(\d+)\.")
-    inherited = {}
-    for name in model.state_dict():
-        place = block.match(name)
-        source = name if place is None else block.sub(f"{blocks}.{layers[int(place[1])]}.", name)
-        if part_of[source] in parts:
-            inherited[name] = weights[source]
+    whole = assemble(reference, layers, dtype=torch.float32, share=share)
+    part_of = parts_of(whole)
+    if set(part_of.values()) <= set(parts):
+        return whole
+    model = from_config(whole.config, seed)
+    inherited = {name: value for name, value in whole.state_dict().items() if part_of[name] in parts}
     model.load_state_dict(inherited, strict=False)
-    model.generation_config = copy.deepcopy(reference.generation_config)
-    return model.to(torch.float32).eval()
+    return model.eval()

@@ -1,14 +1,13 @@
 """Where the parts of a Hugging Face causal language model are.
 
-All that the program knows about architectures stands in `BLOCKS` and `PER_LAYER_FIELDS`. A model type that is
-not in the table is found by its structure: the one list of equal blocks that is as long as the configuration
-says the model is deep.
+A model type that is not in the table `BLOCKS` is found by its structure: the one list of blocks that is as long as
+the configuration says the model is deep.
 """
 
 from __future__ import annotations
 
 import copy
-import logging
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from inheritune import UserError
-
-logger = logging.getLogger(__name__)
+from inheritune.models.layer_fields import DESCRIPTION_ERRORS, fields_of
 
 BLOCKS = {
     "bloom": "transformer.h",
@@ -27,6 +26,7 @@ BLOCKS = {
     "gemma": "model.layers",
     "gemma2": "model.layers",
     "gemma3_text": "model.layers",
+    "gemma3n_text": "model.layers",
     "gpt2": "transformer.h",
     "gpt_bigcode": "transformer.h",
     "gpt_neo": "transformer.h",
@@ -47,16 +47,6 @@ BLOCKS = {
 }
 """Model type -> name of the module list that holds its transformer blocks."""
 
-PER_LAYER_FIELDS = (
-    "layer_types",
-    "mlp_layer_types",
-    "no_rope_layers",
-    "attention_layers",
-    "layers_block_type",
-    "block_types",
-)
-"""Configuration fields that hold one entry for each layer."""
-
 
 def blocks_name(model: PreTrainedModel) -> str:
     """The dotted name of the model's transformer blocks, such as `model.layers`.
@@ -67,20 +57,27 @@ def blocks_name(model: PreTrainedModel) -> str:
     model_type, layers = model.config.model_type, layer_count(model.config)
     if model_type in BLOCKS:
         return BLOCKS[model_type]
-    found = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
-        and len(module) == layers
-        and "." not in name.removeprefix(f"{model.base_model_prefix}.").removeprefix("decoder.")
-    ]
+    found = _lists_of_blocks(model, layers)
     if len(found) != 1:
         raise UserError(
             f"cannot tell where the blocks of a {model_type!r} model are: it has {len(found)} module lists of "
             f"{layers} entries, and exactly one is needed"
         )
-    logger.warning("model type %r is not in the table; its blocks were found at `%s`", model_type, found[0])
     return found[0]
+
+
+def _lists_of_blocks(model: PreTrainedModel, layers: int) -> list[str]:
+    """Names of the lists of so many modules with parameters; those of the text part, if there are several parts."""
+    lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
+    found = [
+        name
+        for name, modules in lists.items()
+        if len(modules) == layers
+        and next(modules.parameters(), None) is not None
+        and not any(name.startswith(f"{outer}.") for outer in lists)
+    ]
+    decoder = set(model.get_decoder().modules())
+    return [name for name in found if lists[name] in decoder] or found
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -112,8 +109,36 @@ def context_length(config: PretrainedConfig) -> int | None:
     return None
 
 
+def check_positions(config: PretrainedConfig) -> None:
+    """Refuse rotary positions of a type that transformers does not know, before a model fails on it.
+
+    Raises:
+        UserError: names the type.
+    """
+    parts = (config, getattr(config, "text_config", None))
+    ropes = [rope for part in parts if isinstance(rope := getattr(part, "rope_parameters", None), dict)]
+    # Some models have one for each kind of layer.
+    ropes += [inner for rope in ropes for inner in rope.values() if isinstance(inner, dict)]
+    known = ("default", *ROPE_INIT_FUNCTIONS)
+    unknown = [rope["rope_type"] for rope in ropes if rope.get("rope_type", "default") not in known]
+    if unknown:
+        raise UserError(
+            f"this {config.model_type!r} model has rotary positions of the unknown type {unknown[0]!r}; this version "
+            f"of transformers knows {', '.join(known)}"
+        )
+
+
 def cut_config(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     """The same configuration with the first `layers` layers only; `config` itself is not changed.
+
+    Raises:
+        UserError: as `first_layers` and `choose_layers`.
+    """
+    return choose_layers(config, first_layers(config, layers))
+
+
+def first_layers(config: PretrainedConfig, layers: int) -> range:
+    """Numbers of a model's first layers.
 
     Raises:
         UserError: `layers` is not between 1 and the model's depth.
@@ -121,33 +146,64 @@ def cut_config(config: PretrainedConfig, layers: int) -> PretrainedConfig:
     depth = layer_count(config)
     if not 1 <= layers <= depth:
         raise UserError(f"cannot keep {layers} layers of a model with {depth}: choose 1 to {depth}")
-    return choose_layers(config, range(layers))
+    return range(layers)
 
 
 def choose_layers(config: PretrainedConfig, layers: Sequence[int]) -> PretrainedConfig:
     """The same configuration with these layers (0-based) only, in this order; `config` itself is not changed.
 
+    It is made from what would be written to disk, so that reading it again changes nothing.
+
     Raises:
-        UserError: no layers, or one that the model does not have.
+        UserError: no layers, one that the model does not have, or a configuration that cannot say it.
     """
     depth = layer_count(config)
     missing = [layer for layer in layers if not 0 <= layer < depth]
     if missing or not layers:
         wrong = f"layer {missing[0]}" if missing else "an empty list of layers"
         raise UserError(f"cannot take {wrong} of a model with {depth}: its layers are 0 to {depth - 1}")
-    chosen = copy.deepcopy(config)
-    text = chosen.get_text_config()
-    if text.model_type == "gpt_neo":
-        # GPT-Neo writes its layers as repeated groups; spell them out, one group of one repetition.
-        text.attention_types = [[[text.attention_layers[layer] for layer in layers], 1]]
-    for field in PER_LAYER_FIELDS:
-        values = getattr(text, field, None)
-        # What is derived from the number of layers, as Mamba's, follows by itself.
-        derived = isinstance(getattr(type(text), field, None), property)
-        if isinstance(values, (list, tuple)) and len(values) == depth and not derived:
-            setattr(text, field, type(values)(values[layer] for layer in layers))
-    text.num_hidden_layers = len(layers)
-    return chosen
+    text = config.get_text_config()
+    values = fields_of(text, layers, depth)
+    try:
+        chosen = read_again(text, values)
+    except DESCRIPTION_ERRORS as error:
+        raise cannot_be_described(config, layers, error) from error
+    part = next((name for name in config.sub_configs if getattr(config, name, None) is text), None)
+    if chosen.num_hidden_layers != len(layers) or (part is None and text is not config):
+        raise UserError(
+            f"cannot make a model of {named(layers)} of this {config.model_type!r} model: what its configuration "
+            "says of the depth is not understood"
+        )
+    if part is None:
+        return chosen
+    whole = copy.deepcopy(config)
+    setattr(whole, part, chosen)
+    return whole
+
+
+def read_again(config: PretrainedConfig, values: dict[str, Any]) -> PretrainedConfig:
+    """A configuration with these values, as it will be when it was written to disk and read; `config` stays."""
+    again = type(config).from_dict(values)
+    # What is not written to disk, such as the implementation of attention that was asked for.
+    vars(again).update({k: v for k, v in vars(config).items() if k.startswith("_") and isinstance(v, str)})
+    return again
+
+
+def cannot_be_described(config: PretrainedConfig, layers: Sequence[int], error: Exception) -> UserError:
+    """What to raise where transformers makes no model of these layers."""
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    reason = textwrap.shorten(lines[-1], 160) if lines else type(error).__name__
+    return UserError(
+        f"cannot make a model of {named(layers)} of this {config.model_type!r} model: its configuration does not "
+        f"allow it ({reason}); choose other layers"
+    )
+
+
+def named(layers: Sequence[int]) -> str:
+    """Numbers of layers in words: `layer 3`, `layers 0 to 3`, `layers 0, 2, 4`."""
+    if len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1)):
+        return f"layers {layers[0]} to {layers[-1]}"
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
 
 
 def head_is_linear(model: PreTrainedModel) -> bool:

@@ -84,7 +84,11 @@ def read_config(source: str | Path, revision: str | None, trust_remote_code: boo
             f"{source} is an encoder ({config.model_type}): its tokens see those that follow, so it is not a causal "
             "language model"
         )
-    without_weights(source, cut_config(config, 1), values)
+    try:
+        shallow = cut_config(config, 1)
+    except UserError:  # it cannot be so shallow
+        shallow = config
+    without_weights(source, shallow, values)
     return config
 
 

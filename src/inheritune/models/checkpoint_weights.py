@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,9 @@ def check_weights(
     report: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     reference: PretrainedConfig,
+    kept: Collection[int],
 ) -> None:
-    """Every weight of the model came from the checkpoint, and what was left over are whole later blocks.
+    """Every weight of the model came from the checkpoint, and what was left over are whole blocks.
 
     Args:
         source: of the model, for the sentence.
@@ -81,6 +82,7 @@ def check_weights(
         report: transformers' account of the loading.
         tensors: all that the checkpoint holds.
         reference: the checkpoint's own configuration; `model` may have fewer layers.
+        kept: numbers of the blocks that were wanted.
 
     Raises:
         UserError: so it is not.
@@ -95,8 +97,8 @@ def check_weights(
             _other_shape(source, name, found, wanted) + (f"; so it is with {more} more" if more else "")
         )
     blocks = _block_names(model)
-    _check_left_over(source, model, report["unexpected_keys"], reference, blocks)
-    _check_types(source, model, tensors, blocks)
+    _check_left_over(source, model, report["unexpected_keys"], reference, kept, blocks)
+    _check_types(source, model, tensors, kept, blocks)
     _check_tied(source, model)
 
 
@@ -105,10 +107,11 @@ def _check_left_over(
     model: PreTrainedModel,
     names: Iterable[str],
     reference: PretrainedConfig,
+    kept: Collection[int],
     blocks: re.Pattern[str],
 ) -> None:
-    """Blocks from the cut to the reference's depth, and heads for further tokens, stay behind; nothing else may."""
-    kept, depth = layer_count(model.config), layer_count(reference)
+    """Blocks that are not wanted, and heads for further tokens, stay behind; nothing else may."""
+    depth = layer_count(reference)
     said = [getattr(reference, field, None) for field in ("num_nextn_predict_layers", "num_mtp_layers")]
     further = max((number for number in said if isinstance(number, int)), default=0)
     behind, unknown, beyond = set(), set(), set()
@@ -119,7 +122,7 @@ def _check_left_over(
         number = int(block[1]) if block else None
         if FURTHER_TOKENS.match(name) or (number is not None and depth <= number < depth + further):
             behind.add(name)
-        elif number is None or number < kept:
+        elif number is None or number in kept:
             unknown.add(name)
         elif number >= depth:
             beyond.add(number)
@@ -149,7 +152,11 @@ def _block_names(model: PreTrainedModel) -> re.Pattern[str]:
 
 
 def _check_types(
-    source: str | Path, model: PreTrainedModel, tensors: Mapping[str, Tensor], blocks: re.Pattern[str]
+    source: str | Path,
+    model: PreTrainedModel,
+    tensors: Mapping[str, Tensor],
+    kept: Collection[int],
+    blocks: re.Pattern[str],
 ) -> None:
     """Numbers of 8 bits or whole ones, read as if they were weights, are garbage: quantized without saying so."""
     own, prefix = model.state_dict(), f"{model.base_model_prefix}."
@@ -158,7 +165,7 @@ def _check_types(
             continue
         target = own.get(name, own.get(prefix + name, own.get(name.removeprefix(prefix))))
         block = blocks.match(name)
-        stays_behind = target is None and block is not None and int(block[1]) >= layer_count(model.config)
+        stays_behind = target is None and block is not None and int(block[1]) not in kept
         if stays_behind or (target is not None and not target.is_floating_point()):
             continue
         raise UserError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 
 from inheritune import UserError, atomic
 from inheritune.data.shards import TOKENIZER
+from inheritune.models.architecture import check_positions, layer_count
 from inheritune.models.checkpoint_config import read_config, without_weights
 from inheritune.models.checkpoint_files import (
     CONFIG,
@@ -44,6 +45,7 @@ from inheritune.models.checkpoint_files import (
     warn_once,
 )
 from inheritune.models.checkpoint_weights import LANGUAGE_MODEL, check_size, check_weights
+from inheritune.models.empty_blocks import empty_all_but, whole_class, with_only
 from inheritune.models.presets import freeze_biases
 
 logger = logging.getLogger(__name__)
@@ -83,13 +85,17 @@ def load_config(
             does not fit together.
     """
     check_place(source)
-    return read_config(source, revision, trust_remote_code)
+    config = read_config(source, revision, trust_remote_code)
+    if not trust_remote_code:
+        check_positions(config)
+    return config
 
 
 def load_model(
     source: str | Path,
     *,
     config: PretrainedConfig | None = None,
+    layers: Collection[int] | None = None,
     dtype: torch.dtype | str = torch.float32,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -98,8 +104,9 @@ def load_model(
 
     Args:
         source: model id or folder.
-        config: read the weights into this configuration; one with fewer layers reads only the tensors of
-            those layers and leaves the rest on the disk.
+        config: read the weights into this configuration.
+        layers: numbers of the only blocks that are wanted; the others stand empty in their places, and their tensors
+            stay on the disk. Such a model cannot compute; `assemble` makes others of its blocks.
         dtype: of the weights; "auto" keeps the checkpoint's.
         revision: branch, tag or commit of a model id.
         trust_remote_code: run code that comes with the model.
@@ -114,12 +121,15 @@ def load_model(
     if local:
         tensors = read_tensors(folder, getattr(reference, "transformers_weights", None) or WEIGHTS)
         if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:  # else it is made by code of its own
-            check_size(source, without_weights(source, config), tensors)
+            empty = without_weights(source, config)
+            empty_all_but(empty, range(layer_count(config)) if layers is None else layers)
+            check_size(source, empty, tensors)
         if (folder / GENERATION).exists():
             read_object(folder / GENERATION)
     try:
+        kind = AutoModelForCausalLM if layers is None else with_only(config, layers, trust_remote_code)
         with _without_load_report():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = kind.from_pretrained(
                 source,
                 config=config,
                 dtype=dtype,
@@ -130,6 +140,8 @@ def load_model(
                 key_mapping=LANGUAGE_MODEL,
                 output_loading_info=True,
             )
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         if "use_safetensors" in str(error):  # transformers would have one allow pickles
             raise UserError(
@@ -140,7 +152,10 @@ def load_model(
     if not local:  # the hub's client has made sure that what it gave is whole
         folder = Path(cached_file(source, CONFIG, revision=revision)).parent
         tensors = read_tensors(folder)
-    check_weights(source, model, report, tensors, reference)
+    if layers is not None:
+        model.__class__ = whole_class(model)
+    kept = range(layer_count(config)) if layers is None else layers
+    check_weights(source, model, report, tensors, reference, kept)
     _settle(source, model)
     return model.eval()
 
@@ -151,8 +166,16 @@ def save_model(
     *,
     tokenizer: PreTrainedTokenizerBase | Sequence[Path] = (),
     card: str | None = None,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a standard checkpoint (weights, configuration, tokenizer, model card) to `directory`, at once.
+
+    Args:
+        model: is written in its own dtype.
+        directory: is made.
+        tokenizer: goes with it.
+        card: text of its README.md.
+        check: is given the folder before it stands at `directory`; if it raises, nothing is left behind.
 
     Raises:
         UserError: there is something at `directory` already.
@@ -164,6 +187,8 @@ def save_model(
         save_tokenizer(tokenizer, folder)
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
+        if check is not None:
+            check(folder)
 
 
 def load_tokenizer(

@@ -18,6 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from inheritune import UserError
+from inheritune.models.architecture import read_again
 from inheritune.models.parts import parts_of
 
 Divide = Literal["heads", "head_size"]
@@ -95,7 +96,7 @@ def narrow_config(config: PretrainedConfig, width: float, divide: Divide = "head
     for field in (*SIZE_FIELDS, *(HEAD_FIELDS if divide == "heads" else ())):
         if (value := getattr(config, field, None)) and (field, value) != ("num_key_value_heads", 1):
             setattr(narrow, field, int(value * ratio))
-    return narrow
+    return read_again(config, narrow.to_dict())
 
 
 def origins(narrow: PreTrainedModel, wide: PreTrainedModel) -> dict[str, tuple[slice | Tensor, ...]]:

@@ -13,7 +13,8 @@ from dataclasses import replace
 from itertools import pairwise
 
 from inheritune import UserError
-from inheritune.models.architecture import PER_LAYER_FIELDS, blocks, cut_config, layer_count
+from inheritune.models.architecture import blocks, cut_config, layer_count
+from inheritune.models.layer_fields import per_layer_fields
 from inheritune.models.size import on_meta
 from inheritune.training.parallel import Strategy
 from inheritune.training.traced_step import Step, Traced, traced_step
@@ -51,8 +52,9 @@ def _alike(step: Step) -> bool:
         return False
     text = step.config.get_text_config()
     sliding = getattr(text, "sliding_window", None)
-    fields = [f for f in PER_LAYER_FIELDS if f != "layer_types" or (sliding and sliding < step.window)]
-    if any(len({str(kind) for kind in getattr(text, f, None) or ()}) > 1 for f in fields):
+    lists = per_layer_fields(text, layer_count(step.config))
+    fields = [f for f in lists if f != "layer_types" or (sliding and sliding < step.window)]
+    if any(len({str(kind) for kind in getattr(text, f)}) > 1 for f in fields):
         return False
     return len({tuple(p.shape for p in block.parameters()) for block in blocks(on_meta(step.config))}) == 1
 

@@ -1,0 +1,273 @@
+"""The check that a model made of another one's blocks computes what those blocks do. A cut is checked, not trusted.
+
+Right is what the reference itself computes on a few random tokens when only the chosen blocks run in it and every
+other one passes on what it is given: with its own configuration, depth and numbers, and all that it does around its
+blocks. So whatever makes a block depend on the depth, its number or other blocks shows, in architectures that
+nobody listed.
+
+The cost is one forward pass of 32 tokens through each of the two models, and no memory for weights if they share
+them; blocks that are not chosen may stand empty. Models in a 16-bit type are compared bit for bit first. Only where
+that fails, and rounding has to be told from a fault, are they copied to float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from inheritune import UserError
+from inheritune.models.architecture import blocks, named
+
+TOLERANCE = 1e-4
+"""Difference over the largest value that counts as rounding, in float32: experts are summed in any order."""
+
+SHORT = 4
+"""Tokens that a sliding window sees during the check, so that a few tokens show where one is."""
+
+WINDOWS = ("sliding_window", "attention_chunk_size")
+"""Fields that are looked at while a model computes."""
+
+SIGHT = ("chunk", "rope", "sliding", "type", "window")
+"""In the names of attributes of a block's modules: what few tokens may not show. They have to be the same."""
+
+MODEL_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What the code of a model may raise when its blocks run in another way than it was written for."""
+
+
+@dataclass
+class _Pass:
+    """One forward pass: what left each block that ran, in order, and the logits at the end."""
+
+    hidden: list[Tensor] = field(default_factory=list)
+    logits: Tensor | None = None
+
+
+def check_exact(model: PreTrainedModel, reference: PreTrainedModel, layers: Sequence[int]) -> None:
+    """Refuse a model whose blocks do not compute what the reference's blocks `layers` do in this order.
+
+    Hidden states after every block, and logits, are the same bit for bit, or to rounding in float32.
+
+    Args:
+        model: of `len(layers)` blocks, on the reference's device.
+        reference: what is right; its blocks that are not in `layers` may stand empty. Neither is changed.
+        layers: numbers of the reference's blocks, from 0.
+
+    Raises:
+        UserError: they differ, or the reference's blocks cannot be run apart.
+    """
+    described = f"{named(layers)} of this {reference.config.model_type!r} model"
+    for place, layer in enumerate(layers):
+        name = _other_sight(blocks(model)[place], blocks(reference)[layer])
+        if name is not None:
+            raise UserError(
+                f"cannot make a model of {described}: layer {layer} would look at tokens in another way at its new "
+                f"place {place} (`{name}`); choose other layers"
+            )
+    found, expected = _both(model, reference, layers, described)
+    if model.dtype != torch.float32 and _difference(found, expected) is not None:
+        # Rounding or not is decided in float32.
+        model, reference = copy.deepcopy(model).float(), copy.deepcopy(reference).float()
+        found, expected = _both(model, reference, layers, described)
+    different = _difference(found, expected)
+    if different is not None:
+        where, size = different
+        raise UserError(
+            f"cannot make a model of {described} that computes what they do: its {where} would be off by {size:.2g} "
+            "of its largest value, because something in the architecture depends on the depth, on a layer's number "
+            "or on other layers; choose other layers"
+        )
+
+
+def _both(
+    model: PreTrainedModel, reference: PreTrainedModel, layers: Sequence[int], described: str
+) -> tuple[_Pass, _Pass]:
+    tokens = _tokens(reference)
+    try:
+        found, shapes = _whole(model, tokens)
+        run = _in_place if all(a < b for a, b in pairwise(layers)) else _one_by_one
+        return found, run(reference, layers, tokens, shapes)
+    except torch.OutOfMemoryError:
+        raise
+    except MODEL_ERRORS as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"cannot check a model of {described}, so it is not made: its blocks cannot be run apart ({reason})"
+        ) from error
+
+
+def _difference(found: _Pass, expected: _Pass) -> tuple[str, float] | None:
+    """Where two passes differ first by more than rounding, and by how much of the largest value."""
+    assert found.logits is not None and expected.logits is not None
+    pairs = [
+        (f"hidden state after layer {place + 1}", a, b)
+        for place, (a, b) in enumerate(zip(found.hidden, expected.hidden, strict=True))
+    ]
+    for where, a, b in [*pairs, ("logits", found.logits, expected.logits)]:
+        if torch.equal(a, b):
+            continue
+        off = (a.double() - b.double()).abs().max() / b.double().abs().max()
+        if a.dtype != torch.float32 or not off <= TOLERANCE:  # not a number is no rounding either
+            return where, off.item()
+    return None
+
+
+def _whole(model: PreTrainedModel, tokens: Tensor) -> tuple[_Pass, list[Any]]:
+    """An ordinary forward pass, and what each block returned."""
+    returned: list[Any] = []
+    with _prepared(model), ExitStack() as stack:
+        for block in blocks(model):
+            handle = block.register_forward_hook(lambda module, args, output: returned.append(output))
+            stack.callback(handle.remove)
+        logits = model(input_ids=tokens, use_cache=False).logits
+    if len(returned) != len(blocks(model)):
+        raise RuntimeError("they do not run once each")
+    return _Pass([_hidden(output).clone() for output in returned], logits), returned
+
+
+def _in_place(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, returned: list[Any]) -> _Pass:
+    """The chosen blocks at their places, of which each stands behind the one before."""
+    done, last, expected = _Pass(), returned[0], 0
+    kept: Tensor | None = None
+
+    def at(number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal last, expected, kept
+        _check_order(number, expected)
+        expected += 1
+        if number in layers:
+            last = forward(*args, **kwargs)
+            kept = _hidden(last)
+            done.hidden.append(kept.clone())
+            return last
+        given = _given(args, kwargs)
+        if kept is not None and not torch.equal(given, kept):
+            raise RuntimeError("something is done to the hidden state between them")
+        kept = given
+        return _with_hidden(last, given)
+
+    with _prepared(model), _called(model, at):
+        done.logits = model(input_ids=tokens, use_cache=False).logits
+    return done
+
+
+def _one_by_one(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, returned: list[Any]) -> _Pass:
+    """The chosen blocks in any order, at the end, each with what it was given at its place but the hidden state."""
+    done, depth = _Pass(), len(blocks(model))
+    calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
+
+    def at(number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        _check_order(number, len(calls))
+        calls.append((forward, args, kwargs))
+        hidden = _given(args, kwargs)
+        if not torch.equal(hidden, _given(*calls[0][1:])):
+            raise RuntimeError("something is done to the hidden state between them")
+        output = _with_hidden(returned[0], hidden)
+        for layer in layers if number == depth - 1 else ():
+            forward, args, kwargs = calls[layer]
+            output = forward(*_replaced(args, hidden), **_replaced(kwargs, hidden))
+            hidden = _hidden(output)
+            done.hidden.append(hidden.clone())
+        return output
+
+    with _prepared(model), _called(model, at):
+        done.logits = model(input_ids=tokens, use_cache=False).logits
+    return done
+
+
+@contextmanager
+def _called(model: PreTrainedModel, at: Callable[..., Any]) -> Iterator[None]:
+    """Within the block `at(number, forward, args, kwargs)` computes in the place of each of the model's blocks."""
+    own = [vars(block).get("forward") for block in blocks(model)]
+    try:
+        for number, block in enumerate(blocks(model)):
+            forward = block.forward
+
+            def call(*args: Any, number: int = number, forward: Any = forward, **kwargs: Any) -> Any:
+                return at(number, forward, args, kwargs)
+
+            block.forward = call
+        yield
+    finally:
+        for block, before in zip(blocks(model), own, strict=True):
+            del block.forward
+            if before is not None:
+                block.forward = before
+
+
+@contextmanager
+def _prepared(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode, no gradients and short windows within the block; afterwards all is as it was."""
+    training = [module for module in model.modules() if module.training]
+    config: PretrainedConfig = model.config.get_text_config()
+    windows = {n: v for n in WINDOWS if isinstance(v := vars(config).get(n), int) and v > SHORT}
+    model.eval()
+    vars(config).update(dict.fromkeys(windows, SHORT))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        vars(config).update(windows)
+        for module in training:
+            module.training = True
+
+
+def _tokens(model: PreTrainedModel) -> Tensor:
+    """Random ids, int64 [2, 16], without those that stand for something other than text."""
+    config = model.config.get_text_config()
+    special = {
+        v
+        for c in (config, model.config)
+        for k, v in c.to_dict().items()
+        if k.endswith(("_id", "_index"))
+        if isinstance(v, int)
+    }
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.vocab_size, (256,), generator=generator).tolist()
+    usual = [number for number in ids if number not in special] or ids
+    return torch.tensor((usual * 32)[:32], device=model.device).view(2, 16)
+
+
+def _other_sight(block: nn.Module, reference: nn.Module) -> str | None:
+    """The first attribute by which two blocks look at tokens in another way, where a few tokens may not show it."""
+    theirs = {name: vars(module) for name, module in reference.named_modules()}
+    for name, module in block.named_modules():
+        for key, value in vars(module).items():
+            plain = isinstance(value, (bool, int, float, str)) and any(word in key for word in SIGHT)
+            if plain and value != theirs.get(name, {}).get(key, value):
+                return key
+    return None
+
+
+def _check_order(number: int, expected: int) -> None:
+    if number != expected:
+        raise RuntimeError("they do not run one after the other")
+
+
+def _hidden(output: Any) -> Tensor:
+    hidden = output[0] if isinstance(output, (tuple, list)) else output
+    if not isinstance(hidden, Tensor):
+        raise TypeError(f"they return {type(hidden).__name__}")
+    return hidden
+
+
+def _with_hidden(output: Any, hidden: Tensor) -> Any:
+    """What a block returns, with another hidden state."""
+    return type(output)([hidden, *output[1:]]) if isinstance(output, (tuple, list)) else hidden
+
+
+def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _replaced(given: Any, hidden: Tensor) -> Any:
+    """Positional or named arguments of a block with another hidden state."""
+    if isinstance(given, dict):
+        return {**given, "hidden_states": hidden} if "hidden_states" in given else given
+    return (hidden, *given[1:]) if given else given
