@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint types check format clean
+.PHONY: quickstart test lint types docs check format clean
 .DEFAULT_GOAL := quickstart
 
 # One stamp per kind of installation: the quickstart does not wait for the developer's tools.
@@ -31,7 +31,10 @@ lint: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
-check: lint types test
+docs: $(VENV)/.installed-dev
+	$(BIN)/mkdocs build --strict
+
+check: lint types docs test
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

@@ -140,7 +140,7 @@ class Validation(Settings):
 
 
 class Checkpoints(Settings):
-    """Where an interrupted run goes on from."""
+    """What an interrupted run resumes from."""
 
     every: Count | Auto = "auto"
     """Steps between checkpoints; `auto` makes twenty a training."""
@@ -265,7 +265,7 @@ class Reference(ModelSource):
     training: Training | None = None
     """What differs from the recipe's `training`; only for a reference that is trained here."""
     training_tokens: Count | None = None
-    """Tokens a pretrained reference was trained on, if known: the cost to parity is told relative to it."""
+    """Tokens a pretrained reference was trained on, if known: the cost to parity is relative to it."""
 
     @model_validator(mode="after")
     def _training_has_a_use(self) -> Reference:
@@ -402,7 +402,7 @@ class EvaluationSettings(Settings):
     data: Location | None = None
     """Folder with the tasks' items; by default the harness gets them from the hub."""
     skip_missing: bool = False
-    """Leave out tasks whose items are not to be had, instead of refusing."""
+    """Leave out tasks that have no items, instead of refusing."""
     shots: Annotated[Integer, Field(ge=0, le=10_000)] | None = None
     """Worked examples before every item; by default as each task has it."""
     limit: Count | None = None

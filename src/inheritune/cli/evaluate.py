@@ -29,7 +29,7 @@ def evaluate_command(
         Path | None, typer.Option(help="Folder with the tasks' items; by default they come from the hub.")
     ] = None,
     skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="Leave out tasks whose items are not to be had.")
+        bool, typer.Option("--skip-missing", help="Leave out tasks that have no items.")
     ] = False,
     shots: Annotated[int | None, typer.Option(min=0, help="Worked examples before every item.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only so many items of each task.")] = None,

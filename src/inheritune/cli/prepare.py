@@ -55,7 +55,7 @@ def prepare_command(
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the tokenizer.")
     ] = False,
 ) -> None:
-    """Tokenize text into shards. Started again after an interruption, it goes on from where it stopped."""
+    """Tokenize text into shards. Repeat it to resume."""
     from rich.console import Console
 
     from inheritune.cli.console import quiet

@@ -14,7 +14,7 @@ def run_command(
         Path | None, typer.Option("--output", "-o", help="Run directory; by default runs/NAME.")
     ] = None,
 ) -> None:
-    """Inherit, train, compare, grow, until the small model is as good as the large one. Repeat it to go on."""
+    """Inherit, train, compare, grow, until the small model is as good as the large one. Repeat it to resume."""
     import shlex
     import sys
 

@@ -19,7 +19,7 @@ def study_command(
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Rows to run at the same time.")] = 1,
 ) -> None:
-    """Run every row of a study, and compare them. Repeat it to go on."""
+    """Run every row of a study, and compare them. Repeat it to resume."""
     from inheritune.cli.console import print_comparison, print_line, quiet
     from inheritune.config import Study
     from inheritune.recipe_file import load_recipe

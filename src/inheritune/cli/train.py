@@ -14,7 +14,7 @@ def train_command(
         Path | None, typer.Option("--output", "-o", help="Directory; by default runs/NAME.")
     ] = None,
 ) -> None:
-    """Train one model, from random weights or from a checkpoint. Repeat it to go on."""
+    """Train one model, from random weights or from a checkpoint. Repeat it to resume."""
     import shlex
     import sys
 

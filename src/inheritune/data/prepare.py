@@ -78,9 +78,9 @@ def prepare(
     text: by default what the tokenizer adds by itself; "none" for none. Documents without text are left out, and with
     `skip_invalid` rows whose text is null, missing or no text; `Manifest.rows_without_text` counts both.
 
-    A finished directory is left as it is; an unfinished one is gone on with. Raises UserError
+    A finished directory is left as it is; an unfinished one is resumed. Raises UserError
     for wrong arguments (others than those the directory was begun with, too) and for text that cannot be read, and
-    OSError for a full disk or a network that fails: the same call then goes on from where it stopped.
+    OSError for a full disk or a network that fails: the same call then resumes.
     """
     if isinstance(sources, str | Path):
         sources = [sources]
