@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from inheritune import UserError
-from inheritune.config import Recipe, Study, TrainRecipe
+from inheritune.config import Recipe, Settings, Study, TrainRecipe
 from inheritune.recipe_file import differences, load_any, load_recipe, parse_recipe, to_yaml
 
 MINIMAL: dict[str, Any] = {"data": {"path": "x"}, "reference": {"pretrained": "gpt2"}}
@@ -28,6 +28,27 @@ def test_the_defaults_are_the_papers() -> None:
     assert (optimizer.learning_rate, training.schedule.final_learning_rate) == (3e-4, 1e-5)
     assert parse_recipe(MINIMAL, Recipe).start_layers == "half"
     assert parse_recipe(MINIMAL, Recipe).grow.layers == 2
+
+
+BAD_NAMES = ["../../x", "a/b", "/tmp/x", "..", ".", "", "a\\b", "x/", "line\nbreak", "nul\0"]
+KINDS: list[tuple[type[Settings], dict[str, Any]]] = [
+    (Recipe, MINIMAL),
+    (TrainRecipe, {"data": {"path": "x"}, "model": {"pretrained": "gpt2"}}),
+    (Study, {"reference": "r", "rows": {"r": {}}}),
+]
+
+
+@pytest.mark.parametrize(("kind", "rest"), KINDS)
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_name_is_one_folder(kind: type[Settings], rest: dict[str, Any], name: str) -> None:
+    with pytest.raises(UserError, match=r"^recipe: name: it is .*(name of one folder|that no name can have)"):
+        parse_recipe({**rest, "name": name}, kind)
+
+
+@pytest.mark.parametrize(("kind", "rest"), KINDS)
+@pytest.mark.parametrize("name", ["GPT-2 medium, half", "v1.0", "..hidden", "größe", "-x"])
+def test_any_other_name_will_do(kind: type[Settings], rest: dict[str, Any], name: str) -> None:
+    assert parse_recipe({**rest, "name": name}, kind).name == name  # type: ignore[attr-defined]
 
 
 def test_the_resolved_recipe_reads_back_equal() -> None:

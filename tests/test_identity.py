@@ -493,3 +493,10 @@ def test_gpt2_tokens_of_nanogpt_are_not_any_models(two: tuple[Path, Path, Path],
         np.arange(200, dtype="<u2").tofile(folder / name)
     with pytest.raises(UserError, match=r"the tokens of .*nanogpt are not those of"):
         users(own, other, model, tmp_path / "out")["run"](folder)
+
+
+def test_what_stands_in_front_of_a_text_is_part_of_the_data(two: tuple[Path, Path, Path]) -> None:
+    own = two[0]
+    plain, with_bos = (open_split(own, "validation", bos).identity for bos in ("auto", "<|endoftext|>"))
+    assert plain.sha256 != with_bos.sha256
+    assert plain.sha256 == open_split(own, "validation", "none").identity.sha256

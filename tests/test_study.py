@@ -10,17 +10,19 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
 import tiny_data
-from inheritune import UserError
+from inheritune import UserError, study_runner
 from inheritune.config import Recipe, Study, TrainRecipe
 from inheritune.planning import plan_study
+from inheritune.recipe import run
 from inheritune.recipe_file import load_recipe, parse_recipe
 from inheritune.report.comparison import FILES
 from inheritune.run_directory import RunDirectory
@@ -230,6 +232,108 @@ def test_another_recipe_for_a_finished_row_is_refused(finished: tuple[Path, list
     changed = study(data, shared={**values(data)["shared"], "training": training(seed=9, tokens_per_step=64)})
     with pytest.raises(ValueError, match=r"holds a run of another recipe .*tokens_per_step: 128 -> 64"):
         run_study(changed, finished[0], tell=lambda text: None)
+
+
+def test_a_row_is_done_once_its_evaluation_is(data: Path, tmp_path: Path) -> None:
+    """Whatever a program was killed in: a run that has ended may still have its evaluation to do."""
+    evaluated = {
+        "data": {"path": str(data), "window": 32},
+        "reference": {"architecture": ARCHITECTURE},
+        "grow": {"max_rounds": 1},
+        "training": training(steps=3),
+        "evaluation": {"validation": str(data), "window": 32},
+    }
+    recipe, folder = parse_recipe(evaluated, Recipe), tmp_path / "run"
+    run(recipe, folder)
+    assert study_runner.finished(folder, recipe)
+    result = folder / "evaluation" / "evaluation.json"
+    result.unlink()
+    assert RunDirectory(folder).finished, "Algorithm 1 has ended"
+    assert not study_runner.finished(folder, recipe)
+    before = (folder / "final" / "model.safetensors").stat().st_mtime_ns
+    run(recipe, folder)
+    assert result.exists()
+    assert study_runner.finished(folder, recipe)
+    assert (folder / "final" / "model.safetensors").stat().st_mtime_ns == before
+
+
+class _Program:
+    """In place of a row's program: it is at work for a while, and remembers its environment."""
+
+    started: ClassVar[list[_Program]] = []
+
+    def __init__(self, command: list[str], env: dict[str, str] | None = None, **others: Any) -> None:
+        self.row = Path(command[-1]).name
+        self.gpu = None if env is None else env.get("CUDA_VISIBLE_DEVICES")
+        self.left, self.returncode = 1 if self.row == "short" else 3, 0
+        self.started.append(self)
+
+    def poll(self) -> int | None:
+        self.left -= 1
+        return None if self.left > 0 else 0
+
+
+def shown_gpus(
+    data: Path,
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    jobs: int,
+    gpus: int,
+    visible: str | None = None,
+    device: str = "auto",
+) -> dict[str, str | None]:
+    """The CUDA_VISIBLE_DEVICES of every row of a study on a machine with so many GPUs."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(study_runner.subprocess, "Popen", _Program)
+    monkeypatch.setattr(study_runner, "POLL_SECONDS", 0)
+    _Program.started.clear()
+    row = {"model": {"architecture": ARCHITECTURE}}
+    rows = dict.fromkeys(("reference", "short", "third", "fourth"), row)
+    shared = {"data": {"path": str(data), "window": 32}, "training": training(device=device)}
+    run_study(
+        study(data, seeds=[0], headline=[], rows=rows, shared=shared),
+        directory,
+        jobs=jobs,
+        tell=lambda text: None,
+    )
+    assert not torch.cuda.is_initialized()
+    return {program.row: program.gpu for program in _Program.started}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "gpus", "visible", "expected"),
+    [
+        (4, 4, None, ["0", "1", "2", "3"]),
+        (4, 8, None, ["0", "1", "2", "3"]),
+        (4, 2, None, ["0", "1", "0", "1"]),
+        (4, 2, "5, 3", ["5", "3", "5", "3"]),
+        (4, 2, "GPU-8f1d,MIG-77aa", ["GPU-8f1d", "MIG-77aa", "GPU-8f1d", "MIG-77aa"]),
+        (4, 1, "2,-1,3", ["2", "2", "2", "2"]),  # CUDA stops reading at what is no GPU
+        (2, 2, None, ["0", "1", "1", "0"]),  # the short row ends first
+        (4, 0, None, [None] * 4),
+        (4, 0, "", [""] * 4),
+    ],
+)
+def test_each_row_at_work_has_a_gpu_of_its_own(
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    jobs: int,
+    gpus: int,
+    visible: str | None,
+    expected: list[str | None],
+) -> None:
+    shown = shown_gpus(data, tmp_path, monkeypatch, jobs=jobs, gpus=gpus, visible=visible)
+    assert shown == dict(zip(("reference", "short", "third", "fourth"), expected, strict=True))
+
+
+def test_rows_on_cpus_have_no_gpu(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(shown_gpus(data, tmp_path, monkeypatch, jobs=4, gpus=4, device="cpu").values()) == {None}
 
 
 def test_what_needs_a_failed_row_is_not_run_and_the_rest_is(data: Path, tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ its processes, what they wrote to standard error, and how long it took. A job is
 
     {"recipe": {...}, "kind": "run" | "train", "directory": ..., "processes": 2,
      "changes": {"1": {"training": ...}}, "kill": {"rank": 1, "saves": 2}, "stop": {"rank": 0, "step": 5},
-     "environment": {...}}
+     "full": {"rank": 1, "windows": 2}, "environment": {...}}
 
 `changes` are of single processes; `kill` ends one of them in the middle of its so-and-so-many-th checkpoint, and
-`stop` sends one of them SIGTERM while it works on a step (0-based).
+`stop` sends one of them SIGTERM while it works on a step (0-based); `full` lets one of them run out of memory with
+more windows.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ def _child(job: dict[str, Any], rank: int, environment: dict[str, str], errors: 
         _die_while_saving(job["kill"]["saves"])
     if job.get("stop", {}).get("rank") == rank:
         _stop_in_step(job["stop"]["step"])
+    if job.get("full", {}).get("rank") == rank:
+        _run_out_of_memory(job["full"]["windows"])
     sys.argv = ["inheritune", job.get("kind", "train"), str(recipe), "-o", job["directory"]]
     code = 1
     try:
@@ -133,6 +136,21 @@ def _stop_in_step(step: int) -> None:
         return original(self, number, *rest, **options)
 
     Stepper.__call__ = call  # type: ignore[method-assign]
+
+
+def _run_out_of_memory(windows: int) -> None:
+    import torch
+
+    from inheritune.training.loss import NextTokenLoss
+
+    original = NextTokenLoss.forward
+
+    def forward(self: NextTokenLoss, inputs_bt: torch.Tensor, targets_bt: torch.Tensor) -> torch.Tensor:
+        if len(inputs_bt) > windows:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(self, inputs_bt, targets_bt)
+
+    NextTokenLoss.forward = forward  # type: ignore[method-assign]
 
 
 def main() -> None:

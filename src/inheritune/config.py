@@ -45,8 +45,8 @@ def _writable(value: Any) -> Any:
 
 def _folder(value: str) -> str:
     """By default it is the name of the directory in `runs`."""
-    if "/" in value or value in (".", ".."):
-        raise UserError(f"it is {shown(value)}, but is also the name of a folder, so it can have no slash")
+    if "/" in value or "\\" in value or value in (".", ".."):
+        raise UserError(f"it is {shown(value)}, but should be the name of one folder, without slashes")
     return value
 
 
@@ -98,6 +98,9 @@ class Data(Settings):
     tokens: Count | None = None
     """Train on a fixed random sample of the windows, of at most so many tokens, epoch after epoch; by default on
     all of them."""
+    bos: str = "auto"
+    """Token that models read in front of every text and window: by its name, such as `<bos>`; `none`; or `auto`,
+    what the shards' manifest says, which is what their tokenizer adds by itself."""
     verify: bool = True
     """Compare the shards' checksums with the manifest before the run starts."""
     ignore_tokenizer: bool = False
@@ -183,6 +186,9 @@ class Training(Settings):
     device: Auto | Literal["cpu", "cuda"] = "auto"
     precision: Auto | Literal["bf16", "fp32"] = "auto"
     """Autocast type; `auto` is bf16 where the hardware computes in it. Weights and optimizer stay float32."""
+    dtype: Auto | Literal["float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights in the model that is left behind, which its losses on all windows are measured with; `auto`
+    is the type of the pretrained model that they come from, and float32 of a model made here."""
     compile: bool | Auto = "auto"
     """`torch.compile` the forward and backward pass; `auto` does so on a GPU only."""
     float8: bool = False

@@ -12,7 +12,7 @@ repeat
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -26,8 +26,9 @@ from inheritune import UserError
 from inheritune.analysis.analyze import analyze
 from inheritune.analysis.probe import check_attention
 from inheritune.analysis.result import FILE, load_analyses, save_analyses
-from inheritune.config import Recipe
-from inheritune.data.loader import TrainingData
+from inheritune.config import Recipe, TrainRecipe
+from inheritune.data.loader import TrainingData, open_data
+from inheritune.data.shards import NoShardsError
 from inheritune.evaluation.evaluate import DIRECTORY as EVALUATION
 from inheritune.evaluation.evaluate import check_settings, evaluate
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
@@ -43,7 +44,8 @@ from inheritune.single import check_source, environment, open_together, scratch_
 from inheritune.training.checks import check_room, check_tied
 from inheritune.training.device import Hardware, choose_hardware
 from inheritune.training.distillation import taught_by
-from inheritune.training.loop import Outcome, train
+from inheritune.training.left_behind import Outcome, type_left
+from inheritune.training.loop import train
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.parallel import made_by_first, place
 from inheritune.training.world import World, check_same, joined
@@ -92,7 +94,7 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
             check_settings(recipe.evaluation)
         if world.on_first(lambda: folder.finished):
             world.on_first(folder.hold)
-            world.on_first(lambda: folder.check_recipe(recipe))
+            world.on_first(lambda: check_finished(recipe, folder))
             summary = folder.read_summary()
         else:
             data = open_together(recipe.data, world)
@@ -185,6 +187,7 @@ def trained_here(this: Run) -> tuple[Path, Outcome]:
         this.folder.reference,
         hardware=this.hardware,
         validate=validator(this.data, this.hardware),
+        dtype=type_left(training, None),
         title=f"reference, {layer_count(config)} layers",
     )
     return this.folder.reference / "model", outcome
@@ -223,6 +226,7 @@ def suggested_cut(this: Run, reference: Reference) -> int:
             device=this.hardware.device,
             revision=reference.revision,
             trust_remote_code=reference.trust_remote_code,
+            bos=this.recipe.data.bos,
             world=this.world,
         )
         this.world.on_first(lambda: save_analyses(path, [analysis]))
@@ -267,6 +271,7 @@ def one_round(this: Run, reference: Reference, number: int, layers: int, previou
         validate=validator(this.data, this.hardware),
         loss=objective(this, reference),
         stop=at_parity,
+        dtype=type_left(this.recipe.training, reference.config),
         inherited=this.recipe.reference.pretrained is not None,  # one trained here may have had little time
         trust_remote_code=reference.trust_remote_code,
         title=f"round {number}, {layers} layers",
@@ -285,7 +290,10 @@ def objective(this: Run, reference: Reference) -> Callable[[PreTrainedModel, Wor
 
 
 def initial_weights(this: Run, reference: Reference, layers: int, previous: Path | None) -> PreTrainedModel:
-    """A round's first weights: cut from the reference, or grown from the round before."""
+    """A round's first weights: cut from the reference, or grown from the model that the round before left behind.
+
+    That one may be rounded (`training.dtype`), as the reference's own layers that are put on top of it are.
+    """
     revision, trust = reference.revision, reference.trust_remote_code
     if previous is None or this.recipe.grow.mode == "reinherit":
         return inherit(
@@ -343,8 +351,29 @@ def finish(this: Run, reference: Reference, small: Path) -> None:
     write_final(this.folder.final, this.recipe, this.data, small, this.summary)
 
 
+def check_finished(recipe: Recipe | TrainRecipe, folder: RunDirectory) -> None:
+    """What a finished run left was made by this recipe, and with its data as long as they are still there.
+
+    Raises:
+        UserError: by another recipe, or with other data.
+    """
+    folder.check_recipe(recipe)
+    with suppress(NoShardsError):
+        data = open_data(recipe.data.model_copy(update={"verify": False}))
+        folder.check_data(data.identities)
+
+
+def complete(recipe: Recipe, directory: Path) -> bool:
+    """Whether nothing is left to do: Algorithm 1 has ended, and what the recipe wants evaluated is."""
+    return RunDirectory(directory).finished and not _lacks_evaluation(recipe, directory)
+
+
 def evaluate_both(recipe: Recipe, directory: Path, hardware: Hardware, command: str) -> None:
     """Evaluate reference and final model as the recipe asks, unless that is done."""
-    output = directory / EVALUATION
-    if recipe.evaluation is not None and not (output / EVALUATION_FILE).exists():
+    if recipe.evaluation is not None and _lacks_evaluation(recipe, directory):
+        output = directory / EVALUATION
         evaluate([directory], recipe.evaluation, output, device=hardware.device, command=command)
+
+
+def _lacks_evaluation(recipe: Recipe, directory: Path) -> bool:
+    return recipe.evaluation is not None and not (directory / EVALUATION / EVALUATION_FILE).exists()

@@ -6,14 +6,22 @@ import logging
 from pathlib import Path
 from shutil import copytree
 
+import torch
 from transformers import PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from inheritune import __version__, atomic
+from inheritune import UserError, __version__, atomic
 from inheritune.config import Recipe
 from inheritune.data.loader import TrainingData
 from inheritune.evaluation.samples import continuations, prompts_from
+from inheritune.models.pretrained import (
+    load_config,
+    read_tokenizer,
+    same_tokens,
+    save_tokenizer,
+    tokenizer_in,
+)
 from inheritune.run_directory import Summary
-from inheritune.training.checks import tokenizer_of
 
 logger = logging.getLogger(__name__)
 
@@ -22,12 +30,17 @@ def write_samples(
     path: Path, recipe: Recipe, data: TrainingData, reference: PreTrainedModel, small: PreTrainedModel
 ) -> None:
     """Let both models continue the same texts; without a tokenizer there are none, and a warning says so."""
-    tokenizer = tokenizer_of(data.path)
+    tokenizer = tokenizer_in(data.path)
     if tokenizer is None:
         logger.warning("no samples are written: %s has no tokenizer", data.path)
         return
     prompts = list(recipe.samples.prompts) or prompts_from(data.validation, tokenizer)
-    texts = [continuations(model, tokenizer, prompts, recipe.samples.tokens) for model in (reference, small)]
+    bos = data.validation.bos
+    front = [] if bos is None else [bos]
+    texts = [
+        continuations(model, tokenizer, prompts, recipe.samples.tokens, front=front)
+        for model in (reference, small)
+    ]
     rows = [
         {"prompt": prompt, "reference": of_reference, "target": of_small}
         for prompt, of_reference, of_small in zip(prompts, *texts, strict=True)
@@ -37,16 +50,35 @@ def write_samples(
 
 def write_final(path: Path, recipe: Recipe, data: TrainingData, model: Path, summary: Summary) -> None:
     """Put the last round's model where users look for it, with its tokenizer and a model card."""
-    tokenizer = tokenizer_of(data.path)
+    config = load_config(model, trust_remote_code=recipe.reference.trust_remote_code)
+    tokenizer = _final_tokenizer(recipe, data)
     with atomic.directory(path) as temporary:
         copytree(model, temporary, dirs_exist_ok=True)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
-        atomic.write_text(temporary / "README.md", card(recipe, summary))
+        save_tokenizer(tokenizer, temporary)
+        atomic.write_text(temporary / "README.md", card(recipe, summary, config.dtype))
 
 
-def card(recipe: Recipe, summary: Summary) -> str:
-    """Model card of the result."""
+def _final_tokenizer(recipe: Recipe, data: TrainingData) -> PreTrainedTokenizerBase | list[Path]:
+    """The data's tokenizer with the reference's chat template; the reference's where the data has none."""
+    own, source = tokenizer_in(data.path), recipe.reference
+    if source.pretrained is None or (own is not None and own.chat_template is not None):
+        return own or []
+    try:
+        found = read_tokenizer(
+            source.pretrained, revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+    except UserError as error:  # the run is done: its result is worth more than this
+        logger.warning("%s", error)
+        return own or []
+    if own is None:
+        return found
+    if not isinstance(found, list) and same_tokens(own, found):
+        own.chat_template = found.chat_template
+    return own
+
+
+def card(recipe: Recipe, summary: Summary, dtype: torch.dtype) -> str:
+    """Model card of the result, whose weights have this type."""
     assert summary.reference is not None
     last = summary.rounds[-1]
     low, high = last.interval
@@ -68,5 +100,6 @@ The first {last.layers} of {summary.reference.layers} layers of {origin}, traine
 | validation loss (nats per token) | {summary.reference.loss:.4f} | {last.loss:.4f} |
 
 Verdict: {summary.verdict}. Difference {last.difference:+.4f}, 95% interval [{low:+.4f}, {high:+.4f}], over
-{summary.reference.windows} paired windows. Made with inheritune {__version__}.
+{summary.reference.windows} paired windows, measured on these weights, which are {str(dtype).removeprefix("torch.")}.
+Made with inheritune {__version__}.
 """

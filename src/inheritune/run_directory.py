@@ -4,8 +4,8 @@
     starts.jsonl           one line for each start: time, versions, hardware, precision, command, data
     state.json             what is going on: phase, round, verdict
     summary.json           the reference and the rounds so far, in figures
-    reference/             validation.json; and if it was trained here: metrics.jsonl, checkpoints/, model/
-    round-1-12-layers/     metrics.jsonl, validation.json, checkpoints/, model/
+    reference/             validation.json; and if it was trained here, what a round has
+    round-1-12-layers/     metrics.jsonl; checkpoints/, until it is trained; then validation.json, model/
     final/                 the result, a Hugging Face checkpoint
     reference/analysis.json, final/analysis.json    attention of both models, if it was analyzed
     samples.json           continuations by both models
@@ -123,7 +123,7 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether Algorithm 1 has ended; an evaluation may be left to do."""
         path = self.path / "state.json"
         return path.exists() and _read(State, path).phase == "finished"
 

@@ -24,6 +24,7 @@ from inheritune.run_directory import RunDirectory
 from inheritune.training.checks import check_fit, check_room
 from inheritune.training.device import Hardware, choose_hardware, describe
 from inheritune.training.distillation import check_teacher, taught_by
+from inheritune.training.left_behind import type_left
 from inheritune.training.loop import train
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.world import World, check_same, joined
@@ -54,6 +55,9 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
             hardware=hardware,
             validate=validator(data, hardware),
             loss=loss,
+            dtype=type_left(
+                recipe.training, source_config(recipe.model) if recipe.model.pretrained else None
+            ),
             trust_remote_code=recipe.model.trust_remote_code,
             title=recipe.name,
         )
@@ -169,12 +173,12 @@ def scratch_config(source: ModelSource, data: TrainingData | None, window: int) 
     assert source.architecture is not None
     if data is None:
         return architecture_config(source.architecture, max_position_embeddings=window)
-    end_of_text = data.train.end_of_text
+    end_of_text, bos = data.train.end_of_text, data.train.bos
     config = architecture_config(
         source.architecture,
         vocab_size=data.train.vocabulary,
         max_position_embeddings=window,
-        bos_token_id=end_of_text,
+        bos_token_id=end_of_text if bos is None else bos,
         eos_token_id=end_of_text,
     )
     check_fit(config, data)

@@ -12,7 +12,13 @@ from inheritune.study import Row
 
 
 def compare_rows(study: Study, rows: Sequence[Row], directory: Path) -> Comparison:
-    """Compare the finished rows of a study with its reference, and write the result to `comparison/` in it.
+    """Compare the finished rows of a study with its reference, and write the result to `comparison/` in it."""
+    entries = study_entries(study, rows, directory)
+    return write_comparison(entries, study.reference, directory / "comparison", study.name)
+
+
+def study_entries(study: Study, rows: Sequence[Row], directory: Path) -> list[Entry]:
+    """The models of finished rows, in the order of the study; seeds of a row stand together.
 
     Total FLOPs of a row are its own and those of the rows that made its first weights, but not the reference's:
     that one is there before any of them.
@@ -26,10 +32,8 @@ def compare_rows(study: Study, rows: Sequence[Row], directory: Path) -> Comparis
         found = [_with_earlier(entry, before) for entry in _entries(row, directory)]
         total[row.name, row.seed] = found[-1].total_flops or 0.0
         entries += found
-    # Seeds of a row stand together, in the order of the study.
     order = {name: position for position, name in enumerate(study.rows)}
-    entries.sort(key=lambda entry: order[entry.label.partition(" round ")[0]])
-    return write_comparison(entries, study.reference, directory / "comparison", study.name)
+    return sorted(entries, key=lambda entry: order[entry.label.partition(" round ")[0]])
 
 
 def _entries(row: Row, directory: Path) -> list[Entry]:

@@ -9,15 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
+
+import torch
 
 from inheritune import UserError, atomic
 from inheritune.config import Recipe, Study, TrainRecipe
 from inheritune.data.loader import open_data
-from inheritune.data.shards import NoShardsError
 from inheritune.planning import affordable_steps
 from inheritune.progress import duration
+from inheritune.recipe import check_finished, complete
 from inheritune.recipe_file import load_recipe, to_yaml
 from inheritune.run_directory import RunDirectory
 from inheritune.study import AnyRow, Row, recipe_of, row_named, rows_of
@@ -47,7 +49,8 @@ def run_study(
         study: what to run.
         directory: of the study.
         only: rows to run, with what they need; all, if there are none.
-        jobs: rows at work at the same time; they share the machine's cores.
+        jobs: rows at work at the same time; they share the machine's cores, and each has a GPU of its own as far as
+            there are as many.
         tell: is told of every row that ends.
 
     Returns:
@@ -123,6 +126,7 @@ class Runner:
         self.study, self.folder, self.directory, self.jobs, self.tell = study, folder, folder.path, jobs, tell
         self.waiting = list(rows)
         self.running: dict[Row, subprocess.Popen[bytes]] = {}
+        self.gpus: dict[str, set[Row]] = {name: set() for name in visible_gpus()} if jobs > 1 else {}
         self.done: set[tuple[str, int]] = set()
         self.failed: dict[tuple[str, int], str] = {}
         self.started = time.monotonic()
@@ -153,6 +157,8 @@ class Runner:
             if process.poll() is None:
                 continue
             del self.running[row]
+            for rows in self.gpus.values():
+                rows.discard(row)
             if process.returncode == 0:
                 self.done.add((row.name, row.seed))
                 self.ran += 1
@@ -186,6 +192,7 @@ class Runner:
             self.running[row] = subprocess.Popen(command, env=environment, pass_fds=held)
             return
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
+        environment.update(self._gpu_for(row, recipe))
         with folder.with_name(f"{row.name}.log").open("ab") as log:
             self.running[row] = subprocess.Popen(
                 command,
@@ -195,6 +202,14 @@ class Runner:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
             )
+
+    def _gpu_for(self, row: Row, recipe: AnyRow) -> dict[str, str]:
+        """What shows a row the GPU with the fewest rows at work, and no other."""
+        if not self.gpus or recipe.training.device == "cpu":
+            return {}
+        name = min(self.gpus, key=lambda name: len(self.gpus[name]))
+        self.gpus[name].add(row)
+        return {"CUDA_VISIBLE_DEVICES": name}
 
     def _fail(self, row: Row, why: str) -> None:
         self.failed[row.name, row.seed] = f"{row.name}, seed {row.seed}: {why}"
@@ -214,19 +229,24 @@ class Runner:
         return f" ({lines[-1].strip()})" if lines else ""
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this program may use, as CUDA_VISIBLE_DEVICES names them; none of them is touched."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    names = [str(number) for number in range(count)] if shown is None else shown.split(",")
+    return [name.strip() for name in names[:count]]
+
+
 def finished(folder: Path, recipe: AnyRow) -> bool:
     """Whether a run is there and complete.
 
     Raises:
         UserError: it is complete, but of another recipe or other data.
     """
-    complete = RunDirectory(folder).finished if isinstance(recipe, Recipe) else (folder / "model").exists()
-    if complete:
-        RunDirectory(folder).check_recipe(recipe)
-        with suppress(NoShardsError):  # removed since: a finished row needs them no more
-            data = open_data(recipe.data.model_copy(update={"verify": False}))
-            RunDirectory(folder).check_data(data.identities)
-    return complete
+    done = complete(recipe, folder) if isinstance(recipe, Recipe) else (folder / "model").exists()
+    if done:
+        check_finished(recipe, RunDirectory(folder))
+    return done
 
 
 def steps_for(study: Study, row: Row, directory: Path) -> int:

@@ -72,6 +72,20 @@ def test_help_names_every_verb(command) -> None:
         assert command(verb, "--help").code == 0
 
 
+def test_a_system_without_posix_locks(command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    for verb in ("run", "prepare"):
+        result = command(verb, tmp_path / "x")
+        assert result.code == 2
+        assert result.err.startswith("error: inheritune needs a POSIX system")
+        assert "Traceback" not in result.err
+
+
+def test_the_command_line_can_be_imported_without_posix_locks() -> None:
+    code = "import sys; sys.modules['fcntl'] = None; import inheritune, inheritune.cli.main"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_version(command) -> None:
     assert command("--version").out.strip() == "0.1.0"
 

@@ -63,6 +63,7 @@ def test_every_option_arrives(tmp_path, source):
         "--split": "test",
         "--config": "small",
         "--end-of-text": "<|endoftext|>",
+        "--bos": "<|endoftext|>",
     }
     result = run(source, "-o", tmp_path / "out", *(part for option in options.items() for part in option))
     assert result.exit_code == 0, result.exception
@@ -72,6 +73,30 @@ def test_every_option_arrives(tmp_path, source):
             assert arguments[option[2:].replace("-", "_")] == value
     documents = [split.documents for split in read_manifest(tmp_path / "out").splits.values()]
     assert sum(documents) == 100
+
+
+def test_rows_without_text(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        "".join(json.dumps({"data": {"text": text}}) + "\n" for text in ["one", None, "two", "", None])
+    )
+    command = (
+        path,
+        "-o",
+        tmp_path / "out",
+        "--train-tokenizer",
+        300,
+        "--validation",
+        0,
+        "--text-field",
+        "data.text",
+    )
+    assert "leave such rows out with --skip-invalid" in str(run(*command).exception)
+    result = run(*command, "--skip-invalid")
+    assert result.exit_code == 0, result.exception
+    assert "train: 2 documents" in result.output
+    assert "  3 rows without text were left out\n" in result.output
+    assert read_manifest(tmp_path / "out").arguments["skip_invalid"] is True
 
 
 def test_errors_are_left_to_the_caller(tmp_path):

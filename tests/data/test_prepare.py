@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -171,6 +172,114 @@ def test_documents_without_text_are_left_out(tmp_path, tokenizer):
     assert manifest.splits["train"].documents == 2
     assert decoded(tmp_path / "out", "train") == ["one", "two"]
     assert "validation" not in manifest.splits
+
+
+def with_gaps(texts):
+    """JSON lines of these texts: in front of each, and at the end, one of several rows without text."""
+    gaps = itertools.cycle(['{"text": null}', '{"text": ""}', '{"id": 1}', '{"text": 5}'])
+    rows = [line for text in texts for line in (next(gaps), json.dumps({"text": text}))]
+    return "\n".join([*rows, next(gaps)]) + "\n"
+
+
+def test_rows_without_text_are_left_out_and_counted(tmp_path, tokenizer):
+    source = tmp_path / "a.jsonl"
+    source.write_text(with_gaps(TEXTS[:50]))
+    options = {"tokenizer": tokenizer, "validation": 0}
+    with pytest.raises(
+        UserError, match=r"the field text in line 1 .* is no text but null: .* with --skip-invalid"
+    ):
+        prepare(source, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    manifest = prepare(source, tmp_path / "out", skip_invalid=True, **options)
+    assert decoded(tmp_path / "out", "train") == TEXTS[:50]
+    assert manifest.splits["train"].documents == 50
+    assert manifest.rows_without_text == read_manifest(tmp_path / "out").rows_without_text == 51
+    assert manifest.arguments["skip_invalid"] is True
+    prepare([TEXTS[:50]], tmp_path / "plain", **options)
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "plain")
+    with pytest.raises(
+        UserError, match="was begun with skip_invalid = True, not False: give another directory"
+    ):
+        prepare(source, tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_rows_without_text_are_counted_up_to_the_last_document(tmp_path, tokenizer, workers):
+    source = tmp_path / "a.jsonl"
+    source.write_text(with_gaps(TEXTS[:50]))
+    options = {"tokenizer": tokenizer, "validation": 0, "skip_invalid": True, "workers": workers}
+    manifest = prepare(source, tmp_path / "out", max_documents=20, **options)
+    assert manifest.splits["train"].documents == 20
+    assert manifest.rows_without_text == 20, "however far was read ahead"
+    # The same documents make the tokenizer.
+    arguments = {"validation": 0, "train_tokenizer": 400, "max_documents": 20}
+    prepare(source, tmp_path / "gaps", skip_invalid=True, **arguments)
+    prepare([TEXTS[:20]], tmp_path / "plain", **arguments)
+    assert hashes(tmp_path / "gaps") == hashes(tmp_path / "plain")
+
+
+@pytest.mark.parametrize("stop", [0, 1, 60, 130, 299])
+def test_rows_without_text_are_counted_once_after_an_interruption(tmp_path, tokenizer, monkeypatch, stop):
+    sources = [tmp_path / name for name in ("a.jsonl", "b.jsonl")]
+    sources[0].write_text(with_gaps(TEXTS[:100]))
+    sources[1].write_text(with_gaps(TEXTS[100:]))
+    options = {"tokenizer": tokenizer, "validation": 0.1, "shard_tokens": 5000, "skip_invalid": True}
+    monkeypatch.setattr("inheritune.data.pipeline._BATCH_CHARACTERS", 3000)
+    undisturbed = prepare(sources, tmp_path / "undisturbed", **options)
+    assert undisturbed.rows_without_text == len(TEXTS) + 2
+    append = SplitWriter.append
+
+    def failing(self, tokens):
+        if self.name == "train" and self.documents == stop:
+            raise KeyboardInterrupt
+        append(self, tokens)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SplitWriter, "append", failing)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(sources, tmp_path / "out", save_every=0, **options)
+    assert (stop > 10) == (tmp_path / "out" / "unfinished").exists()
+    manifest = prepare(sources, tmp_path / "out", **options)
+    assert manifest == undisturbed
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "undisturbed")
+
+
+def test_many_rows_without_text_do_not_pile_up(tmp_path, tokenizer, monkeypatch):
+    from inheritune.data.pipeline import Position, read_batches
+    from inheritune.data.sources import resolve
+
+    monkeypatch.setattr("inheritune.data.pipeline._BATCH_CHARACTERS", 100)
+    (source,) = resolve(["one", *[None] * 1000, "two"], skip_invalid=True)
+    sizes = [len(batch.texts) for batch in read_batches([source], Position(), 0, set())]
+    assert max(sizes) <= 100
+    assert sum(sizes) == 1002
+
+
+def test_nothing_but_rows_without_text(tmp_path, tokenizer):
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"text": null}\n{"other": "text"}\n')
+    with pytest.raises(
+        UserError, match=r"no document with text in .*a\.jsonl: 2 rows without text were left out"
+    ):
+        prepare(source, tmp_path / "out", tokenizer=tokenizer, skip_invalid=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_work_begun_before_an_argument_was_there(tmp_path, tokenizer, monkeypatch, undisturbed):
+    output = interrupted(tmp_path, tokenizer, monkeypatch, KeyboardInterrupt())
+    path = output / "unfinished" / "progress.json"
+    saved = json.loads(path.read_text())
+    for name in ("bos", "skip_invalid"):
+        del saved["arguments"][name]
+    del saved["rows_without_text"]
+    path.write_text(json.dumps(saved))
+    options = {"tokenizer": tokenizer, "validation": 0.1, "shard_tokens": 5000}
+    with pytest.raises(UserError, match="was begun with skip_invalid = False, not True: delete"):
+        prepare([TEXTS], output, skip_invalid=True, **options)
+    with pytest.raises(UserError, match="was begun with bos = 'auto', not 'none': delete"):
+        prepare([TEXTS], output, bos="none", **options)
+    prepare([TEXTS], output, **options)
+    assert hashes(output) == undisturbed
 
 
 def test_large_vocabularies_take_32_bits(tmp_path):

@@ -4,13 +4,14 @@ import lzma
 import re
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import zstandard
 
 from inheritune import UserError
 from inheritune.data import documents, files, hub
-from inheritune.data.sources import resolve
+from inheritune.data.sources import local_files, resolve
 
 TEXTS = ["first document", "zweites Dokument – mit Strich", "third\nwith lines", "x" * 5000]
 
@@ -95,7 +96,194 @@ def test_how_much_is_read(tmp_path):
     assert source.read == source.size == (tmp_path / "a.jsonl").stat().st_size + 3
 
 
+# What stands beside the data.
+
+
+def test_hidden_files_and_copies_are_no_documents(tmp_path):
+    folder = tmp_path / ".hidden" / "__MACOSX"  # the folder itself may be called anything
+    good = ("a.txt", "b/c.txt", "b/d.e.txt", "f..txt")
+    hidden = (
+        ".ipynb_checkpoints/a-checkpoint.txt",
+        "b/.ipynb_checkpoints/c-checkpoint.txt",
+        "._a.txt",
+        "b/._c.txt",
+        ".git/b/description.txt",
+        "b/.cache/x/y.jsonl",
+        "__MACOSX/._a.txt",
+        "__MACOSX/b/c.txt",
+        ".a.parquet",
+    )
+    for name in (*good, *hidden):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"text of {name}")
+    expected = [f"text of {name}" for name in good]
+    assert read(folder) == read(str(folder)) == expected
+    assert local_files(folder) == [folder / name for name in good]
+    assert read(f"{folder}/*.txt") == ["text of a.txt", "text of f..txt"]
+    assert read(f"{folder}/b/**/*.txt") == ["text of b/c.txt", "text of b/d.e.txt"]
+    # What is named is read.
+    assert read(folder / "._a.txt") == ["text of ._a.txt"]
+    assert read(folder / ".git") == ["text of .git/b/description.txt"]
+    assert read(f"{folder}/.ipynb_checkpoints/*") == ["text of .ipynb_checkpoints/a-checkpoint.txt"]
+    assert read(f"{folder}/._*.txt") == ["text of ._a.txt"]
+    for name in good:
+        (folder / name).unlink()
+    assert "has no files to read: expected .txt" in refused(folder)
+
+
+def test_a_data_set_saved_by_datasets(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    def rows(name, count):
+        return Dataset.from_dict(
+            {"id": range(count), "text": [f"{name} {number}" for number in range(count)]}
+        )
+
+    rows("one", 600).save_to_disk(tmp_path / "one", num_shards=2)
+    assert sorted(path.suffix for path in (tmp_path / "one").iterdir()) == [
+        ".arrow",
+        ".arrow",
+        ".json",
+        ".json",
+    ]
+    assert read(tmp_path / "one") == [f"one {number}" for number in range(600)]
+    mapped = Dataset.load_from_disk(tmp_path / "one").map(lambda row: {"text": row["text"] + "!"})
+    assert list((tmp_path / "one").glob("cache-*.arrow")), mapped.cache_files
+    assert read(tmp_path / "one") == [f"one {number}" for number in range(600)], (
+        "without what was computed of it"
+    )
+    assert read(f"{tmp_path}/one/*") == read(tmp_path / "one")
+    DatasetDict(train=rows("train", 3), test=rows("test", 2)).save_to_disk(tmp_path / "two")
+    assert read(tmp_path / "two" / "train") == ["train 0", "train 1", "train 2"]
+    assert read(tmp_path / "two") == ["test 0", "test 1", "train 0", "train 1", "train 2"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "b/dataset_info.json"],
+)
+def test_metadata_of_data_sets(tmp_path, name):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a.jsonl").write_bytes(json_lines(["one"]))
+    (tmp_path / name).write_text('{\n  "splits": {}\n}')
+    assert read(tmp_path) == read(f"{tmp_path}/**/*.json*") == ["one"]
+    assert "is not JSON (one object a line is expected)" in refused(tmp_path / name)
+
+
+def test_other_files_that_are_no_text(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(json_lines(["one"]))
+    (tmp_path / "settings.json").write_text('{\n  "a": 1\n}')
+    sentence = refused(tmp_path)
+    assert sentence.startswith(
+        f"line 1 of {tmp_path}/settings.json is not JSON (one object a line is expected): "
+    )
+    assert sentence.endswith(
+        "if this file is no part of the text, name those that are instead of their folder"
+    )
+
+
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_arrow(tmp_path, kind):
+    texts = [f"document {number}" for number in range(1000)]
+    table = pyarrow.table({"id": range(1000), "data": [{"text": text, "n": 1} for text in texts]})
+    path = tmp_path / "a.arrow"
+    with getattr(pyarrow.ipc, f"new_{kind}")(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=400)
+    assert read(path, text_field="data.text") == texts
+    assert refused(path) == f"there is no field 'text' in {path}: it has 'id', 'data'"
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert f"{path} is damaged" in refused(path, text_field="data.text")
+    path.write_bytes(b"")
+    assert f"{path} is damaged, or not an Arrow file" in refused(path)
+    (source,) = resolve(path)
+    assert source.size == 0
+
+
+# Nested fields.
+
+NESTED = [
+    ({"data": {"text": "nested"}}, "data.text", "nested"),
+    ({"data": {"text": "nested"}, "data.text": "literal"}, "data.text", "literal"),
+    ({"data.text": "literal"}, "data.text", "literal"),
+    ({"a": {"b": {"c": "deep"}}}, "a.b.c", "deep"),
+    ({"a": {"b.c": "partly"}}, "a.b.c", "partly"),
+    ({"a.b": {"c": "other part"}}, "a.b.c", "other part"),
+    ({"a": {"x": "no"}, "a.b": {"c": "second try"}}, "a.b.c", "second try"),
+]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "arrow"])
+@pytest.mark.parametrize(("row", "field", "text"), NESTED)
+def test_nested_fields(tmp_path, format, row, field, text):
+    path = write_rows(tmp_path / f"a.{format}", [row, row])
+    assert read(path, text_field=field) == [text, text]
+    assert f"there is no field '{field}.more' in " in refused(path, text_field=f"{field}.more")
+    assert "there is no field 'nothing' in " in refused(path, text_field="nothing")
+
+
+def write_rows(path, rows):
+    """Rows in the format that the name says."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return path
+    table = pyarrow.Table.from_pylist(rows)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    return path
+
+
+# Rows without text.
+
+INVALID = [
+    {"data": {"text": "one"}},
+    {"data": {"text": None}},
+    {"data": None},
+    {"data": {"text": ""}},
+    {"data": {"text": "two"}},
+]
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "arrow"])
+def test_rows_without_text_stop_unless_they_are_to_be_left_out(tmp_path, format):
+    path = write_rows(tmp_path / f"a.{format}", INVALID)
+    row = "line" if format == "jsonl" else "row"
+    options = {"text_field": "data.text"}
+    assert refused(path, **options) == f"the field data.text in {row} 2 of {path} is no text but null{SKIP}"
+    assert read(path, skip_invalid=True, **options) == ["one", "", "", "", "two"]
+    path = write_rows(path, [row for row in INVALID if row["data"] != {"text": None}])
+    assert (
+        refused(path, **options) == f"there is no field 'data.text' in {row} 2 of {path}: it has 'data'{SKIP}"
+    )
+
+
+def test_what_else_is_left_out(tmp_path):
+    path = tmp_path / "a.jsonl"
+    values = [5, ["a"], {"b": "c"}, True, "half \ud800", "whole"]
+    path.write_text("".join(json.dumps({"text": value}) + "\n" for value in values) + '{"other": "x"}\n')
+    assert read(path, skip_invalid=True) == ["", "", "", "", "", "whole", ""]
+    assert read(["one", None, 7, "two"], skip_invalid=True) == ["one", "", "", "two"]
+    pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", skip_invalid=True) == ["", ""]
+
+
+@pytest.mark.parametrize("line", [b'{"text": "a', b'["text"]', b'{"text": "\xe9"}', b"null"])
+def test_what_is_damaged_is_not_left_out(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(json_lines(["one"]) + line + b"\n")
+    assert refused(path, skip_invalid=True).startswith(f"line 2 of {path} is not ")
+    (tmp_path / "a.txt").write_bytes(b"abc\xff")
+    assert "is not UTF-8 text" in refused(tmp_path / "a.txt", skip_invalid=True)
+    pyarrow.parquet.write_table(pyarrow.table({"content": ["x"]}), tmp_path / "a.parquet")
+    assert "there is no field 'text' in " in refused(tmp_path / "a.parquet", skip_invalid=True)
+
+
 # What users get wrong: one sentence that says what and where.
+
+
+SKIP = ": mend it, or leave such rows out with --skip-invalid"
 
 
 def refused(source, error=ValueError, **options):
@@ -129,16 +317,17 @@ def test_unknown_format(tmp_path, name):
 def test_no_text_field(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines(["one"]) + json_lines(["two"], field="content"))
-    assert refused(path) == f"there is no field 'text' in line 2 of {path}: it has 'id', 'content'"
+    assert refused(path) == f"there is no field 'text' in line 2 of {path}: it has 'id', 'content'{SKIP}"
     pyarrow.parquet.write_table(pyarrow.table({"id": [1], "content": ["x"]}), tmp_path / "a.parquet")
     assert refused(tmp_path / "a.parquet").endswith("a.parquet: it has 'id', 'content'")
 
 
-@pytest.mark.parametrize(("value", "kind"), [(None, "NoneType"), (5, "int"), (["a"], "list")])
+@pytest.mark.parametrize(("value", "kind"), [(None, "null"), (5, "int"), (["a"], "list")])
 def test_text_that_is_none(tmp_path, value, kind):
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines(["one", value]))
-    assert refused(path) == f"the field text in line 2 of {path} is no text but {kind}"
+    assert refused(path) == f"the field text in line 2 of {path} is no text but {kind}{SKIP}"
+    assert refused(["one", value]) == f"document 2 is no text but {kind}{SKIP}"
 
 
 @pytest.mark.parametrize("line", [b'{"text": "a', b"[", b"{'text': 1}", b"[" * 100_000])
@@ -166,7 +355,7 @@ def test_undecodable_bytes(tmp_path):
 def test_half_a_character(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(rb'{"text": "a\ud800"}')
-    assert refused(path) == f"line 1 of {path} has half a character (a lone surrogate) at position 1"
+    assert refused(path) == f"line 1 of {path} has half a character (a lone surrogate) at position 1{SKIP}"
 
 
 @pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
@@ -198,6 +387,10 @@ def test_a_whole_data_set_in_one_document(tmp_path, monkeypatch):
 # Hugging Face data sets: `datasets` itself reads a local folder here, for there is no network in tests.
 
 
+class Asked(list):
+    """What `load_dataset` was asked for; the rows are in `folder`."""
+
+
 @pytest.fixture
 def on_the_hub(tmp_path, monkeypatch):
     """Lets `load_dataset(name)` find a folder of Parquet files; gives the names it was asked for."""
@@ -208,7 +401,8 @@ def on_the_hub(tmp_path, monkeypatch):
     rows = pyarrow.table({"id": range(4), "text": TEXTS})
     pyarrow.parquet.write_table(rows, folder / "train-00000.parquet")
     real = datasets.load_dataset
-    asked = []
+    asked = Asked()
+    asked.folder = folder
 
     def load_dataset(name, config=None, *, split, streaming, revision=None):
         asked.append((name, config, split, revision))
@@ -244,6 +438,19 @@ def test_presets(on_the_hub, preset, asked):
     assert on_the_hub == [asked]
 
 
+def test_hub_nested_fields_and_rows_without_text(on_the_hub):
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(INVALID[1:]), on_the_hub.folder / "train-00000.parquet"
+    )
+    assert read("someone/texts", text_field="data.text", skip_invalid=True) == ["", "", "", "two"]
+    assert refused("someone/texts", text_field="data.text") == (
+        f"the field data.text in row 1 of someone/texts is no text but null{SKIP}"
+    )
+    assert refused("someone/texts", skip_invalid=True) == (
+        "there is no field 'text' in someone/texts: it has 'data'"
+    )
+
+
 def test_hub_no_text_field(on_the_hub):
     assert refused("someone/texts", text_field="content") == (
         "there is no field 'content' in someone/texts: it has 'id', 'text'"
@@ -251,19 +458,19 @@ def test_hub_no_text_field(on_the_hub):
 
 
 def test_hub_no_such_split(on_the_hub):
-    assert "'someone/texts' is no local file or folder, and the Hugging Face hub" in refused(
-        "someone/texts", split="nothing"
+    assert refused("someone/texts", split="nothing") == (
+        "there is no file or folder someone/texts, and the Hugging Face hub does not give such a data set: "
+        "Bad split: nothing. Available splits: ['train']"
     )
 
 
-def test_hub_cannot_be_reached(monkeypatch):
+@pytest.mark.parametrize("name", ["my-texts", "someone/texts"])
+def test_neither_here_nor_on_the_hub(monkeypatch, name):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    sentence = refused("someone/texts")
-    assert (
-        "'someone/texts' is no local file or folder, and the Hugging Face hub does not give it: " in sentence
-    )
+    sentence = f"there is no file or folder {name}, and the Hugging Face hub does not give such a data set: "
+    assert refused(name, UserError).startswith(sentence)
 
 
 def test_network_that_fails_in_the_middle(on_the_hub):

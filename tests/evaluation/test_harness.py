@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lm_eval.tasks import TaskManager
 from transformers import GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from bos_tokenizers import BOS, EOS, make_tokenizer
 from evaluation import tiny_items
 from inheritune.evaluation import harness
 from inheritune.evaluation.harness import Scorer, ask
@@ -507,3 +509,21 @@ metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
         output = gpt2.generate(inputs, max_new_tokens=4, do_sample=False, pad_token_id=0)
         written.append(tokenizer.decode(output[0, inputs.shape[1] :]).split("\n")[0])
     assert found.responses == [[text] for text in written]
+
+
+def test_requests_begin_as_the_tokenizer_has_it(llama: PreTrainedModel) -> None:
+    """Beginning-of-text is left to the tokenizer, in the harness's way and in ours."""
+    for template, front, behind in (
+        ("<bos> $A", [BOS], []),
+        (None, [], []),
+        ("<bos> $A <eos>", [BOS], [EOS]),
+    ):
+        made = make_tokenizer(template)
+        words = make_tokenizer(None)("the window").input_ids
+        scorer = Scorer(llama, made, 2, "model")
+        assert scorer.add_bos_token is None
+        theirs = HFLM(pretrained=llama, tokenizer=made, max_length=64)
+        assert scorer.tok_encode("the window") == theirs.tok_encode("the window") == front + words + behind
+        scorer.ahead = deque([("the window", " of a model")])
+        assert scorer.tok_encode("the window") == front + words + behind, "encoded ahead"
+        assert scorer.tok_encode("<bos>the window") == [BOS, *words]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from evaluation import tiny_items
+from inheritune import UserError
 from inheritune.config import EvaluationSettings
 from inheritune.evaluation import tasks
 from inheritune.evaluation.evaluate import check_settings
@@ -255,6 +256,60 @@ def test_a_task_that_cannot_be_had_is_refused_or_left_out(monkeypatch: pytest.Mo
     plan = make_plan(["boolq", "piqa"], skip_missing=True)
     assert [unit.name for unit in plan.units] == ["piqa"]
     assert plan.skipped == {"boolq": "cannot load the task boolq: ConnectionError: no network"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("test_split: test", "test_split: [unclosed"), "ParserError: while parsing a flow sequence"),
+        (("output_type: multiple_choice", "output_type: guess"), ""),
+        (("test_split: test", "test_split: nothing"), "KeyError: 'nothing'"),
+        (("task: colours", "include: nothing.yaml"), "FileNotFoundError: "),
+        (("task: colours", "tusk: colours"), ""),
+        (("label", "!function nothing.at_all"), "ImportError: "),
+    ],
+)
+def test_a_file_of_a_task_that_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: tuple[str, str], reason: str
+) -> None:
+    """It is no item that is missing, so it is not left out either."""
+    made = {"test": tiny_items.datasets.Dataset.from_list([{"text": "Grass is", "label": 1}] * 3)}
+    monkeypatch.setattr("datasets.load_dataset", lambda **given: made)
+    path = tmp_path / "colours.yaml"
+    path.write_text(OWN_TASK.format(shots=0).replace(*change))
+    for skips in (False, True):
+        with pytest.raises(UserError) as caught:
+            make_plan([str(path)], skip_missing=skips)
+        sentence = str(caught.value)
+        assert sentence.startswith(f"the task {path} is not as the harness needs it: {reason}")
+        assert "skip" not in sentence
+        assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    "text", ["test_split: [unclosed", "task: !function nothing.at_all", "tusk: x", "", "- a"]
+)
+def test_a_file_that_is_no_task_is_told_before_anything_is_trained(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"own\.yaml is not as the harness needs it: "):
+        check_settings(EvaluationSettings(tasks=("boolq", str(path))))
+
+
+def test_a_file_whose_items_cannot_be_had_may_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(path: str, **given: Any) -> Any:
+        if path == "anywhere":
+            raise FileNotFoundError("Dataset 'anywhere' doesn't exist on the Hub")
+        return tiny_items.load_dataset(path, **given)
+
+    monkeypatch.setattr("datasets.load_dataset", gone)
+    path = tmp_path / "colours.yaml"
+    path.write_text(OWN_TASK.format(shots=0))
+    with pytest.raises(UserError, match=r"cannot load the task .*; --skip-missing leaves such tasks out"):
+        make_plan([str(path), "piqa"])
+    assert list(make_plan([str(path), "piqa"], skip_missing=True).skipped) == [str(path)]
 
 
 def test_a_group_of_the_harness_is_one_task_only_if_its_items_are_pooled(

@@ -155,7 +155,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"intermediate_size": 64', '"intermediate_size": 48'))
-    with pytest.raises(ValueError, match=r"size mismatch|another shape|cannot load"):
+    with pytest.raises(ValueError, match=r"has the shape 32 x 64, but its configuration asks for 32 x 48"):
         inherit(tmp_path, 2)
 
 

@@ -35,6 +35,20 @@ from report.synthetic_run import write_run
 HOSTILE = "<script>alert('1')</script> & |x| `[b](u)` \x1b[31m"
 
 
+FOOT = (
+    "Better and worse mean that the 95% interval leaves out 0, and p is below 0.05 where there is one; no difference "
+    "seen does not mean that there is none. Of twenty tasks in which two models are equally good, about one shows a "
+    "difference by chance."
+)
+
+
+def test_what_better_and_worse_mean_is_a_whole_sentence() -> None:
+    text = to_markdown(evaluation())
+    assert f"- {FOOT}\n" in text
+    assert text.count("by chance.") == text.count(FOOT)
+    assert FOOT in " ".join(evaluation_html(evaluation()).split())
+
+
 def only(**parts: object) -> Evaluation:
     """An evaluation of nothing but these."""
     nothing = {"tasks": [], "groups": [], "skipped": {}, "validation": None, "speed": None, "samples": []}

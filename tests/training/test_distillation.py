@@ -16,7 +16,7 @@ from inheritune.models.pretrained import save_model
 from inheritune.recipe import run
 from inheritune.recipe_file import parse_recipe
 from inheritune.single import train_model
-from inheritune.training import distillation
+from inheritune.training import distillation, left_behind
 from inheritune.training.distillation import DistillationLoss
 from tiny_models import VOCABULARY, tiny_model, tokens
 from tiny_recipes import recipe, training
@@ -123,7 +123,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_data.write_shards(tmp_path_factory.mktemp("data"))
 
 
-def test_a_recipe_distils_and_leaves_no_teacher_in_its_checkpoints(data: Path, tmp_path: Path) -> None:
+def test_a_recipe_distils_and_leaves_no_teacher_in_its_checkpoints(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(left_behind, "_remove_checkpoints", lambda directory: None)  # to look at them
     teacher = tiny_model("llama", num_hidden_layers=4, max_position_embeddings=64)
     save_model(teacher, tmp_path / "teacher")
     values = {
@@ -140,11 +143,12 @@ def test_a_recipe_distils_and_leaves_no_teacher_in_its_checkpoints(data: Path, t
     alone = json.loads((tmp_path / "plain" / "training.json").read_text())
     assert outcome["layers"] == 2
     assert outcome["flops"] > 1.3 * alone["flops"]
-    for kept in ((tmp_path / "taught" / "checkpoints").glob("step-*"), [tmp_path / "taught" / "model"]):
-        for folder in kept:
-            size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-            twin = tmp_path / "plain" / folder.relative_to(tmp_path / "taught")
-            assert size == sum(file.stat().st_size for file in twin.rglob("*.safetensors"))
+    checkpoints = list((tmp_path / "taught" / "checkpoints").glob("step-*"))
+    assert len(checkpoints) == 2
+    for folder in (*checkpoints, tmp_path / "taught" / "model"):
+        size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+        twin = tmp_path / "plain" / folder.relative_to(tmp_path / "taught")
+        assert size == sum(file.stat().st_size for file in twin.rglob("*.safetensors"))
 
 
 def test_inheriting_and_distilling_together(data: Path, tmp_path: Path) -> None:

@@ -13,6 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 import tiny_data
+from inheritune.config import TrainRecipe
+from inheritune.data.loader import open_data
+from inheritune.evaluation.validation import WindowLosses, validator
+from inheritune.models.pretrained import load_model
+from inheritune.recipe_file import parse_recipe
+from inheritune.training.device import Hardware
+from inheritune.training.loss import NextTokenLoss
 from tiny_recipes import ARCHITECTURE, training
 from worlds import free_port, run_jobs
 
@@ -103,6 +110,22 @@ def test_distillation_and_activation_checkpointing(data: Path, tmp_path: Path, l
     expected = [row["loss"] for row in rows(tmp_path / "single", "train")]
     for name in ("together", "again"):
         assert [row["loss"] for row in rows(tmp_path / name, "train")] == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_is_left_behind_is_rounded_in_shares_too(data: Path, tmp_path: Path) -> None:
+    recipe = train_recipe(data, training=training(dtype="bfloat16"))
+    layouts = ("ddp-2", "fsdp-2")
+    succeed([job(layout, recipe, tmp_path / layout) for layout in layouts])
+    opened = open_data(parse_recipe(recipe, TrainRecipe).data)
+    hardware = Hardware(torch.device("cpu"), bf16=False, compile=False)
+    for layout in layouts:
+        tensors = load_file(tmp_path / layout / "model/model.safetensors")
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+        loss = NextTokenLoss(load_model(tmp_path / layout / "model"))
+        again = validator(opened, hardware)(loss, "all").losses
+        found = WindowLosses.load(tmp_path / layout / "validation.json").losses
+        np.testing.assert_allclose(again, found, rtol=0, atol=1e-6)
+        assert not (tmp_path / layout / "checkpoints").exists()
 
 
 def test_bf16(data: Path, tmp_path: Path) -> None:
@@ -215,6 +238,27 @@ def test_one_process_killed_in_the_middle_of_saving(
     assert killed["seconds"] < 60
     assert set(goes_on["codes"].values()) | set(undisturbed["codes"].values()) == {0}
     assert torch.equal(weights(tmp_path / "killed"), weights(tmp_path / "undisturbed"))
+
+
+def test_memory_of_one_process_that_runs_out(data: Path, tmp_path: Path) -> None:
+    """The others wait for its gradients, so it cannot try again: it says what to set, and they that it is lost."""
+    full = {"rank": 1, "windows": 1}
+    recipe = train_recipe(data, training=training(parallel={"timeout_seconds": 30}))
+    sharded = job("fsdp-2", recipe, tmp_path / "fsdp", full=full)
+    replicated = job("ddp-2", recipe, tmp_path / "ddp", full=full)
+    for done, sentence in zip(
+        run_jobs([sharded, replicated]),
+        (
+            "process 1 of 2 ran out of memory in step 0 with 2 windows in one forward pass: set "
+            "`training.micro_batch: 1`, `training.activation_checkpointing: all`",
+            "the first forward pass ran out of memory: set a smaller `training.micro_batch`",
+        ),
+        strict=True,
+    ):
+        assert done["codes"] == {"0": LOST, "1": 2}, done["errors"]
+        assert f"error (process 1 of 2): {sentence}" in done["errors"]["1"]
+        assert "lost another process" in done["errors"]["0"]
+        assert done["seconds"] < 60
 
 
 def test_algorithm_1_together(data: Path, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ def analyze(
     dtype: torch.dtype | str = torch.float32,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    bos: str = "auto",
     world: World = ALONE,
     ignore_tokenizer: bool = False,
 ) -> AttentionAnalysis:
@@ -75,6 +76,8 @@ def analyze(
         dtype: of the weights of a model that is given by name; "auto" keeps the checkpoint's.
         revision: branch, tag or commit of a model id.
         trust_remote_code: run code that comes with the model.
+        bos: name of the token at the first position of every window; by default what the shards' manifest says, or
+            what the model's tokenizer adds to a text file; "none" for none.
         world: processes that share the sequences; each needs the model.
         ignore_tokenizer: accept shards of another tokenizer than the model's.
 
@@ -95,6 +98,7 @@ def analyze(
         dtype,
         revision,
         trust_remote_code,
+        bos,
         world,
         ignore_tokenizer,
     )
@@ -116,6 +120,7 @@ class Options:
     dtype: torch.dtype | str = torch.float32
     revision: str | None = None
     trust_remote_code: bool = False
+    bos: str = "auto"
     world: World = ALONE
     ignore_tokenizer: bool = False
 
@@ -153,7 +158,7 @@ def analyze_side_by_side(
     for subject in subjects:
         check_attention(subject.config)
     check_heads(heads or (), [subject.config for subject in subjects])
-    text = open_text(Path(data), subjects[0].tokenizer)
+    text = open_text(Path(data), subjects[0].tokenizer, options.bos)
     for subject in subjects:
         if isinstance(text.tokens, Split):
             ignore = options.ignore_tokenizer
@@ -161,7 +166,9 @@ def analyze_side_by_side(
                 text.tokens, subject.config, subject.tokenizer, subject.name, ignore_tokenizer=ignore
             )
         else:
-            check_ids(int(text.tokens.max()), subject.config, str(text.source), subject.name)
+            check_ids(
+                max(int(text.tokens.max()), text.bos or 0), subject.config, str(text.source), subject.name
+            )
         if not options.ignore_tokenizer:
             _check_same_tokens(subjects[0], subject)
     contexts = [context for s in subjects if (context := context_length(s.config)) is not None]
@@ -184,7 +191,7 @@ def analyze_run(
     if not (directory / "recipe.yaml").exists() or not folder.finished:
         raise UserError(f"{directory} is not the directory of a finished run")
     recipe = load_recipe(directory / "recipe.yaml", Recipe)
-    folder.check_data([open_split(recipe.data.path, "validation").identity])
+    folder.check_data([open_split(recipe.data.path, "validation", recipe.data.bos).identity])
     places = {"reference": folder.reference, "final": folder.final}
     source = recipe.reference
     models: dict[str, Model] = {
@@ -203,6 +210,7 @@ def analyze_run(
             device=device,
             revision=source.revision if name == "reference" else None,
             trust_remote_code=source.trust_remote_code,
+            bos=recipe.data.bos,
         )
         save_analyses(places[name] / FILE, [found[name]])
     return {name: found[name] for name in places}

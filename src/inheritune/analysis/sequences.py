@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
-from inheritune.data.loader import read_windows, window_count
+from inheritune.data.loader import model_inputs, read_windows, window_count
 from inheritune.data.shards import Split, open_split
-from inheritune.data.tokenizer import pieces
+from inheritune.data.tokenizer import AUTO, bos_id, pieces
 
 LONGEST = 1024
 """Tokens of a sequence where its length is left open and the model could take more: the paper's."""
@@ -21,7 +21,8 @@ LONGEST = 1024
 
 @dataclass(frozen=True)
 class Sequences:
-    """Windows of a text, without overlap, in its order: token ids int64 [N, T], and their numbers from 0."""
+    """Windows of a text, without overlap, in its order: token ids as a model reads them, int64 [N, T], and their
+    numbers from 0."""
 
     inputs_nt: Tensor
     numbers: list[int]
@@ -34,10 +35,13 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Text:
-    """Token ids: of shards, or of a text as the model's own tokenizer reads it."""
+    """Token ids, of shards or of a text as the model's own tokenizer reads it; what is in front of a text and at its
+    end."""
 
     source: Path
     tokens: Split | np.ndarray
+    bos: int | None = None
+    end_of_text: int | None = None
 
     def choose(self, count: int, window: int | None, context: int | None, seed: int) -> Sequences:
         """At most `count` random windows of `window` tokens; the same arguments give the same ones.
@@ -66,17 +70,21 @@ class Text:
             inputs_nt = torch.from_numpy(
                 self.tokens[: available * window].reshape(available, window)[numbers]
             )
+        inputs_nt = model_inputs(inputs_nt, self.bos, self.end_of_text)
         return Sequences(inputs_nt.contiguous(), numbers.tolist())
 
 
-def open_text(data: Path, tokenizer: PreTrainedTokenizerBase | None) -> Text:
+def open_text(data: Path, tokenizer: PreTrainedTokenizerBase | None, bos: str = AUTO) -> Text:
     """The validation split of a folder of shards, or a text file as the model's tokenizer reads it.
+
+    `bos`: as `analyze`, which see.
 
     Raises:
         UserError: nothing there, no text in it, or a text file without a tokenizer to read it.
     """
     if data.is_dir():
-        return Text(data, open_split(data, "validation"))
+        split = open_split(data, "validation", bos)
+        return Text(data, split, split.bos, split.end_of_text)
     if not data.is_file():
         raise UserError(f"there is neither a folder of token shards nor a text file at {data}")
     if tokenizer is None:
@@ -92,4 +100,4 @@ def open_text(data: Path, tokenizer: PreTrainedTokenizerBase | None) -> Text:
     ]
     if not text.strip() or not ids:
         raise UserError(f"there is no text in {data}")
-    return Text(data, np.array(ids, dtype=np.int64))
+    return Text(data, np.array(ids, dtype=np.int64), bos_id(tokenizer, bos))

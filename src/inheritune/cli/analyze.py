@@ -45,6 +45,14 @@ def analyze_command(
         typer.Option(help="Type of the weights: auto (as in the checkpoint), float32, bfloat16, float16."),
     ] = "float32",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model id.")] = None,
+    bos: Annotated[
+        str,
+        typer.Option(
+            metavar="TOKEN|none",
+            help="Token that the model reads first in every window; `auto` is what the manifest of the shards says, "
+            "or what the tokenizer adds to a text by itself.",
+        ),
+    ] = "auto",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
@@ -76,6 +84,7 @@ def analyze_command(
         dtype,
         revision,
         trust_remote_code,
+        bos=bos,
         ignore_tokenizer=ignore_tokenizer,
     )
     analyzed = analyze_side_by_side(

@@ -13,8 +13,9 @@ def evaluate_command(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Hugging Face ids, folders of checkpoints, or a finished run's directory, which stands for its "
-            "reference and its final model; as MODEL or NAME=MODEL. The others are compared with the first.",
+            help="Hugging Face ids, folders of checkpoints, the directory of a finished training, or that of a "
+            "finished run, which stands for its reference and its final model; as MODEL or NAME=MODEL. The others "
+            "are compared with the first.",
         ),
     ],
     tasks: Annotated[

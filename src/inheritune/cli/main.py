@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import logging
 import os
 import sys
@@ -87,6 +88,7 @@ def main() -> None:
     for library in NOISY:
         logging.getLogger(library).setLevel(logging.ERROR)
     try:
+        _check_system()
         _check_together(arguments, processes)
         code = app(args=arguments, prog_name="inheritune", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -109,6 +111,14 @@ def main() -> None:
         print(f"error{who}: {sentence}", file=sys.stderr)
         _exit(PEER_LOST if kind == "PeerLostError" else USER_ERROR, processes)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _check_system() -> None:
+    """Locks, links and renames are POSIX's."""
+    if importlib.util.find_spec("fcntl") is None:
+        raise UserError(
+            "inheritune needs a POSIX system, as Linux and macOS are: on Windows, use its Subsystem for Linux"
+        )
 
 
 def _check_together(arguments: list[str], processes: int) -> None:

@@ -14,7 +14,7 @@ def prepare_command(
         typer.Argument(
             metavar="SOURCE...",
             help="openwebtext, fineweb-edu, redpajama-1b, a Hugging Face data set, or local files, folders or "
-            "patterns: .txt (one document each), .jsonl, .parquet; text may be .gz, .xz or .zst.",
+            "patterns: .txt (one document each), .jsonl, .parquet, .arrow; text may be .gz, .xz or .zst.",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the shards.")],
@@ -27,7 +27,9 @@ def prepare_command(
     ] = None,
     validation: Annotated[float, typer.Option(help="Fraction of the documents to hold out.")] = 0.005,
     workers: Annotated[int | None, typer.Option(help="Encoding threads; one a core by default.")] = None,
-    text_field: Annotated[str, typer.Option(help="Field or column that holds the text.")] = "text",
+    text_field: Annotated[
+        str, typer.Option(help="Field or column that holds the text; `data.text` if it is nested.")
+    ] = "text",
     split: Annotated[str, typer.Option(help="Split of a Hugging Face data set.")] = "train",
     config: Annotated[str | None, typer.Option(help="Configuration of a Hugging Face data set.")] = None,
     seed: Annotated[int, typer.Option(help="Changes which documents are held out.")] = 0,
@@ -35,6 +37,20 @@ def prepare_command(
     end_of_text: Annotated[
         str | None, typer.Option(metavar="TOKEN", help="End-of-text token, where the tokenizer names none.")
     ] = None,
+    bos: Annotated[
+        str,
+        typer.Option(
+            metavar="TOKEN|none",
+            help="Token that models read in front of a text; `auto` is what the tokenizer adds by itself.",
+        ),
+    ] = "auto",
+    skip_invalid: Annotated[
+        bool,
+        typer.Option(
+            "--skip-invalid",
+            help="Leave out rows whose text is null, missing or no text, instead of stopping.",
+        ),
+    ] = False,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the tokenizer.")
     ] = False,
@@ -43,7 +59,7 @@ def prepare_command(
     from rich.console import Console
 
     from inheritune.cli.console import quiet
-    from inheritune.data.prepare import prepare
+    from inheritune.data.prepare import prepare, rows_left_out
     from inheritune.data.progress import shown
     from inheritune.data.shards import MANIFEST
 
@@ -63,6 +79,8 @@ def prepare_command(
             seed=seed,
             max_documents=max_documents,
             end_of_text=end_of_text,
+            bos=bos,
+            skip_invalid=skip_invalid,
             trust_remote_code=trust_remote_code,
             progress=progress,
         )
@@ -70,3 +88,5 @@ def prepare_command(
     console.print(f"{output} {'was finished already; nothing is changed' if already else 'is finished'}")
     for name, split_record in manifest.splits.items():
         console.print(f"  {name}: {split_record.documents:,} documents, {split_record.tokens:,} tokens")
+    if manifest.rows_without_text:
+        console.print(f"  {rows_left_out(manifest.rows_without_text)}")

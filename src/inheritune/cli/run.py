@@ -21,17 +21,16 @@ def run_command(
     from inheritune.cli.console import print_line, print_result, quiet
     from inheritune.config import Recipe
     from inheritune.progress import first_process
-    from inheritune.recipe import run
+    from inheritune.recipe import complete, run
     from inheritune.recipe_file import load_recipe
-    from inheritune.run_directory import RunDirectory
 
     quiet()
     settings = load_recipe(recipe, Recipe)
     directory = output or Path("runs") / settings.name
-    was_finished = RunDirectory(directory).finished
+    was_complete = complete(settings, directory)
     summary = run(settings, directory, command=shlex.join(["inheritune", *sys.argv[1:]]))
     if not first_process():
         return
-    if was_finished:
+    if was_complete:
         print_line(f"{directory} is finished; nothing was changed.")
     print_result(summary, directory)

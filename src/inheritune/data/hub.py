@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from inheritune import UserError
-from inheritune.data.documents import check_text, missing_field, one_line
+from inheritune.data.documents import RowText, missing_field, one_line
 from inheritune.data.files import decompressed
 
 logger = logging.getLogger(__name__)
@@ -49,30 +49,32 @@ class HubDataset:
     """
 
     def __init__(
-        self, name: str, *, text_field: str = "text", split: str = "train", config: str | None = None
+        self, name: str, row_text: RowText, *, split: str = "train", config: str | None = None
     ) -> None:
         self.name = name
         self.tokens: int | None = None
         self.size: int | None = None
         self.read = 0
-        self.text_field = text_field
+        self.row_text = row_text
         try:
             self._rows = _load(name, config, split)
             first = next(iter(self._rows), None)
         except Exception as error:  # each kind of trouble has its own class, in four libraries
             raise UserError(
-                f"{name!r} is no local file or folder, and the Hugging Face hub does not give it: {one_line(error)}"
+                f"there is no file or folder {name}, and the Hugging Face hub does not give such a data set: "
+                f"{one_line(error)}"
             ) from error
         if first is None:
             raise UserError(f"the split {split!r} of {name} has no rows")
-        if text_field not in first:
-            raise UserError(missing_field(text_field, first, name))
+        # What is nested may be null in one row and not in the next.
+        if not any(f"{row_text.field}.".startswith(f"{column}.") for column in first):
+            raise UserError(missing_field(row_text.field, first, name))
 
     def documents(self) -> Iterator[str]:
         """All documents from the first on."""
         for number, row in enumerate(_reading(self._rows, self.name), start=1):
             self.read = number
-            yield check_text(row[self.text_field], f"row {number} of {self.name}", self.text_field)
+            yield self.row_text.of(row, f"row {number} of {self.name}")
 
 
 class RedPajamaPart:
@@ -81,7 +83,8 @@ class RedPajamaPart:
     How much of each file is read spreads the sample over up to twenty of them.
     """
 
-    def __init__(self, part: str, files: list[str], tokens: int, seed: int) -> None:
+    def __init__(self, part: str, files: list[str], tokens: int, seed: int, row_text: RowText) -> None:
+        self.row_text = row_text
         self.name = f"{_REDPAJAMA}/{part}"
         self.tokens: int | None = tokens
         self.size: int | None = None
@@ -92,27 +95,28 @@ class RedPajamaPart:
     def documents(self) -> Iterator[str]:
         """All documents of the sample, from the first on."""
         self.read = 0
-        for text in _reading(self._texts(), self.name):
+        for row in _reading(self._sample(), self.name):
             self.read += 1
-            yield check_text(text, f"document {self.read} of {self.name}")
+            yield self.row_text.of(row, f"document {self.read} of {self.name}")
 
-    def _texts(self) -> Iterator[Any]:
+    def _sample(self) -> Iterator[Any]:
         for url in self._files:
             characters = 0
             with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
                 for line in decompressed(Path(url), response):
-                    text = json.loads(line)["text"]
-                    yield text
-                    characters += len(text)
+                    row = json.loads(line)
+                    yield row
+                    characters += len(str(row.get(self.row_text.field)))
                     if characters >= self._characters_per_file:
                         break
 
 
-def preset(name: str, seed: int) -> list[HubDataset] | list[RedPajamaPart]:
+def preset(name: str, seed: int, skip_invalid: bool) -> list[HubDataset] | list[RedPajamaPart]:
     """The sources of a preset. Raises UserError if they cannot be reached."""
+    row_text = RowText("text", skip_invalid)
     if name in _DATASETS:
         dataset, config = _DATASETS[name]
-        return [HubDataset(dataset, config=config)]
+        return [HubDataset(dataset, row_text, config=config)]
     assert name == _REDPAJAMA
     try:
         with urllib.request.urlopen(_REDPAJAMA_FILES, timeout=_TIMEOUT_SECONDS) as response:
@@ -131,7 +135,9 @@ def preset(name: str, seed: int) -> list[HubDataset] | list[RedPajamaPart]:
         if not present:
             raise UserError("its list of files names none of its parts")
         return [
-            RedPajamaPart(part, by_part[part], _REDPAJAMA_TOKENS * share // sum(present.values()), seed)
+            RedPajamaPart(
+                part, by_part[part], _REDPAJAMA_TOKENS * share // sum(present.values()), seed, row_text
+            )
             for part, share in present.items()
         ]
     except Exception as error:

@@ -76,7 +76,8 @@ def open_data(settings: Data) -> TrainingData:
     """
     if settings.verify:
         verify(settings.path)
-    train, validation = open_split(settings.path, "train"), open_split(settings.path, "validation")
+    train = open_split(settings.path, "train", settings.bos)
+    validation = open_split(settings.path, "validation", settings.bos)
     for name, split in (("training", train), ("validation", validation)):
         if window_count(split, settings.window) == 0:
             raise UserError(
@@ -112,9 +113,24 @@ def window_count(split: Split, window: int) -> int:
 
 
 def read_windows(split: Split, numbers: np.ndarray, window: int) -> Tensor:
-    """Windows by their numbers: int64 [len(numbers), window + 1]. Column t + 1 is the target of column t."""
+    """Tokens of windows by their numbers: int64 [len(numbers), window + 1]. Column t + 1 is column t's target."""
     rows = [split.read(int(n) * window, (int(n) + 1) * window + 1) for n in numbers]
     return torch.from_numpy(np.stack(rows))
+
+
+def model_inputs(tokens_nt: Tensor, bos: int | None, end_of_text: int | None) -> Tensor:
+    """What a model reads of windows: their tokens, int64 [N, T], with beginning-of-text where a text begins.
+
+    The model saw `bos` in front of every text, so it stands at the first position of every window, and in place of
+    every end-of-text. The targets stay as they are: nothing that was predicted is lost, end-of-text included.
+    """
+    if bos is None:
+        return tokens_nt
+    inputs_nt = tokens_nt.clone()
+    if end_of_text is not None:
+        inputs_nt.masked_fill_(inputs_nt == end_of_text, bos)
+    inputs_nt[:, 0] = bos
+    return inputs_nt
 
 
 def batches(
@@ -125,7 +141,8 @@ def batches(
         windows = read_windows(split, numbers[start : start + size], window)
         if device.type == "cuda":
             windows = windows.pin_memory().to(device, non_blocking=True)
-        yield windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+        inputs_bt = model_inputs(windows[:, :-1], split.bos, split.end_of_text)
+        yield inputs_bt.contiguous(), windows[:, 1:].contiguous()
 
 
 def training_steps(

@@ -53,8 +53,7 @@ def key_and_hash(text: str, seed: int) -> tuple[float, bytes]:
 def read_batches(sources: Sequence[Source], start: Position, seed: int, spent: set[int]) -> Iterator[Batch]:
     """The documents after `start`. A source that is added to `spent` meanwhile is read no further.
 
-    Documents without any text are left out. Raises UserError if the documents before `start` are not those that
-    its hash was made of.
+    Raises UserError if the documents before `start` are not those that its hash was made of.
     """
     for index in range(start.source, len(sources)):
         source = sources[index]
@@ -76,10 +75,9 @@ def read_batches(sources: Sequence[Source], start: Position, seed: int, spent: s
                 continue
             if not met:
                 break
-            if text:
-                texts.append(text)
-                keys.append(key)
-                characters += len(text)
+            texts.append(text)
+            keys.append(key)
+            characters += max(1, len(text))  # so that a batch of empty documents ends too
             if characters >= _BATCH_CHARACTERS:
                 yield Batch(index, texts, keys, Position(source=index, documents=count, digest=chain.hex()))
                 texts, keys, characters = [], [], 0

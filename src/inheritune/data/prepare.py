@@ -61,6 +61,8 @@ def prepare(
     seed: int = 0,
     max_documents: int | None = None,
     end_of_text: str | None = None,
+    bos: str = tokenizers.AUTO,
+    skip_invalid: bool = False,
     trust_remote_code: bool = False,
     shard_tokens: int = 100_000_000,
     save_every: float = 15.0,
@@ -70,8 +72,11 @@ def prepare(
 
     `sources`: presets, files, folders, glob patterns, hub ids (see `sources.resolve`), or iterables of documents, as
     in `prepare([["one document", "another"]], "data", train_tokenizer=1000)`. Give either `tokenizer` (hub id or
-    folder) or `train_tokenizer` (the size of a byte-level BPE to train on the sources). `validation` is the fraction
-    of documents held out, `workers` the number of encoding threads (one a core), `save_every` is in seconds.
+    folder) or `train_tokenizer` (the size of a byte-level BPE to train on the sources). `text_field` may be a path
+    into nested fields (`data.text`). `validation` is the fraction of documents held out, `workers` the number of
+    encoding threads (one a core), `save_every` is in seconds. `bos` names the token that models read in front of a
+    text: by default what the tokenizer adds by itself; "none" for none. Documents without text are left out, and with
+    `skip_invalid` rows whose text is null, missing or no text; `Manifest.rows_without_text` counts both.
 
     A finished directory is left as it is; an unfinished one is gone on with. Raises UserError
     for wrong arguments (others than those the directory was begun with, too) and for text that cannot be read, and
@@ -91,6 +96,8 @@ def prepare(
         seed=seed,
         max_documents=max_documents,
         shard_tokens=shard_tokens,
+        bos=bos,
+        skip_invalid=skip_invalid,
         files={
             str(path): path.stat().st_size
             for source in sources
@@ -106,7 +113,9 @@ def prepare(
     opened = [
         one
         for source in sources
-        for one in resolve(source, text_field=text_field, split=split, config=config, seed=seed)
+        for one in resolve(
+            source, text_field=text_field, skip_invalid=skip_invalid, split=split, config=config, seed=seed
+        )
     ]
     with work_directory(output) as work:
         if (output / MANIFEST).exists():  # finished by another process just now
@@ -116,24 +125,35 @@ def prepare(
             report = Reporter(opened, max_documents, progress)
             if not (work / TOKENIZER).exists():
                 _make_tokenizer(work / TOKENIZER, arguments, opened, trust_remote_code, report)
-            encoder = tokenizers.Encoder(work / TOKENIZER, end_of_text, trust_remote_code)
+            encoder = tokenizers.Encoder(work / TOKENIZER, end_of_text, bos, trust_remote_code)
             with tokenizers.one_thread_per_call():
-                splits = _write_splits(work, saved, opened, encoder, workers, save_every, report)
+                splits, without_text = _write_splits(
+                    work, saved, opened, encoder, workers, save_every, report
+                )
             manifest = Manifest(
                 tokenizer=TokenizerRecord(
                     name=arguments.tokenizer or f"byte-level BPE of {encoder.vocabulary} tokens",
                     sha256=sha256_of_directory(work / TOKENIZER),
                     vocabulary=encoder.vocabulary,
                     end_of_text=encoder.end_of_text,
+                    bos=encoder.bos,
                 ),
                 dtype="uint16" if encoder.dtype.itemsize == 2 else "uint32",
                 source=arguments.sources,
                 splits=splits,
                 arguments=arguments.model_dump(),
+                rows_without_text=without_text,
             )
             atomic.write_json(work / MANIFEST, manifest.model_dump())
         publish(work, output)
     return read_manifest(output)
+
+
+def rows_left_out(count: int) -> str:
+    """The sentence that says how many rows had no text."""
+    return (
+        f"{count:,} {'row' if count == 1 else 'rows'} without text {'was' if count == 1 else 'were'} left out"
+    )
 
 
 def _write_splits(
@@ -144,10 +164,11 @@ def _write_splits(
     workers: int,
     save_every: float,
     report: Reporter,
-) -> dict[SplitName, SplitRecord]:
-    """Encode all documents after those of `saved`, saving now and then."""
+) -> tuple[dict[SplitName, SplitRecord], int]:
+    """Encode all documents after those of `saved`, saving now and then; also gives how many rows had no text."""
     arguments = saved.arguments
     position, source_tokens, smallest_key = saved.position, saved.source_tokens, saved.smallest_key
+    without_text = saved.rows_without_text
     names: list[SplitName] = ["train", "validation"]
     train, validation = writers = [
         SplitWriter(work, name, encoder.dtype, arguments.shard_tokens, saved.splits.get(name))
@@ -162,6 +183,7 @@ def _write_splits(
             position=position,
             source_tokens=source_tokens,
             smallest_key=smallest_key,
+            rows_without_text=without_text,
             splits=splits,
         )
         atomic.write_json(work / PROGRESS, state.model_dump())
@@ -178,7 +200,10 @@ def _write_splits(
                 index = batch.source
                 if index in spent:
                     continue  # was read ahead
-                for key, tokens in zip(batch.keys, documents, strict=True):
+                for key, text, tokens in zip(batch.keys, batch.texts, documents, strict=True):
+                    if not text:
+                        without_text += 1
+                        continue
                     smallest_key = min(smallest_key, key)
                     (validation if key < arguments.validation else train).append(tokens)
                     source_tokens += len(tokens)
@@ -194,13 +219,13 @@ def _write_splits(
                 if time.monotonic() - last_saved >= save_every:
                     save()
                     last_saved = time.monotonic()
-        _check_splits(work, arguments, train.documents, validation.documents, smallest_key)
+        _check_splits(work, arguments, train.documents, validation.documents, smallest_key, without_text)
         splits = save()
     finally:
         for writer in writers:
             with suppress(OSError):  # a full disk: the error that brought us here says so
                 writer.close()
-    return {name: record for name, record in splits.items() if record.tokens}
+    return {name: record for name, record in splits.items() if record.tokens}, without_text
 
 
 def _make_tokenizer(
@@ -214,7 +239,7 @@ def _make_tokenizer(
         raise UserError("a tokenizer can only be trained on documents that can be read twice: give a list")
     sample = tokenizers.Sample()
     count = 0
-    texts = itertools.chain.from_iterable(source.documents() for source in sources)
+    texts = filter(None, itertools.chain.from_iterable(source.documents() for source in sources))
     for count, text in enumerate(itertools.islice(texts, arguments.max_documents), start=1):
         key, _ = key_and_hash(text, arguments.seed)
         if key >= arguments.validation:
@@ -245,13 +270,16 @@ def _check(arguments: Arguments, workers: int) -> None:
             raise UserError(f"{name} is {value}, not at least 1")
 
 
-def _check_splits(work: Path, arguments: Arguments, train: int, validation: int, smallest_key: float) -> None:
+def _check_splits(
+    work: Path, arguments: Arguments, train: int, validation: int, smallest_key: float, without_text: int
+) -> None:
     """UserError for a split without documents. The work is of no use then, whatever comes next."""
     if train and (validation or not arguments.validation):
         return
     (work / PROGRESS).unlink(missing_ok=True)
     if not train + validation:
-        raise UserError(f"there is no document with text in {', '.join(arguments.sources)}")
+        rows = f": {rows_left_out(without_text)}" if without_text else ""
+        raise UserError(f"there is no document with text in {', '.join(arguments.sources)}{rows}")
     if train + validation == 1:
         raise UserError(
             "there is only one document, as every .txt file is one, and training and validation need at least one "

@@ -6,6 +6,8 @@
     DIR/tokenizer/              the tokenizer that wrote them
 
 The tokens of a split are those of its files one after the other; each document ends with the end-of-text token.
+The token that models read in front of a text (beginning-of-text) is named in the manifest and not among the tokens:
+`loader.model_inputs` puts it there.
 Folders made by nanoGPT (`train.bin` and `val.bin`, uint16) are read as they are.
 """
 
@@ -27,6 +29,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from inheritune import UserError, atomic
+from inheritune.data.tokenizer import AUTO, NONE, bos_id, load_tokenizer, tokens_in_front
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +70,16 @@ class SplitRecord(_Record):
 
 
 class TokenizerRecord(_Record):
-    """The tokenizer that wrote the tokens: all ids are smaller than `vocabulary`."""
+    """The tokenizer that wrote the tokens: all ids are smaller than `vocabulary`.
+
+    `bos` is the token that models read in front of a text; None if there is none, or if the manifest does not say.
+    """
 
     name: str
     sha256: str | None
     vocabulary: int
     end_of_text: int | None
+    bos: int | None = None
 
 
 class Manifest(_Record):
@@ -84,6 +91,8 @@ class Manifest(_Record):
     source: list[str]
     splits: dict[SplitName, SplitRecord]
     arguments: dict[str, Any] = {}
+    rows_without_text: int = 0
+    """Left out of the sources: empty ones, and with `skip_invalid` those whose text is null, missing or no text."""
 
 
 class DataIdentity(BaseModel):
@@ -128,12 +137,12 @@ def _warn_unknown(what: str) -> None:
 
 
 class Split:
-    """The tokens of one split, memory-mapped.
+    """The tokens of one split, memory-mapped, and the token that models read in front of a text (`bos`).
 
-    Pickles as its directory and name, so that loader processes map the files themselves.
+    Pickles as what it was opened with, so that loader processes map the files themselves.
     """
 
-    def __init__(self, directory: Path, name: SplitName, manifest: Manifest) -> None:
+    def __init__(self, directory: Path, name: SplitName, manifest: Manifest, bos: str = AUTO) -> None:
         record = manifest.splits[name]
         self.directory = directory
         self.name = name
@@ -142,6 +151,8 @@ class Split:
         self.vocabulary = manifest.tokenizer.vocabulary
         self.end_of_text = manifest.tokenizer.end_of_text
         self._record = record
+        self.bos = _bos(directory, manifest, bos)
+        self._said_of_bos = bos
         self._starts = list(itertools.accumulate((file.tokens for file in record.files), initial=0))
         self._files: list[npt.NDArray[Any]] = []
         dtype = np.dtype(manifest.dtype).newbyteorder("<")
@@ -167,7 +178,7 @@ class Split:
             [file.sha256 or _sampled_sha256(self.directory / file.name), file.tokens]
             for file in self._record.files
         ]
-        whole = json.dumps([self.name, sums, self.end_of_text])
+        whole = json.dumps([self.name, sums, self.end_of_text, self.bos])
         digest = hashlib.sha256(whole.encode()).hexdigest()
         return DataIdentity(sha256=digest, split=self.name, path=str(self.directory))
 
@@ -177,7 +188,7 @@ class Split:
         return max(int(part.max()) for part in self._files if len(part))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_split, (self.directory, self.name)
+        return open_split, (self.directory, self.name, self._said_of_bos)
 
 
 def read_manifest(directory: Path | str) -> Manifest:
@@ -203,13 +214,17 @@ def read_manifest(directory: Path | str) -> Manifest:
     )
 
 
-def open_split(directory: Path | str, name: SplitName) -> Split:
-    """Memory-map one split. Raises UserError for a split that is not there and for a file of the wrong size."""
+def open_split(directory: Path | str, name: SplitName, bos: str = AUTO) -> Split:
+    """Memory-map one split. Raises UserError for a split that is not there and for a file of the wrong size.
+
+    `bos`: the token that models read in front of a text, by its name; `auto` is what the manifest says, which is
+    worth a warning where it says nothing and the tokenizer adds one; `none` is none.
+    """
     directory = Path(directory)
     manifest = read_manifest(directory)
     if name not in manifest.splits or manifest.splits[name].tokens == 0:
         raise UserError(f"{directory} has no {name} split")
-    return Split(directory, name, manifest)
+    return Split(directory, name, manifest, bos)
 
 
 def verify(directory: Path | str) -> None:
@@ -254,6 +269,38 @@ def _sampled_sha256(path: Path, blocks: int = 64, size: int = 2**16) -> str:
     return digest.hexdigest()
 
 
+def _bos(directory: Path, manifest: Manifest, bos: str) -> int | None:
+    if bos == AUTO:
+        if "bos" not in manifest.tokenizer.model_fields_set and (directory / TOKENIZER).is_dir():
+            _warn_of_bos(directory)
+        return manifest.tokenizer.bos
+    if bos == NONE:
+        return None
+    if not (directory / TOKENIZER).is_dir():
+        raise UserError(
+            f"{directory} has no tokenizer in which the beginning-of-text token {bos!r} could be looked up"
+        )
+    return bos_id(load_tokenizer(str(directory / TOKENIZER)), bos)
+
+
+@cache
+def _warn_of_bos(directory: Path) -> None:
+    """Say once that a manifest does not name the token which its tokenizer adds."""
+    try:
+        tokenizer = load_tokenizer(str(directory / TOKENIZER))
+        front = tokens_in_front(tokenizer)
+    except UserError:  # such as a tokenizer that comes with code: nothing is known of it
+        return
+    if front:
+        logger.warning(
+            "the tokenizer of %s puts %s in front of a text, but the manifest does not say so, and models read the "
+            "text without it: where they were trained with it, prepare the text again in another directory, or name "
+            "the token as `data.bos` in the recipe",
+            directory,
+            " ".join(tokenizer.convert_ids_to_tokens(front)),
+        )
+
+
 def _check_size(path: Path, size: int) -> None:
     if not path.is_file():
         raise UserError(f"{path} is missing")
@@ -284,6 +331,7 @@ def _nanogpt_manifest(directory: Path) -> Manifest:
             sha256=None,
             vocabulary=vocabulary,
             end_of_text=end_of_text,
+            bos=None,
         ),
         dtype="uint16",
         source=[f"nanoGPT: {directory.name}"],

@@ -9,19 +9,25 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Protocol
 
 from inheritune import UserError
 from inheritune.data import hub
-from inheritune.data.documents import check_text
+from inheritune.data.documents import RowText
 from inheritune.data.files import EXPECTED, Files, file_format
 
 IN_MEMORY = "documents in memory"
 
+# What `datasets` and macOS write beside the data. Files of these names never hold documents.
+_METADATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_CACHES = "cache-*.arrow"  # of what was computed from a data set
+_MACOS = "__MACOSX"
+
 
 class Source(Protocol):
-    """Something to read documents from."""
+    """Something to read documents from. An empty document stands for a row without text."""
 
     name: str
     tokens: int | None  # how many tokens to take from this source; all of them if None
@@ -37,41 +43,46 @@ def resolve(
     source: str | Path | Iterable[str],
     *,
     text_field: str = "text",
+    skip_invalid: bool = False,
     split: str = "train",
     config: str | None = None,
     seed: int = 0,
 ) -> Sequence[Source]:
     """The sources that a name (preset, file, folder, glob pattern, hub id) or an iterable of documents stands for.
 
-    A .txt file is one document; .jsonl (.json, .ndjson) has one object a line; .parquet one row each. All but
-    Parquet may be compressed (.gz, .xz, .zst). Files of a folder are taken in the order of their names.
+    A .txt file is one document; .jsonl (.json, .ndjson) has one object a line; .parquet and .arrow one row each. Text
+    and JSON lines may be compressed (.gz, .xz, .zst). Files of a folder are taken in the order of their names, hidden
+    ones and what `datasets` keeps beside its data left out. For `text_field` and `skip_invalid` see `RowText`.
     Raises UserError when there is nothing of that name.
     """
+    row_text = RowText(text_field, skip_invalid)
     if not isinstance(source, str | Path):
-        return [Documents(source)]
+        return [Documents(source, row_text)]
     name = str(source)
     if name in hub.PRESETS:
-        return hub.preset(name, seed)
+        return hub.preset(name, seed, skip_invalid)
     path = Path(source)
     if path.is_file():
         if not file_format(path):
             raise UserError(f"{path} has no known format: expected {EXPECTED}")
-        return [Files(name, [path], text_field)]
+        return [Files(name, [path], row_text)]
     paths = local_files(source)
     if path.is_dir():
         if not paths:
-            raise UserError(f"the folder {path} has no files to read: expected {EXPECTED}")
-        return [Files(name, paths, text_field)]
+            raise UserError(
+                f"the folder {path} has no files to read: expected {EXPECTED} (none of them hidden)"
+            )
+        return [Files(name, paths, row_text)]
     if glob.has_magic(name):
         if not paths:
             raise UserError(f"no file matches {name}")
         for path in paths:
             if not file_format(path):
                 raise UserError(f"{path} has no known format: expected {EXPECTED}")
-        return [Files(name, paths, text_field)]
+        return [Files(name, paths, row_text)]
     if file_format(path) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise UserError(f"there is no file or folder {name}")
-    return [hub.HubDataset(name, text_field=text_field, split=split, config=config)]
+    return [hub.HubDataset(name, row_text, split=split, config=config)]
 
 
 def local_files(source: str | Path) -> list[Path]:
@@ -80,16 +91,36 @@ def local_files(source: str | Path) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file() and file_format(file))
+        return sorted(
+            file
+            for file in path.rglob("*")
+            if file.is_file()
+            and file_format(file)
+            and not _is_hidden(file.relative_to(path))
+            and not _is_metadata(file)
+        )
     if glob.has_magic(name):
-        return sorted(Path(file) for file in glob.glob(name, recursive=True) if Path(file).is_file())  # noqa: PTH207 (absolute patterns)
+        # Wildcards leave hidden names out by themselves.
+        files = map(Path, glob.glob(name, recursive=True))  # noqa: PTH207 (absolute patterns)
+        return sorted(
+            file for file in files if file.is_file() and (file.name == path.name or not _is_metadata(file))
+        )
     return []
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") or part == _MACOS for part in path.parts)
+
+
+def _is_metadata(path: Path) -> bool:
+    return path.name in _METADATA or fnmatch(path.name, _CACHES)
 
 
 class Documents:
     """Documents that are in memory already."""
 
-    def __init__(self, documents: Iterable[str]) -> None:
+    def __init__(self, documents: Iterable[str], row_text: RowText) -> None:
+        self.row_text = row_text
         self.name = IN_MEMORY
         self.tokens: int | None = None
         self.size: int | None = len(documents) if isinstance(documents, Sized) else None
@@ -102,4 +133,4 @@ class Documents:
         self.read = 0
         for number, text in enumerate(self._documents, start=1):
             self.read = number
-            yield check_text(text, f"document {number}")
+            yield self.row_text.checked(text, f"document {number}")

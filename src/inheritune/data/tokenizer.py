@@ -17,6 +17,12 @@ from inheritune.data.documents import one_line
 
 END_OF_TEXT = "<|endoftext|>"
 
+# What may be said of the token in front of a text instead of naming it.
+AUTO, NONE = "auto", "none"
+_NAME_BOS = (
+    "name the token that models read there with --bos TOKEN, or say that there is none with --bos none"
+)
+
 # Training sees at most this many characters of the source. More does not change the merges that matter.
 SAMPLE_CHARACTERS = 32 * 2**20
 
@@ -33,10 +39,15 @@ class Encoder:
     """Documents to token ids. Special tokens written out in a document are plain text, never control tokens."""
 
     def __init__(
-        self, directory: Path, end_of_text: str | None = None, trust_remote_code: bool = False
+        self,
+        directory: Path,
+        end_of_text: str | None = None,
+        bos: str = AUTO,
+        trust_remote_code: bool = False,
     ) -> None:
         self.tokenizer = load_tokenizer(str(directory), trust_remote_code)
         self.end_of_text = _end_of_text_id(self.tokenizer, end_of_text)
+        self.bos = bos_id(self.tokenizer, bos)  # before the backend is set up, as asking for it changes that
         self.vocabulary = vocabulary_size(self.tokenizer)
         self.dtype = np.dtype("<u2" if self.vocabulary <= 2**16 else "<u4")
         self._end = np.array([self.end_of_text], self.dtype)
@@ -131,6 +142,35 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
+def tokens_in_front(tokenizer: Any) -> list[int]:
+    """The tokens that a tokenizer puts in front of a text by itself. What it appends is not among them.
+
+    Raises UserError for a tokenizer that makes other tokens of the text itself when it adds its own.
+    """
+    plain = list(tokenizer(_PROBE, add_special_tokens=False).input_ids)
+    whole = list(tokenizer(_PROBE).input_ids)
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start]
+    raise UserError(f"it cannot be seen what the tokenizer puts in front of a text: {_NAME_BOS}")
+
+
+def bos_id(tokenizer: Any, bos: str = AUTO) -> int | None:
+    """The token that a model reads in front of a text: what the tokenizer adds (`auto`), none (`none`), or this one.
+
+    Raises UserError for a token that is not in the vocabulary, and for a tokenizer that adds more than one.
+    """
+    if bos == NONE:
+        return None
+    if bos != AUTO:
+        return _token_id(tokenizer, bos, "beginning-of-text")
+    front = tokens_in_front(tokenizer)
+    if len(front) > 1:
+        names = ", ".join(tokenizer.convert_ids_to_tokens(front))
+        raise UserError(f"the tokenizer puts more than one token in front of a text ({names}): {_NAME_BOS}")
+    return front[0] if front else None
+
+
 def vocabulary_size(tokenizer: Any) -> int:
     """One more than the largest id, added tokens included."""
     return 1 + max(tokenizer.get_vocab().values(), default=-1)
@@ -198,11 +238,16 @@ def _save_checked(tokenizer: Any, directory: Path, trust_remote_code: bool = Fal
             )
 
 
+def _token_id(tokenizer: Any, token: str, role: str) -> int:
+    vocabulary = tokenizer.get_vocab()
+    if token not in vocabulary:
+        raise UserError(f"the {role} token {token!r} is not in the vocabulary of the tokenizer")
+    return vocabulary[token]
+
+
 def _end_of_text_id(tokenizer: Any, token: str | None) -> int:
     if token is not None:
-        if token not in tokenizer.get_vocab():
-            raise UserError(f"the end-of-text token {token!r} is not in the vocabulary of the tokenizer")
-        return tokenizer.get_vocab()[token]
+        return _token_id(tokenizer, token, "end-of-text")
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-text token: name one with --end-of-text TOKEN")
     return tokenizer.eos_token_id

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from inheritune import UserError, atomic
 from inheritune.data.pipeline import Position
 from inheritune.data.shards import MANIFEST, Manifest, SplitName, SplitRecord, read_manifest
+from inheritune.data.tokenizer import AUTO
 
 UNFINISHED = "unfinished"
 PROGRESS = "progress.json"
@@ -35,6 +36,8 @@ class Arguments(BaseModel):
     seed: int
     max_documents: int | None
     shard_tokens: int
+    bos: str = AUTO
+    skip_invalid: bool = False
     files: dict[str, int] = {}
     """Bytes of each local file, by which most changes of a finished text are noticed; files may be gone by then."""
 
@@ -46,6 +49,7 @@ class Saved(BaseModel):
     position: Position = Position()
     source_tokens: int = 0  # taken from the source at `position`
     smallest_key: float = 1.0  # of all documents so far
+    rows_without_text: int = 0  # so far
     splits: dict[SplitName, SplitRecord] = {}
 
 
@@ -79,6 +83,9 @@ def finished(output: Path, arguments: Arguments) -> Manifest:
 
 
 def _check_same(before: dict[str, Any], arguments: Arguments, directory: Path, advice: str) -> None:
+    # An argument that was not yet there had its default.
+    defaults = {name: f.default for name, f in Arguments.model_fields.items() if not f.is_required()}
+    before = {**defaults, **before}
     for name, value in arguments.model_dump(exclude={"files"}).items():
         if name in before and before[name] != value:
             raise UserError(f"{directory} was begun with {name} = {before[name]!r}, not {value!r}: {advice}")

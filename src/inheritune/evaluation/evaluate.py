@@ -69,7 +69,7 @@ def evaluate(
 
     Args:
         models: Hugging Face ids, folders of checkpoints, or directories of finished runs, which stand for their
-            reference and their final model; each may be given as NAME=MODEL.
+            reference and their final model, and of finished trainings; each may be given as NAME=MODEL.
         settings: what to find out.
         directory: where to write `evaluation.json` and every model's answers; a second call goes on with the
             answers that are there.

@@ -12,6 +12,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
 from inheritune.data.shards import Split
+from inheritune.data.tokenizer import tokens_in_front
 from inheritune.evaluation.result import Sample
 from inheritune.models.architecture import context_length
 
@@ -28,14 +29,22 @@ PROMPTS = (
 
 
 def prompts_from(split: Split, tokenizer: PreTrainedTokenizerBase, count: int = 3) -> list[str]:
-    """The beginnings of documents of a split, spread over it; as many as there are, at most `count`."""
+    """The beginnings of documents of a split, spread over it; as many as there are, at most `count`.
+
+    A document that is shorter than a prompt is one as a whole, without the end-of-text after it.
+    """
     tokens = split.read(0, min(split.tokens, 1_000_000))
-    starts = [0]
-    if split.end_of_text is not None:
-        starts += (np.flatnonzero(tokens == split.end_of_text) + 1).tolist()
-    starts = [start for start in starts if start + PROMPT_TOKENS <= len(tokens)]
-    chosen = [starts[i * len(starts) // count] for i in range(count)] if len(starts) >= count else starts
-    return [tokenizer.decode(tokens[start : start + PROMPT_TOKENS].tolist()) for start in chosen]
+    ends = [] if split.end_of_text is None else np.flatnonzero(tokens == split.end_of_text).tolist()
+    begins = [0, *(end + 1 for end in ends)]
+    pairs = zip(begins, [*ends, len(tokens)], strict=True)
+    prompts = [
+        (begin, min(begin + PROMPT_TOKENS, end))
+        for begin, end in pairs
+        if begin < end and begin + PROMPT_TOKENS <= len(tokens)
+    ]
+    if len(prompts) >= count:
+        prompts = [prompts[i * len(prompts) // count] for i in range(count)]
+    return [tokenizer.decode(tokens[begin:end].tolist()) for begin, end in prompts]
 
 
 def side_by_side(
@@ -66,32 +75,46 @@ def continuations(
     prompts: Sequence[str],
     tokens: int,
     seed: int = 0,
+    front: Sequence[int] | None = None,
 ) -> list[str]:
     """A continuation of each prompt by up to `tokens` tokens, sampled among the 50 likeliest with this seed.
 
-    Prompt and continuation keep to the model's context: at most half of it is written, and of a prompt that is
-    too long the last tokens are read. An empty prompt is begun with the token that begins or ends a text. The
-    model's mode and the state of the random numbers are left as they were.
+    The model reads the tokens `front` before every prompt that does not begin with them: by default what the
+    tokenizer puts in front of a text by itself. Prompt and continuation keep to the model's context: at most half of
+    it is written, and of a prompt that is too long the last tokens are read. An empty prompt with nothing in front is
+    begun with the token that begins or ends a text. The model's mode and the state of the random numbers are left as
+    they were.
 
     Raises:
         UserError: an empty prompt, and a tokenizer without such a token.
     """
+    front = list(tokens_in_front(tokenizer) if front is None else front)
     training = model.training
     model.eval()
     try:
-        return [_continue(model, tokenizer, prompt, tokens, seed) for prompt in prompts]
+        return [_continue(model, tokenizer, prompt, tokens, seed, front) for prompt in prompts]
     finally:
         model.train(training)
 
 
 def _continue(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, tokens: int, seed: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    tokens: int,
+    seed: int,
+    front: list[int],
 ) -> str:
-    read = tokenizer(prompt, add_special_tokens=False).input_ids or [_first_token(tokenizer)]
+    read = list(tokenizer(prompt, add_special_tokens=False).input_ids)
+    if read[: len(front)] == front:  # written out in the prompt
+        read = read[len(front) :]
+    if not front + read:
+        read = [_first_token(tokenizer)]
     context = context_length(model.config)
     if context is not None:
         tokens = min(tokens, context // 2)
-        read = read[-(context - tokens) :]
+        read = read[max(0, len(front) + len(read) - (context - tokens)) :]
+    read = front + read
     ids = torch.tensor([read], device=model.device)
     with _seeded(seed, model.device):
         output = model.generate(

@@ -13,13 +13,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
-from inheritune.config import Recipe
-from inheritune.data.shards import TOKENIZER
+from inheritune.config import ModelSource, Recipe, TrainRecipe
 from inheritune.evaluation.result import ModelFigures
 from inheritune.models.architecture import layer_count, parameter_count
-from inheritune.models.pretrained import load_config, load_model, load_tokenizer
+from inheritune.models.pretrained import load_config, load_model, load_tokenizer, tokenizer_in
 from inheritune.models.size import on_meta
-from inheritune.recipe_file import load_recipe
+from inheritune.recipe_file import load_any
 from inheritune.run_directory import RunDirectory
 
 
@@ -90,7 +89,8 @@ def find_subjects(
 
     Args:
         models: Hugging Face ids, folders of checkpoints, or directories of finished runs, which stand for their
-            reference and their final model; each may be given as NAME=MODEL. A name is a folder's own, else.
+            reference and their final model, and of finished trainings; each may be given as NAME=MODEL. A name is a
+            folder's own, else.
         tokenizer: of all of them; by default each model's own.
         revision: branch, tag or commit of model ids.
         trust_remote_code: run code that comes with a model.
@@ -105,7 +105,7 @@ def find_subjects(
     for given in map(str, models):
         name, source = _name_and_source(given)
         if (Path(source) / "recipe.yaml").is_file():
-            subjects += run_subjects(Path(source), shared)
+            subjects += run_subjects(name, Path(source), shared)
             continue
         config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
         own = shared or load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
@@ -119,28 +119,33 @@ def find_subjects(
     return subjects
 
 
-def run_subjects(directory: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[Subject]:
-    """The reference and the final model of a finished run.
+def run_subjects(
+    name: str, directory: Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> list[Subject]:
+    """The reference and the final model of a finished run; the one model of a training, which has the given name.
 
     Raises:
-        UserError: not the directory of a finished run.
+        UserError: not the directory of a finished run or training.
     """
-    folder = RunDirectory(directory)
-    if not folder.finished:
-        raise UserError(f"{directory} is not the directory of a finished run of `inheritune run`")
-    recipe = load_recipe(directory / "recipe.yaml", Recipe)
-    source, trust = recipe.reference, recipe.reference.trust_remote_code
-    reference = source.pretrained or str(folder.reference / "model")
-    data = recipe.data.path / TOKENIZER
-    fallback = load_tokenizer(data) if data.exists() else None
+    folder, recipe = RunDirectory(directory), load_any(directory / "recipe.yaml")
+    source: ModelSource
+    models: dict[str, tuple[str, str | None]]
+    if isinstance(recipe, TrainRecipe) and (directory / "model").exists():
+        source, models = recipe.model, {name: (str(directory / "model"), None)}
+    elif isinstance(recipe, Recipe) and folder.finished:
+        source = recipe.reference
+        reference = source.pretrained or str(folder.reference / "model")
+        models = {"reference": (reference, source.revision), "final": (str(folder.final), None)}
+    else:
+        raise UserError(
+            f"{directory} is not the directory of a finished run of `inheritune run` or `inheritune train`"
+        )
+    fallback, trust = tokenizer_in(recipe.data.path), source.trust_remote_code
     subjects = []
-    for name, path, revision in (
-        ("reference", reference, source.revision),
-        ("final", str(folder.final), None),
-    ):
+    for each, (path, revision) in models.items():
         config = load_config(path, revision=revision, trust_remote_code=trust)
         own = tokenizer or load_tokenizer(path, revision=revision, trust_remote_code=trust) or fallback
-        subjects.append(Subject(name, path, config, own, revision, trust))
+        subjects.append(Subject(each, path, config, own, revision, trust))
     return subjects
 
 

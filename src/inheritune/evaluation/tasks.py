@@ -6,11 +6,14 @@ A task is named as in lm-evaluation-harness. Three groups are the paper's tables
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from inheritune import UserError, atomic
 from inheritune.evaluation.local_data import ROLES, LocalTask, NoDataError, local_tasks, read_items
@@ -127,9 +130,11 @@ def check_names(names: Sequence[str]) -> None:
     """Find out at once, before hours of training, whether there are such tasks.
 
     Raises:
-        UserError: the harness is not installed, or it has no task of that name.
+        UserError: the harness is not installed, it has no task of that name, or a file is not that of a task.
     """
     _need_harness()
+    for name in filter(_is_file, names):
+        _check_file(name)
     unknown = [name for name in _expand(names) if name not in local_tasks() and not _is_file(name)]
     if unknown:
         manager = _manager()
@@ -191,7 +196,9 @@ def _from_harness(manager: Any, name: str, spec: str, shots: int | None) -> list
     """The harness's task with its own data. A group that pools its items is one unit, any other one a unit a task."""
     try:
         loaded = manager.load([spec])
-    except Exception as error:  # of whatever kind: the hub, the network, a data set that is gone
+    except Exception as error:  # of whatever kind: the hub, a data set that is gone, the task's own file
+        if not _lacks_items(error):
+            raise UserError(f"the task {name} is not as the harness needs it: {_first(error)}") from error
         raise NoDataError(f"cannot load the task {name}: {_first(error)}") from error
     tasks, group = loaded["tasks"], loaded.get("groups", {}).get(name)
     pooled = group is not None and all(
@@ -200,6 +207,12 @@ def _from_harness(manager: Any, name: str, spec: str, shots: int | None) -> list
     if pooled:
         return [_unit(name, tuple(tasks.values()), shots, "hub", {}, None)]
     return [_unit(task, (made,), shots, "hub", {}, None) for task, made in tasks.items()]
+
+
+def _lacks_items(error: Exception) -> bool:
+    """Whether the harness failed where it gets a task's items, and not at what the task says."""
+    frames = (frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
+    return "download" in frames and not isinstance(error, TypeError | AttributeError)
 
 
 class _NotPooled:
@@ -257,6 +270,18 @@ def _check_known(name: str, manager: Any) -> None:
         raise UserError(f"there is no task {name!r}: {hint}")
 
 
+def _check_file(name: str) -> None:
+    """A task's file can be read, and says what it is of; its items are not looked for."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    try:
+        keys = load_yaml(name).keys()
+    except Exception as error:  # of whatever kind, as it may name functions of the user's
+        raise UserError(f"the task {name} is not as the harness needs it: {_first(error)}") from error
+    if not keys & {"task", "group"}:
+        raise UserError(f"the task {name} is not as the harness needs it: it has neither `task` nor `group`")
+
+
 def _is_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml")) and Path(name).is_file()
 
@@ -271,5 +296,7 @@ def _need_harness() -> None:
 
 
 def _first(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
+    """The first line; of a YAML error all, as it says where."""
+    text = " ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else str(error)
+    lines = text.strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -18,6 +18,7 @@ from inheritune.data.shards import DataIdentity, Split, check_same_data
 from inheritune.training.device import Hardware
 from inheritune.training.loop import Validate
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.out_of_memory import SHARED_OUT, needing_memory
 
 Z95 = 1.959963984540054
 """Half-width of a 95% interval of the normal distribution, in standard errors."""
@@ -105,6 +106,11 @@ class Comparison:
     parity: bool
 
 
+@needing_memory(
+    "a validation",
+    f"whatever the micro-batch, it reads up to {BATCH_TOKENS['cuda']:,} tokens at once on a GPU and "
+    f"{BATCH_TOKENS['cpu']:,} on a CPU, as that decides how losses are rounded; free memory there, or {SHARED_OUT}",
+)
 def validate(
     loss: NextTokenLoss,
     split: Split,

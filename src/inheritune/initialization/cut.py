@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from inheritune import UserError
 from inheritune.initialization.inherit import inherit
 from inheritune.models.architecture import layer_count, parameter_count
-from inheritune.models.pretrained import load_config, load_tokenizer, save_model
+from inheritune.models.pretrained import load_config, read_tokenizer, save_model
+
+logger = logging.getLogger(__name__)
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -31,7 +34,7 @@ def cut_to_folder(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Cut:
-    """`inherit`, and save the result with its tokenizer and a model card.
+    """`inherit`, and save the result with the tokenizer that the model comes with, and a model card.
 
     Raises:
         UserError: as `inherit`, or an unknown dtype.
@@ -42,10 +45,12 @@ def cut_to_folder(
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     depth = layer_count(load_config(model, revision=revision, trust_remote_code=trust_remote_code))
+    tokenizer = read_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
     small = inherit(model, layers, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
-    tokenizer = load_tokenizer(model, revision=revision, trust_remote_code=trust_remote_code)
     output.parent.mkdir(parents=True, exist_ok=True)
     save_model(small, output, tokenizer=tokenizer, card=_card(model, layers, depth))
+    if not tokenizer:
+        logger.warning("%s comes without a tokenizer: there is none in %s either", model, output)
     return Cut(layers, depth, parameter_count(small))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -57,4 +58,5 @@ def half_width(
             source = source[(slice(None),) * dimension + (taken,)]
         assert source.shape == target.shape, name
         target.copy_(source)
+    model.generation_config = copy.deepcopy(reference.generation_config)
     return model.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -59,5 +60,6 @@ def _from_memory(reference: PreTrainedModel, layers: int) -> PreTrainedModel:
     weights = {name: value for name, value in reference.state_dict().items() if name in kept}
     assert weights.keys() == kept, (blocks_name(reference), sorted(kept - weights.keys()))
     model.load_state_dict(weights)
+    model.generation_config = copy.deepcopy(reference.generation_config)
     freeze_biases(model)
     return model.to(reference.device).eval()

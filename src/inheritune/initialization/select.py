@@ -6,6 +6,7 @@ sub-modules (attention, MLP, layer norms), and for cuts such as every other laye
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,4 +69,5 @@ def select(
         if part_of[source] in parts:
             inherited[name] = weights[source]
     model.load_state_dict(inherited, strict=False)
+    model.generation_config = copy.deepcopy(reference.generation_config)
     return model.to(torch.float32).eval()

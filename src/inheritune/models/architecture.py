@@ -142,7 +142,9 @@ def choose_layers(config: PretrainedConfig, layers: Sequence[int]) -> Pretrained
         text.attention_types = [[[text.attention_layers[layer] for layer in layers], 1]]
     for field in PER_LAYER_FIELDS:
         values = getattr(text, field, None)
-        if isinstance(values, (list, tuple)) and len(values) == depth:
+        # What is derived from the number of layers, as Mamba's, follows by itself.
+        derived = isinstance(getattr(type(text), field, None), property)
+        if isinstance(values, (list, tuple)) and len(values) == depth and not derived:
             setattr(text, field, type(values)(values[layer] for layer in layers))
     text.num_hidden_layers = len(layers)
     return chosen

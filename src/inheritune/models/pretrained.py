@@ -5,39 +5,85 @@ Weights come from safetensors files only: pickle files can run code, so they are
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from inheritune import UserError, atomic
-from inheritune.models.architecture import blocks_name
+from inheritune.data.shards import TOKENIZER
+from inheritune.models.checkpoint_config import read_config, without_weights
+from inheritune.models.checkpoint_files import (
+    CONFIG,
+    GENERATION,
+    WEIGHTS,
+    check_place,
+    check_pointer,
+    first_line,
+    read_object,
+    read_tensors,
+    reading,
+    warn_once,
+)
+from inheritune.models.checkpoint_weights import LANGUAGE_MODEL, check_size, check_weights
 from inheritune.models.presets import freeze_biases
 
 logger = logging.getLogger(__name__)
 
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "model.ckpt")
+VOCABULARIES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer.model.v*",
+    "tekken.json",
+    "*.tiktoken",
+    "tiktoken.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+)
+TOKENIZER_FILES = (
+    *VOCABULARIES,
+    "tokenizer_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenization*.py",
+)
+"""Names of the files that tokenizers consist of; those that hold the tokens come first."""
 
 
 def load_config(
     source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PretrainedConfig:
-    """The configuration of a Hugging Face model id or checkpoint folder.
+    """The configuration of a Hugging Face model id or checkpoint folder; of a multimodal one, its language model's.
 
     Raises:
-        UserError: there is no such model, or it is not a model.
+        UserError: there is no such model, it is not a causal language model, it is quantized, or its configuration
+            does not fit together.
     """
-    try:
-        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(_explain(source, error)) from error
+    check_place(source)
+    return read_config(source, revision, trust_remote_code)
 
 
 def load_model(
@@ -61,17 +107,16 @@ def load_model(
     Raises:
         UserError: not a model, no safetensors, or weights that do not fit the configuration.
     """
-    if config is None:
-        config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    reference = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
+    config = reference if config is None else config
     folder = Path(source)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
-        pickles = [name for name in PICKLES if (folder / name).exists()]
-        if pickles:
-            raise UserError(
-                f"{source} has its weights in {pickles[0]} only: pickle files can run code when they are read, "
-                "so only safetensors are read; convert it with transformers' `save_pretrained`"
-            )
-        raise UserError(f"{source} has a configuration but no weights (no .safetensors file)")
+    local = folder.is_dir()
+    if local:
+        tensors = read_tensors(folder, getattr(reference, "transformers_weights", None) or WEIGHTS)
+        if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:  # else it is made by code of its own
+            check_size(source, without_weights(source, config), tensors)
+        if (folder / GENERATION).exists():
+            read_object(folder / GENERATION)
     try:
         with _without_load_report():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -81,12 +126,22 @@ def load_model(
                 revision=revision,
                 trust_remote_code=trust_remote_code,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # `check_weights` names the tensor and both shapes
+                key_mapping=LANGUAGE_MODEL,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(_explain(source, error)) from error
-    _check_complete(source, model, report)
-    freeze_biases(model)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        if "use_safetensors" in str(error):  # transformers would have one allow pickles
+            raise UserError(
+                f"{source} has no safetensors on the hub, or they cannot be reached: other files can run code when "
+                "they are read; convert them with transformers' `save_pretrained`"
+            ) from error
+        raise UserError(f"cannot load the model {source}: {first_line(error)}") from error
+    if not local:  # the hub's client has made sure that what it gave is whole
+        folder = Path(cached_file(source, CONFIG, revision=revision)).parent
+        tensors = read_tensors(folder)
+    check_weights(source, model, report, tensors, reference)
+    _settle(source, model)
     return model.eval()
 
 
@@ -94,7 +149,7 @@ def save_model(
     model: PreTrainedModel,
     directory: Path,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    tokenizer: PreTrainedTokenizerBase | Sequence[Path] = (),
     card: str | None = None,
 ) -> None:
     """Write a standard checkpoint (weights, configuration, tokenizer, model card) to `directory`, at once.
@@ -106,8 +161,7 @@ def save_model(
         raise UserError(f"{directory} exists already; nothing was written")
     with atomic.directory(directory) as folder:
         model.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -115,18 +169,64 @@ def save_model(
 def load_tokenizer(
     source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that comes with a model or with token shards, or None if none does.
+    """The tokenizer that comes with a model or with token shards; None if none does, or if it cannot be used here.
 
-    For a folder without a tokenizer transformers makes one of some architectures that knows special tokens
-    only; that counts as none.
+    Raises:
+        UserError: it is damaged.
     """
+    found = read_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
+    return None if isinstance(found, list) else found
+
+
+def read_tokenizer(
+    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase | list[Path]:
+    """The tokenizer that comes with a model; where it takes a library or code that is not there, its files.
+
+    Without any files of a tokenizer the list is empty; transformers would make one of some architectures that
+    knows special tokens only.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    files = _tokenizer_files(source, revision)
+    if not files:
+        return []
+    for file in files:
+        with reading(file):
+            check_pointer(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError, ImportError, AttributeError):
-        return None
-    return None if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens) else tokenizer
+    except Exception as error:  # tokenizers has nothing narrower for a file that it cannot read
+        if need := _needs(files, trust_remote_code):
+            logger.warning("the tokenizer of %s cannot be used here: it needs %s", source, need)
+            return files
+        if any(files[0].match(name) for name in VOCABULARIES):
+            raise UserError(
+                f"the tokenizer of {source} cannot be read: its files are damaged, or made for other versions of "
+                f"tokenizers and transformers ({first_line(error)})"
+            ) from error
+        raise UserError(_no_vocabulary(source, files)) from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UserError(_no_vocabulary(source, files))
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase | Sequence[Path], folder: Path) -> None:
+    """Write what `read_tokenizer` found: the tokenizer, or its files as they are."""
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        tokenizer.save_pretrained(folder)
+        return
+    for file in tokenizer:
+        shutil.copyfile(file, folder / file.name)
+
+
+def tokenizer_in(shards: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that token shards were made with; nanoGPT's folders have none."""
+    folder = shards / TOKENIZER
+    return load_tokenizer(folder) if folder.exists() else None
 
 
 def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
@@ -137,7 +237,7 @@ def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) ->
 
 @contextmanager
 def _without_load_report() -> Iterator[None]:
-    """Keep transformers from listing every tensor that a cut leaves behind; `_check_complete` looks at them."""
+    """Keep transformers from listing every tensor that a cut leaves behind; `check_weights` looks at them."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -146,30 +246,54 @@ def _without_load_report() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _check_complete(source: str | Path, model: PreTrainedModel, report: dict[str, Any]) -> None:
-    """Every weight of the model came from the checkpoint; what was left over are whole later blocks."""
-    if report["missing_keys"]:
-        raise UserError(f"{source} lacks weights: {_some(report['missing_keys'])}")
-    if report["mismatched_keys"]:
-        names = [str(entry[0]) for entry in report["mismatched_keys"]]
-        raise UserError(f"{source} has weights of another shape than its configuration: {_some(names)}")
-    # Blocks beyond the cut are left over by design; anything else is worth a word.
-    block = re.compile(rf"(^|\.){blocks_name(model).rpartition('.')[2]}\.\d+\.")
-    alien = [name for name in report["unexpected_keys"] if not block.search(name)]
-    if alien:
-        logger.warning("%s has weights that its architecture does not use: %s", source, _some(alien))
+def _settle(source: str | Path, model: PreTrainedModel) -> None:
+    """What makes a model that was loaded one that can be trained and saved."""
+    freeze_biases(model)
+    # Else a language model would be saved under the names that it had in a multimodal one.
+    model._weight_conversions = [
+        change
+        for change in model._weight_conversions
+        if not set(change.source_patterns) & set(LANGUAGE_MODEL)
+    ]
+    if model.generation_config is None:  # a model that cannot generate
+        return
+    try:
+        with TemporaryDirectory() as folder:
+            model.generation_config.save_pretrained(folder)
+    except ValueError as error:  # some versions of transformers read settings that they refuse to save
+        warn_once(f"{GENERATION} of {source} is left out: {first_line(error)}")
+        model.generation_config = GenerationConfig.from_model_config(model.config)
 
 
-def _some(names: Any) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")
-
-
-def _explain(source: str | Path, error: Exception) -> str:
+def _tokenizer_files(source: str | Path, revision: str | None) -> list[Path]:
     folder = Path(source)
-    if folder.is_dir() and not (folder / "config.json").exists():
-        return f"{source} is not a model: the folder has no config.json"
-    if not folder.exists() and (folder.is_absolute() or str(source).startswith((".", "~"))):
-        return f"there is no model at {source}: the folder does not exist"
-    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return f"cannot load the model {source}: {first_line}"
+    if not folder.is_dir():
+        try:
+            folder = Path(
+                snapshot_download(str(source), revision=revision, allow_patterns=list(TOKENIZER_FILES))
+            )
+        except (OSError, ValueError):  # neither a folder, nor an id that the hub or its cache knows
+            return []
+    return [file for name in TOKENIZER_FILES for file in sorted(folder.glob(name))]
+
+
+def _no_vocabulary(source: str | Path, files: Sequence[Path]) -> str:
+    return (
+        f"the tokenizer of {source} has no tokens: there is {files[0].name}, but a file such as tokenizer.json is "
+        "missing"
+    )
+
+
+def _needs(files: Sequence[Path], trust_remote_code: bool) -> str | None:
+    """What a tokenizer cannot be made of here without."""
+    names = {file.name for file in files}
+    if not trust_remote_code and any(
+        "auto_map" in read_object(file) for file in files if file.name == "tokenizer_config.json"
+    ):
+        return "code that comes with it (--trust-remote-code)"
+    if "tokenizer.json" in names:
+        return None
+    for library, suffixes in (("sentencepiece", (".model",)), ("tiktoken", (".tiktoken", "tiktoken.model"))):
+        if any(name.endswith(suffixes) for name in names) and importlib.util.find_spec(library) is None:
+            return f"the library {library} (pip install {library})"
+    return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
@@ -11,9 +13,9 @@ from inheritune.models.presets import freeze_biases
 
 
 def on_meta(config: PretrainedConfig) -> PreTrainedModel:
-    """The model without its weights: shapes only, whatever its size."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    """The model without its weights: shapes only, whatever its size; `config` itself is not changed."""
+    with torch.device("meta"):  # of a copy: transformers writes the type of the weights into it
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
     freeze_biases(model)
     return model
 

@@ -168,7 +168,6 @@ def _paired_legend(results: Sequence[MetricResult]) -> Iterator[str]:
         "Better and worse mean that the 95% interval leaves out 0, and p is below 0.05 where there is one; no "
         "difference seen does not mean that there is none. Of twenty tasks in which two models are equally good, "
         "about one shows a difference by chance."
-        "one shows a difference by chance."
     )
 
 

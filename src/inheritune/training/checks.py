@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import psutil
 import torch
@@ -12,9 +11,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
 from inheritune.data.loader import TrainingData
-from inheritune.data.shards import GPT2, TOKENIZER, Split
+from inheritune.data.shards import GPT2, Split
 from inheritune.models.architecture import context_length
-from inheritune.models.pretrained import load_tokenizer, same_tokens
+from inheritune.models.pretrained import same_tokens, tokenizer_in
 from inheritune.models.size import on_meta, training_memory
 from inheritune.training.loss import uniform_loss
 
@@ -81,10 +80,10 @@ def check_tokens(
     """
     # A tokenizer may have more entries than the embedding has rows (CodeLlama): what counts is what occurs.
     if split.vocabulary > config.get_text_config().vocab_size:
-        check_ids(split.largest_token, config, str(split.directory), name)
+        check_ids(max(split.largest_token, split.bos or 0), config, str(split.directory), name)
     if ignore_tokenizer or tokenizer is None:
         return
-    own = tokenizer_of(split.directory)
+    own = tokenizer_in(split.directory)
     if own is not None:
         same = same_tokens(own, tokenizer)
     else:
@@ -108,12 +107,6 @@ def check_ids(largest: int, config: PretrainedConfig, where: str, name: str) -> 
             f"token {largest} occurs in {where}, but the embedding of {name} has {rows} rows: prepare the text with "
             "the model's own tokenizer"
         )
-
-
-def tokenizer_of(directory: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that token shards were made with; nanoGPT's folders have none."""
-    folder = directory / TOKENIZER
-    return load_tokenizer(folder) if folder.exists() else None
 
 
 def check_tied(model: PreTrainedModel) -> None:

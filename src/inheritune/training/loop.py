@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from transformers import PreTrainedModel
 
-from inheritune import atomic
 from inheritune.config import Training
 from inheritune.data.loader import TrainingData, ahead, training_steps
 from inheritune.data.order import Order
 from inheritune.models.architecture import layer_count, parameter_count
-from inheritune.models.pretrained import load_config
-from inheritune.models.size import on_meta
 from inheritune.progress import ProgressBar
 from inheritune.training import checkpoint
 from inheritune.training.checkpoint import Saver
@@ -26,6 +21,14 @@ from inheritune.training.checks import warn_if_untrained
 from inheritune.training.device import Hardware
 from inheritune.training.float8 import without_float8
 from inheritune.training.interruption import Interrupted, signals
+from inheritune.training.left_behind import (
+    CHECKPOINTS,
+    MODEL,
+    Outcome,
+    leave_behind,
+    read_outcome,
+    round_weights,
+)
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.meter import Meter
 from inheritune.training.metrics import Metrics
@@ -48,18 +51,6 @@ class Validate(Protocol):
         """Losses on all windows of the validation split, or on so many of them."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a training cost: steps done, tokens and FLOPs spent on them, seconds of training; and on what model."""
-
-    steps: int
-    tokens: int
-    flops: float
-    seconds: float
-    layers: int
-    parameters: int
-
-
 def train(
     initial: Callable[[], PreTrainedModel],
     data: TrainingData,
@@ -70,6 +61,7 @@ def train(
     validate: Validate,
     loss: Callable[[PreTrainedModel, World], NextTokenLoss] = NextTokenLoss,
     stop: Callable[[WindowLosses], bool] = lambda losses: False,
+    dtype: torch.dtype = torch.float32,
     inherited: bool = False,
     trust_remote_code: bool = False,
     title: str = "training",
@@ -82,12 +74,13 @@ def train(
         initial: makes the model with its first weights; only called if there is no checkpoint.
         data: what to train on.
         training: how.
-        directory: gets `metrics.jsonl` and `checkpoints/`, and in the end `validation.json` (the losses on all
-            validation windows), `training.json` and `model/`.
+        directory: gets `metrics.jsonl` and `checkpoints/`, and in the end `validation.json` (the losses of `model/`
+            on all validation windows), `training.json` and `model/`, which takes the place of `checkpoints/`.
         hardware: where, and with which other processes.
         validate: called before the first step and every `validation.every` steps.
         loss: what is minimised; cross entropy of the next token, or distillation.
         stop: told each validation's losses; True ends the training there.
+        dtype: of the weights in `model/`; checkpoints are float32.
         inherited: whether the first weights should already know something; if they do not, a warning says so.
         trust_remote_code: for checkpoints of a model that needs it.
         title: of the progress bar.
@@ -102,11 +95,11 @@ def train(
         UserError: the checkpoints belong to another recipe, or the processes cannot share the windows of a step.
     """
     world = hardware.world
-    if world.on_first((directory / "model").exists):
-        return _read_outcome(directory, trust_remote_code)
+    if world.on_first((directory / MODEL).exists):
+        return read_outcome(directory, trust_remote_code, world)
     share = windows_per_process(training, data.window, world.size)
     order = Order(data.windows, world.size * share, training.seed, data.order)
-    folder = directory / "checkpoints"
+    folder = directory / CHECKPOINTS
     world.on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     started = start_or_resume(
         initial,
@@ -158,9 +151,10 @@ def train(
                 if stopping:
                     saver.wait()
                     raise Interrupted(f"stopped after step {state.step}; the same command goes on from there")
+            saver.wait()
+            round_weights(model, dtype, world)
             losses = measure("all")
             meter.validated(state, losses.thinned(training.validation.windows))  # as the ones before it
-            saver.wait()
         except NonFiniteError as error:
             saver.wait()
             raise NonFiniteError(_explain(error, directory, data, order), error.step) from error
@@ -173,8 +167,7 @@ def train(
         layers=layer_count(model.config),
         parameters=parameter_count(model),
     )
-    weights = checkpoint.weights_on_host(model, world)
-    world.on_first(lambda: _write_result(directory, model, weights, losses, outcome))
+    leave_behind(directory, model, dtype, losses, outcome, data.path, world)
     return outcome
 
 
@@ -197,30 +190,8 @@ def due_after(step: int, training: Training, data: TrainingData) -> tuple[bool, 
     return validates, step % (max(1, -(-training.steps // 20)) if every == "auto" else every) == 0
 
 
-def _write_result(
-    directory: Path,
-    model: PreTrainedModel,
-    weights: dict[str, torch.Tensor],
-    losses: WindowLosses,
-    outcome: Outcome,
-) -> None:
-    """The model last: where it is, the rest is too."""
-    losses.save(directory / "validation.json")
-    atomic.write_json(directory / "training.json", asdict(outcome))
-    with atomic.directory(directory / "model") as folder:
-        model.save_pretrained(folder, state_dict=weights)
-
-
-def _read_outcome(directory: Path, trust_remote_code: bool) -> Outcome:
-    record = json.loads((directory / "training.json").read_text(encoding="utf-8"))
-    if "layers" not in record:  # as the first versions wrote it
-        shape = on_meta(load_config(directory / "model", trust_remote_code=trust_remote_code))
-        record |= {"layers": layer_count(shape.config), "parameters": parameter_count(shape)}
-    return Outcome(**record)
-
-
 def _explain(error: NonFiniteError, directory: Path, data: TrainingData, order: Order) -> str:
-    saved = checkpoint.all_in(directory / "checkpoints")
+    saved = checkpoint.all_in(directory / CHECKPOINTS)
     last = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
     windows = data.training_windows(order.step(error.step))
     shown = ", ".join(str(n) for n in windows[:8]) + (" ..." if len(windows) > 8 else "")

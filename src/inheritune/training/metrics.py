@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -10,6 +11,8 @@ from inheritune import UserError, atomic
 from inheritune.config import Training
 
 FILE = "metrics.jsonl"
+WANDB_RUN = "wandb-run"
+"""The file with the id of a training's run of Weights & Biases."""
 
 
 class Metrics:
@@ -89,4 +92,15 @@ def _wandb(training: Training, directory: Path) -> Any:
         import wandb
     except ImportError as error:
         raise UserError("the recipe asks for `wandb`, which is not installed: pip install wandb") from error
-    return wandb.init(project=training.wandb, name=directory.name, dir=directory, resume="allow")
+    # A training that continues is the same run there.
+    path = directory / WANDB_RUN
+    if not path.exists():
+        atomic.write_text(path, uuid.uuid4().hex[:12])
+    return wandb.init(
+        project=training.wandb,
+        id=path.read_text(encoding="utf-8").strip(),
+        name=directory.name,
+        dir=directory,
+        config=training.model_dump(mode="json"),
+        resume="allow",
+    )

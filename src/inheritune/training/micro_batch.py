@@ -79,6 +79,14 @@ def micro_batch(
     return next((size for size in sizes if fits(size)), 1)
 
 
+def smaller(size: int, share: int) -> int | None:
+    """The windows of a forward pass after memory ran out with `size` of them; None if there are no fewer.
+
+    At most half as many, and a divisor of the windows that a process has of a step.
+    """
+    return next((fewer for fewer in range(size // 2, 0, -1) if share % fewer == 0), None)
+
+
 def step_of(
     training: Training,
     config: PretrainedConfig,

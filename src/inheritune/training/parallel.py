@@ -31,6 +31,7 @@ from inheritune.models.attention import attend, fitting_attention
 from inheritune.models.size import on_meta
 from inheritune.training.device import Hardware
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory
 from inheritune.training.world import World
 
 Strategy = Literal["single", "ddp", "fsdp"]
@@ -90,6 +91,7 @@ def made_by_first(make: Callable[[], PreTrainedModel], world: World) -> PreTrain
     return make() if config is None else on_meta(config)
 
 
+@needing_memory("the model on its device", f"train a smaller one, or {SHARED_OUT}")
 def place(loss: NextTokenLoss, training: Training, hardware: Hardware, window: int) -> Placed:
     """Put a loss and the models in it on this process's device, and spread it over the processes.
 
@@ -134,6 +136,7 @@ def spread(loss: NextTokenLoss, strategy: Literal["ddp", "fsdp"], hardware: Hard
     return Placed(loss, replica, strategy, hardware.world)
 
 
+@needing_memory("the first forward pass", f"set a smaller `training.micro_batch`, {LESS_PER_WINDOW}")
 def settle(placed: Placed, hardware: Hardware, shape: tuple[int, int]) -> None:
     """Let DDP sort its buckets anew, as it does after its first backward pass, before the first step.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,12 @@ from inheritune.analysis.gradients import QueryKeyGradients
 from inheritune.config import Training
 from inheritune.data.loader import Batch
 from inheritune.training.device import Hardware
+from inheritune.training.micro_batch import smaller
+from inheritune.training.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory, ran_out_of_memory
 from inheritune.training.parallel import Placed, whole
 from inheritune.training.schedule import learning_rate
+
+logger = logging.getLogger(__name__)
 
 
 class NonFiniteError(UserError):
@@ -83,6 +88,10 @@ class Stepper:
     On a GPU the host does not wait for a step: it looks at its numbers while the next one computes. Until then a
     flag on the device keeps the optimizer from updating anything after a number that is not finite.
 
+    A process alone that runs out of memory does the step again, from its beginning, with fewer windows in one forward
+    pass, and stays with them. Of several processes the others would be waiting for this one's gradients, so there it
+    ends the training.
+
     Args:
         placed: the loss, whose trainable parameters are updated in place.
         optimizer: over those parameters.
@@ -100,6 +109,7 @@ class Stepper:
         self.parameters = [p for p in self.loss.model.parameters() if p.requires_grad]
         self.gradients = QueryKeyGradients(self.loss.model) if training.gradient_norms else None
         self.last: StepResult | None = None
+        self.most: int | None = None  # windows in one forward pass, once memory ran out with more of them
         # Only the fused AdamW knows the flag (mixed-precision training made it), and only on whole tensors.
         self.looks_later = (
             hardware.device.type == "cuda"
@@ -120,11 +130,60 @@ class Stepper:
 
         Raises:
             NonFiniteError: for this step or, on a GPU, the one before; the weights are those before that step.
+            UserError: there is not enough memory, with what to set.
         """
-        self.loss.train()
         rate = learning_rate(step, self.training)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        values, norms, size = self._gradients(step, micro_batches, gradient_norms)
+        result = StepResult(step, Numbers(values), rate, size, norms)
+        if self.looks_later:
+            self.bad = torch.maximum(self.bad, (~values.isfinite()).any().float())
+            self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]
+            self.settle()
+        else:
+            self._check(result)
+        self.last = result
+        with needing_memory(f"the optimizer in step {step}", f"{SHARED_OUT}, or train a smaller model"):
+            self.optimizer.step()
+        self._clear_gradients()
+        return result
+
+    def _gradients(
+        self, step: int, micro_batches: Sequence[Batch], gradient_norms: bool
+    ) -> tuple[Tensor, dict[str, float], int]:
+        """Clipped gradients, with as many windows in a forward pass as there is memory for.
+
+        Returns:
+            Loss and gradient norm, the norms of query and key weights, and the windows in a forward pass.
+        """
+        while True:
+            batches = _split(micro_batches, self.most)
+            size, share = len(batches[0][0]), sum(len(inputs_bt) for inputs_bt, _ in batches)
+            try:
+                return *self._backward(step, batches, gradient_norms), size
+            except RuntimeError as error:
+                if not ran_out_of_memory(error):
+                    raise
+                fewer = smaller(size, share)
+                if fewer is None or self.placed.world.size > 1:
+                    raise UserError(self._advice(step, size, fewer)) from error
+            # Only here: the error held on to the tensors of what was tried.
+            self._clear_gradients()
+            if self.hardware.device.type == "cuda":
+                torch.cuda.empty_cache()
+            logger.warning(
+                "out of memory in step %d with %d windows in one forward pass: it is done again with %d, and so are "
+                "the steps after it",
+                *(step, size, fewer),
+            )
+            self.most = fewer
+
+    def _backward(
+        self, step: int, micro_batches: Sequence[Batch], gradient_norms: bool
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Forward and backward pass, and clipping: loss and gradient norm, and those of query and key weights."""
+        self.loss.train()
         # Dropout, where there is any, is a function of the step, so that no random state has to be kept.
         torch.manual_seed(_seed(self.training.seed, step, self.placed.world.rank))
         total, count = torch.zeros((), device=self.hardware.device), len(micro_batches)
@@ -136,18 +195,18 @@ class Stepper:
             total += loss.detach()
         norms = self.gradients.norms() if self.gradients and gradient_norms else {}
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.training.optimizer.gradient_clip)
-        values = torch.stack([self.placed.world.mean(total), whole(norm)])
-        result = StepResult(step, Numbers(values), rate, len(micro_batches[0][0]), norms)
-        if self.looks_later:
-            self.bad = torch.maximum(self.bad, (~values.isfinite()).any().float())
-            self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]
-            self.settle()
-        else:
-            self._check(result)
-        self.last = result
-        self.optimizer.step()
-        self._clear_gradients()
-        return result
+        return torch.stack([self.placed.world.mean(total), whole(norm)]), norms
+
+    def _advice(self, step: int, size: int, fewer: int | None) -> str:
+        """What to set after memory ran out with so many windows, where fewer were no remedy or cannot be tried."""
+        world = self.placed.world
+        who = f"process {world.rank} of {world.size}" if world.size > 1 else "the training"
+        windows = f"{size} window{'' if size == 1 else 's'}"
+        first = "" if fewer is None else f"`training.micro_batch: {fewer}`, "
+        return (
+            f"{who} ran out of memory in step {step} with {windows} in one forward pass: set {first}"
+            f"{LESS_PER_WINDOW}"
+        )
 
     def settle(self) -> None:
         """Look at the numbers of the last step, so that the weights are known to be good."""
@@ -164,6 +223,14 @@ class Stepper:
     def _clear_gradients(self) -> None:
         """DDP's stay where they are, in the buckets it averages: anew they would stand beside those."""
         self.optimizer.zero_grad(set_to_none=self.placed.strategy != "ddp")
+
+
+def _split(micro_batches: Sequence[Batch], most: int | None) -> Sequence[Batch]:
+    """The same windows in the same order, at most so many in a micro-batch."""
+    if most is None or len(micro_batches[0][0]) <= most:
+        return micro_batches
+    inputs_bt, targets_bt = (torch.cat(parts) for parts in zip(*micro_batches, strict=True))
+    return list(zip(inputs_bt.split(most), targets_bt.split(most), strict=True))
 
 
 def _seed(seed: int, step: int, rank: int) -> int:

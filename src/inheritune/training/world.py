@@ -8,6 +8,7 @@ model's tensors are the business of `parallel`.
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from torch import Tensor
 from inheritune import UserError, __version__
 from inheritune.config import Training
 from inheritune.recipe_file import differences, settings_of
+from inheritune.training.out_of_memory import ran_out_of_memory
 
 T = TypeVar("T")
 
@@ -173,13 +175,29 @@ def check_same(world: World, recipe: BaseModel) -> None:
             )
 
 
+LOST_BY_GLOO = re.compile(r"(Gloo connectFullMesh failed with )?\[\S*/gloo/transport/\S+:\d+\] ")
+"""How gloo's errors of a connection begin: with the place in its source that noticed."""
+
+LOST_BY_NCCL = re.compile(
+    r"NCCL error in: [^\n]*, remote process exited or there was a network error"
+    r"|NCCL error in: [^\n]*, unhandled system error.*\nLast error:\s+([\w/]+ ?: ?)?"
+    r"(Connection (closed|refused|reset)|Connect to|Call to (connect|recv|send)|Got completion from peer)"
+    r"|NCCL (communicator was aborted on rank|timeout in: )"
+    r"|(\[[^\]\n]*\] ?)*(Watchdog caught collective operation timeout|is setting up NCCL communicator)",
+    re.DOTALL | re.IGNORECASE,
+)
+"""How NCCL's begin, as torch tells them; its others (of CUDA, of how it is used) are nobody's end."""
+
+
 def tells_of_a_lost_peer(error: BaseException) -> bool:
     """Whether an error is what torch raises when another process ends or stops answering."""
-    if isinstance(error, PeerLostError | dist.DistError):
+    if isinstance(error, PeerLostError | dist.DistStoreError | dist.DistNetworkError):
         return True
-    text = str(error).lower()
-    signs = ("gloo", "nccl", "connection reset by peer", "connection closed by peer", "broken pipe")
-    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+    if ran_out_of_memory(error):
+        return False
+    if isinstance(error, dist.DistBackendError):
+        return LOST_BY_NCCL.match(str(error)) is not None
+    return type(error) is RuntimeError and LOST_BY_GLOO.match(str(error)) is not None
 
 
 def _join(world: World, training: Training) -> None:
@@ -190,6 +208,11 @@ def _join(world: World, training: Training) -> None:
         check_gpus(world)
     join, timeout = timedelta(seconds=settings.join_seconds), timedelta(seconds=settings.timeout_seconds)
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    if not os.environ.get("MASTER_ADDR") or not os.environ.get("MASTER_PORT", "").isdigit():
+        raise UserError(
+            f"the environment says that the {world.size} processes meet at {where}, which is no host and port: start "
+            "them with torchrun, or set MASTER_ADDR and MASTER_PORT"
+        )
     try:
         store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=join))
         store.set_timeout(join)
@@ -203,7 +226,9 @@ def _join(world: World, training: Training) -> None:
         store.wait([f"inheritune/here/{rank}" for rank in range(world.size)], join)
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
         dist.barrier()
-    except (dist.DistError, RuntimeError) as error:
+    except RuntimeError as error:
+        if not tells_of_a_lost_peer(error):
+            raise
         raise UserError(
             f"process {world.rank} waited {settings.join_seconds:g} s at {where} for all {world.size} processes, and "
             f"they did not come ({_first_line(error)}): is one missing, or is that place an earlier start's?"
@@ -245,6 +270,8 @@ def _sendable(error: Exception) -> Exception:
         return UserError(str(error))
     if isinstance(error, OSError):
         return OSError(error.errno, error.strerror, error.filename) if error.errno else OSError(str(error))
+    if isinstance(error, torch.OutOfMemoryError):
+        return torch.OutOfMemoryError(f"process 0: {error}")
     return RuntimeError(f"process 0 failed: {type(error).__name__}: {error}")
 
 

@@ -1,0 +1,88 @@
+"""Make the tables and pictures of studies anew from their files: python results/publish.py [STUDY...]
+
+From `table.csv`, `windows.parquet` and `curves.parquet`: the comparison in `table.csv`, `table.md` and the pictures
+of losses. From every `evaluation.json` below it: `evaluation.md`, `evaluation.csv` and `differences.svg`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import tables
+
+from inheritune import UserError, atomic
+from inheritune.evaluation.result import load_evaluation
+from inheritune.report import evaluation as evaluation_report
+from inheritune.report.comparison_figures import difference_figure, loss_figure
+from inheritune.report.comparison_table import to_markdown
+from inheritune.report.evaluation_figure import difference_figure as task_figure
+from inheritune.report.evaluation_sheet import printable
+
+
+def publish(folder: Path) -> None:
+    """Write every table and picture of a study.
+
+    Raises:
+        UserError: a file that they are made from is missing or damaged.
+    """
+    study = tables.read_study(folder)
+    tables.write_table(folder, study)
+    for name, text in rendered(folder):
+        atomic.write_text(folder / name, text if text.endswith("\n") else f"{text}\n")
+
+
+def rendered(folder: Path) -> Iterator[tuple[str, str]]:
+    """Name and text of every table and picture of a study; those that have nothing to show are left out."""
+    comparison = tables.read_study(folder).comparison
+    yield "table.md", to_markdown(comparison)
+    pictures = {
+        "loss-differences.svg": difference_figure(comparison, standalone=True),
+        "loss-by-step.svg": loss_figure(comparison, "step", standalone=True),
+        "loss-by-flops.svg": loss_figure(comparison, "flops", standalone=True),
+    }
+    for path in sorted(folder.rglob("evaluation.json")):
+        evaluation, place = load_evaluation(path), path.parent.relative_to(folder)
+        yield str(place / "evaluation.md"), evaluation_report.to_markdown(evaluation)
+        yield str(place / "evaluation.csv"), evaluation_report.to_csv(evaluation)
+        pictures[str(place / "differences.svg")] = task_figure(printable(evaluation), standalone=True)
+    for name, picture in pictures.items():
+        if picture is not None:
+            yield name, smaller(picture)
+
+
+def smaller(svg: str) -> str:
+    """The same picture with the corners of its lines to a tenth of a unit, each relative to the one before."""
+    return re.sub(r'\bd="([MLz\d.\s-]*)"', lambda match: f'd="{_relative(match[1])}"', svg)
+
+
+def _relative(path: str) -> str:
+    """A path of `M`, `L` and `z`. Rounded before it is subtracted, so that nothing adds up along a line."""
+    tokens = iter(re.findall(r"[MLz]|-?[\d.]+", path))
+    parts, x, y = [], 0, 0
+    for command in tokens:
+        if command == "z":
+            parts.append("z")
+            continue
+        to_x, to_y = (round(10 * float(next(tokens))) for _ in range(2))
+        parts.append(
+            f"M{to_x / 10:g} {to_y / 10:g}" if command == "M" else f"l{(to_x - x) / 10:g} {(to_y - y) / 10:g}"
+        )
+        x, y = to_x, to_y
+    return "".join(parts)
+
+
+def main() -> None:
+    """Publish the folders of the command line; without any, every study beside this file."""
+    named = [Path(argument) for argument in sys.argv[1:]]
+    for folder in named or sorted(path.parent for path in Path(__file__).parent.glob(f"*/{tables.TABLE}")):
+        try:
+            publish(folder)
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

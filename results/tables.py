@@ -1,0 +1,236 @@
+"""The files of a study: `table.csv`, `curves.parquet`, `windows.parquet` and `provenance.json`, written and read.
+
+README.md of this folder says what is in them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from inheritune import UserError, atomic
+from inheritune.data.shards import DataIdentity
+from inheritune.evaluation.validation import WindowLosses
+from inheritune.report.comparison import Comparison, Entry
+from inheritune.report.comparison_entries import Curve
+from inheritune.report.comparison_pairing import pair
+from inheritune.report.comparison_table import to_csv
+from inheritune.run_directory import read_starts
+from inheritune.training import metrics
+
+TABLE, CURVES, WINDOWS, PROVENANCE = "table.csv", "curves.parquet", "windows.parquet", "provenance.json"
+MEASURED = ("kind", "path", "windows", "window_tokens", "data")
+"""Columns of `table.csv` that a comparison does not have."""
+RATES = ("tokens_per_second", "flops_per_second", "memory_bytes")
+"""Columns of `metrics.jsonl` that tell of the machine only; `seconds` is kept."""
+KEY = ("name", "seed")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a study has measured: its models in the order of the table, and the name of the reference."""
+
+    name: str
+    entries: tuple[Entry, ...]
+    reference: str
+
+    @property
+    def comparison(self) -> Comparison:
+        """Every model against the reference of its seed."""
+        return pair(self.entries, self.reference, self.name)
+
+
+def write_table(folder: Path, study: Results) -> None:
+    """`table.csv`: one line a model, what was measured of it and how it compares."""
+    comparison = study.comparison
+    compared = csv.DictReader(io.StringIO(to_csv(comparison)))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*(compared.fieldnames or ()), *MEASURED], lineterminator="\n")
+    writer.writeheader()
+    for line, seed in zip(compared, comparison.seeds, strict=True):
+        entry = seed.entry
+        assert entry.losses is not None, "only finished models are collected"
+        data = entry.losses.data
+        measured = (
+            entry.kind,
+            entry.path,
+            len(entry.losses.losses),
+            entry.losses.window,
+            data and data.sha256,
+        )
+        writer.writerow(line | dict(zip(MEASURED, measured, strict=True)))
+    atomic.write_text(folder / TABLE, text.getvalue())
+
+
+def write_windows(folder: Path, entries: Sequence[Entry]) -> None:
+    """`windows.parquet`: the final loss of every model on every validation window, to the last bit."""
+    columns: dict[str, list[Any]] = {"name": [], "seed": [], "window": [], "loss": []}
+    for entry in entries:
+        assert entry.losses is not None, "only finished models are collected"
+        losses = entry.losses.losses.tolist()
+        columns["name"] += [entry.label] * len(losses)
+        columns["seed"] += [entry.seed] * len(losses)
+        columns["window"] += range(len(losses))
+        columns["loss"] += losses
+    _write_parquet(folder / WINDOWS, columns)
+
+
+def write_curves(folder: Path, entries: Sequence[Entry], root: Path) -> None:
+    """`curves.parquet`: every line of every `metrics.jsonl`, without the machine's rates.
+
+    A run that was killed writes the steps after its checkpoint once more: the later line counts.
+    """
+    lines = []
+    for entry in entries:
+        path = root / entry.path / metrics.FILE  # a reference that was trained elsewhere has none
+        rows = metrics.read(path) if path.is_file() else []
+        last = {(row["kind"], row["step"]): row for row in rows}
+        for row in sorted(last.values(), key=lambda row: row["step"]):
+            kept = {key: value for key, value in row.items() if key not in RATES}
+            lines.append({"name": entry.label, "seed": entry.seed, **kept})
+    names = dict.fromkeys(name for line in lines for name in line)
+    _write_parquet(folder / CURVES, {name: [line.get(name) for line in lines] for name in names})
+
+
+def write_provenance(folder: Path, runs: Iterable[Path], root: Path) -> None:
+    """`provenance.json`: versions, hardware, command and every setting of each run.
+
+    What all runs share stands under `shared`; a run is that and what stands under its own path.
+    """
+    flat = {}
+    for run in runs:
+        starts = read_starts(root / run)
+        recipe = yaml.safe_load((root / run / "recipe.yaml").read_text("utf-8"))
+        known = {"recipe": recipe, "start": starts[-1] if starts else {}}
+        flat[run.as_posix()] = dict(_flatten(known)) | ({"earlier_starts": starts[:-1]} if starts[1:] else {})
+    runs_of = list(flat.values())
+    shared = {
+        key: value
+        for key, value in runs_of[0].items()
+        if all(key in run and run[key] == value for run in runs_of)
+    }
+    own = {
+        path: {key: value for key, value in run.items() if key not in shared} for path, run in flat.items()
+    }
+    atomic.write_json(folder / PROVENANCE, {"shared": shared, "runs": own})
+
+
+def read_provenance(folder: Path) -> dict[str, dict[str, Any]]:
+    """Path of a run -> everything that `write_provenance` knew of it."""
+    found = json.loads((folder / PROVENANCE).read_text("utf-8"))
+    return {path: found["shared"] | own for path, own in found["runs"].items()}
+
+
+def read_curves(folder: Path, entry: Entry, kind: str) -> dict[str, np.ndarray]:
+    """The lines of one kind (`train`, `validation`, `gradients`) of a model, as columns in the order of steps."""
+    table = _read_parquet(folder / CURVES).get((entry.label, entry.seed))
+    if table is None:
+        return {}
+    table = table.filter(pc.equal(table["kind"], kind))
+    return {
+        name: table[name].to_numpy()
+        for name in table.column_names
+        if table[name].null_count < len(table) and name not in KEY
+    }
+
+
+def read_study(folder: Path) -> Results:
+    """What `write_table`, `write_windows` and `write_curves` wrote.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    for name in (TABLE, CURVES, WINDOWS):
+        if not (folder / name).is_file():
+            raise UserError(
+                f"{folder} is not the folder of a study: it has no {name}; make it with collect.py"
+            )
+    with (folder / TABLE).open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    windows, curves = _read_parquet(folder / WINDOWS), _read_parquet(folder / CURVES)
+    entries = []
+    for line in lines:
+        key = (line["name"], int(line["seed"]) if line["seed"] else None)
+        entries.append(_entry(line, *key, windows[key], curves.get(key)))
+    reference = next(line["name"] for line in lines if line["verdict"] == "reference")
+    return Results(folder.resolve().name, tuple(entries), reference)
+
+
+def _entry(
+    line: Mapping[str, str], name: str, seed: int | None, windows: pa.Table, curves: pa.Table | None
+) -> Entry:
+    flops, total = (float(line[key]) if line[key] else None for key in ("training_flops", "total_flops"))
+    before = np.nan if flops is None or total is None else total - flops
+    step = own = loss = np.empty(0)
+    if curves is not None:
+        validation = curves.filter(pc.equal(curves["kind"], "validation"))
+        step, own, loss = (validation[key].to_numpy().astype(np.float64) for key in ("step", "flops", "loss"))
+    path = Path(line["path"])
+    data = DataIdentity(sha256=line["data"], split="validation", path=name) if line["data"] else None
+    losses = windows["loss"].to_numpy().astype(np.float64)
+    return Entry(
+        label=name,
+        path=path,
+        run=path if line["kind"] == "model" else path.parent,
+        kind=line["kind"],
+        seed=seed,
+        **{key: int(line[key]) if line[key] else None for key in ("layers", "parameters", "steps", "tokens")},
+        flops=flops,
+        total_flops=total,
+        losses=WindowLosses(losses, int(line["window_tokens"]), data),
+        curve=Curve(step, before + own, loss),
+    )
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _write_parquet(path: Path, columns: Mapping[str, list[Any]]) -> None:
+    """As small as it gets without losing a bit: numbers that fit into float32 are kept in it."""
+    table = pa.table({name: _narrow(pa.array(values)) for name, values in columns.items()})
+
+    def columns_of(is_kind: Callable[[pa.DataType], bool]) -> list[str]:
+        return [field.name for field in table.schema if is_kind(field.type)]
+
+    encodings = dict.fromkeys(columns_of(pa.types.is_floating), "BYTE_STREAM_SPLIT")
+    encodings |= dict.fromkeys(columns_of(pa.types.is_integer), "DELTA_BINARY_PACKED")
+    pq.write_table(
+        table,
+        path,
+        compression="zstd",
+        compression_level=19,
+        use_dictionary=columns_of(pa.types.is_string),
+        column_encoding=encodings,
+    )
+
+
+def _narrow(column: pa.Array) -> pa.Array:
+    if not pa.types.is_floating(column.type):
+        return column
+    small = column.cast(pa.float32(), safe=False)
+    return small if small.cast(pa.float64()).equals(column) else column
+
+
+def _read_parquet(path: Path) -> dict[tuple[str, int | None], pa.Table]:
+    """The lines of each (name, seed)."""
+    table = pq.read_table(path)
+    pairs = list(zip(table["name"].to_pylist(), table["seed"].to_pylist(), strict=True))
+    starts = [i for i, pair in enumerate(pairs) if i == 0 or pair != pairs[i - 1]]
+    ends = [*starts[1:], len(pairs)]
+    return {pairs[start]: table.slice(start, end - start) for start, end in zip(starts, ends, strict=True)}

@@ -1,0 +1,236 @@
+"""The configuration of a checkpoint: is it a causal language model, in numbers that can be read, and does it fit?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    StrictDataclassError,
+)
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers import __version__ as transformers_version
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from inheritune import UserError
+from inheritune.models.architecture import cut_config, layer_count
+from inheritune.models.checkpoint_files import CONFIG, adapter_sentence, first_line, read_object, warn_once
+from inheritune.models.size import on_meta
+
+DEEPEST = 10_000
+"""Layers that no model has: a larger number is a mistake, and would only fill the memory."""
+
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+
+MULTIMODAL = ("gemma3", "llava", "mistral3")
+"""Multimodal types whose language model is one of transformers' own, and the same function of text; beside those
+that transformers itself reads as a language model (llama4, qwen3_5)."""
+
+CAUSAL_ALL_THE_SAME = ("gpt_neox", "gpt_neox_japanese")
+"""Types with `is_decoder: false` in their configurations, of which their models take no notice."""
+
+MISFITS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+    ImportError,
+    StrictDataclassError,
+)
+"""What transformers and torch raise, somewhere inside, when values of a configuration make no sense to them."""
+
+
+def read_config(source: str | Path, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+    """The configuration of a causal language model: of a multimodal model, that of its language model.
+
+    Raises:
+        UserError: there is no such model, it is something else, it is quantized, or its values do not fit together.
+    """
+    values = _values(source, revision)
+    _check_values(source, values, trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise UserError(f"cannot read the configuration of {source}: {first_line(error)}") from error
+    except MISFITS as error:
+        raise UserError(_misfit(source, values, error)) from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"{source} is an encoder-decoder model ({config.model_type}), not a causal language model"
+        )
+    own_code = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if own_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        layer_count(config)
+        return config
+    config = _language_model(source, config)
+    if _sees_ahead(config):
+        raise UserError(
+            f"{source} is an encoder ({config.model_type}): its tokens see those that follow, so it is not a causal "
+            "language model"
+        )
+    without_weights(source, cut_config(config, 1), values)
+    return config
+
+
+def without_weights(
+    source: str | Path, config: PretrainedConfig, values: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
+    """The model that a checkpoint's configuration describes, as shapes only.
+
+    Raises:
+        UserError: the configuration does not fit together; `values`, as they stand in the file, help to tell why.
+    """
+    try:
+        return on_meta(config)
+    except MISFITS as error:
+        raise UserError(_misfit(source, values or {}, error)) from error
+
+
+def _values(source: str | Path, revision: str | None) -> dict[str, Any]:
+    """What config.json says, as it stands there."""
+    if Path(source).is_dir():
+        return read_object(Path(source) / CONFIG)
+    try:
+        return PretrainedConfig.get_config_dict(source, revision=revision)[0]
+    except (OSError, ValueError) as error:
+        raise UserError(_not_given(source, revision, error)) from error
+
+
+def _check_values(source: str | Path, values: Mapping[str, Any], trust_remote_code: bool) -> None:
+    """Refuse what can be seen before transformers looks."""
+    kind = values.get("model_type")
+    if not isinstance(kind, str):
+        raise UserError(f"{source} is not a model of transformers: its {CONFIG} names no `model_type`")
+    if values.get("auto_map") and not trust_remote_code and kind not in CONFIG_MAPPING:
+        raise UserError(
+            f"{source} is made by code that comes with it: look at that code, and give --trust-remote-code to run it"
+        )
+    if not values.get("auto_map") and kind not in CONFIG_MAPPING:
+        raise UserError(
+            f"{source} is of the type {kind!r}, which transformers {transformers_version} does not know: a newer "
+            "one may"
+        )
+    text = values.get("text_config")
+    parts = (values, text) if isinstance(text, dict) else (values,)
+    for field in DEPTHS:
+        for part in parts:
+            depth = part.get(field, 1)
+            if depth is not None and (type(depth) is not int or not 1 <= depth <= DEEPEST):
+                raise UserError(
+                    f"{CONFIG} of {source} says {field}: {_shown(depth)}, but a model has 1 to {DEEPEST:,} layers"
+                )
+    for part in parts:
+        quantization = part.get("quantization_config", part.get("compression_config"))
+        if quantization is not None:
+            how = quantization.get("quant_method") if isinstance(quantization, dict) else None
+            raise UserError(
+                f"the weights of {source} are quantized{f' ({how})' if how else ''}: give the model that they were "
+                "made from, in bfloat16, float16 or float32"
+            )
+
+
+def _sees_ahead(config: PretrainedConfig) -> bool:
+    """Whether a token's hidden state depends on the tokens after it."""
+    if config.model_type in ("xlnet", "xlm") or getattr(config, "use_bidirectional_attention", None):
+        return True
+    return not getattr(config, "is_decoder", True) and config.model_type not in CAUSAL_ALL_THE_SAME
+
+
+def _language_model(source: str | Path, config: PretrainedConfig) -> PretrainedConfig:
+    """The configuration itself, or that of the language model in a multimodal one."""
+    try:
+        text = config.get_text_config()
+    except ValueError:  # several of them
+        text = config
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if text is config:
+        if model_class is None:
+            raise UserError(f"{source} is a {config.model_type!r} model, not a causal language model")
+        return config
+    if getattr(model_class, "config_class", None) is not type(text) and config.model_type not in MULTIMODAL:
+        raise UserError(
+            f"{source} is a multimodal model ({config.model_type}): its language model ({text.model_type}) has to "
+            "be saved as a causal language model of its own first"
+        )
+    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"{source} is a multimodal model, and its language model ({text.model_type}) is no causal one of its own"
+        )
+    # Where only one of both says so, whether there is a head of its own decides: one that differs is refused.
+    text.tie_word_embeddings = any(getattr(part, "tie_word_embeddings", False) for part in (config, text))
+    warn_once(f"{source} is a multimodal model ({config.model_type}): only its language model is taken")
+    return text
+
+
+def _misfit(source: str | Path, values: Mapping[str, Any], error: Exception) -> str:
+    """Which value it was, where that can be told."""
+    if isinstance(error, KeyError) and error.args:
+        for place, value in _leaves(values):
+            if value == error.args[0] and isinstance(value, str):
+                return (
+                    f"{CONFIG} of {source} says {place}: {value!r}, which transformers {transformers_version} does "
+                    "not know"
+                )
+    if isinstance(error, StrictDataclassError):
+        reason = str(error).strip().splitlines()[-1].strip()
+    else:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+    return f"{CONFIG} of {source} does not fit together: {reason}"
+
+
+def _leaves(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{place}{key}.")
+        else:
+            yield f"{place}{key}", value
+
+
+def _not_given(source: str | Path, revision: str | None, error: Exception) -> str:
+    """Why the hub does not give a configuration."""
+    kinds = {type(link) for link in _chain(error)}
+
+    def any_of(*wanted: type) -> bool:
+        return any(issubclass(kind, wanted) for kind in kinds)
+
+    if any_of(GatedRepoError):
+        return f"{source} is gated: ask for access on its page on the hub, and log in with `hf auth login`"
+    if any_of(RevisionNotFoundError):
+        return f"{source} has no revision {revision} on the hub"
+    if any_of(RepositoryNotFoundError):
+        reason = "it has no such model, or one that is private (log in with `hf auth login`)"
+    elif any_of(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
+        reason = "it cannot be reached, and nothing of that name was downloaded before"
+    else:
+        adapter = find_adapter_config_file(str(source), revision=revision)
+        if adapter is not None:
+            return adapter_sentence(source, read_object(Path(adapter)))
+        reason = first_line(error)
+    return f"there is no folder {source}, and the Hugging Face hub does not give it: {reason}"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

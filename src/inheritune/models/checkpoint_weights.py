@@ -1,0 +1,197 @@
+"""Whether a model's weights are those of its checkpoint: all of them, in its shapes, and none left over."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from inheritune import UserError
+from inheritune.models.architecture import blocks_name, layer_count
+from inheritune.models.checkpoint_files import CONFIG, Tensor, warn_once
+
+LANGUAGE_MODEL = {
+    r"^(?:model\.)?language_model\.lm_head\.": "lm_head.",
+    r"^(?:model\.)?language_model\.(?:model\.)?": "model.",
+}
+"""Names of weights in a multimodal checkpoint -> in the language model alone."""
+
+HARMLESS = re.compile(
+    r"""inv_freq$ | (cos|sin)_cached$ | position_ids$ | _extra_state$   # made anew from the configuration
+      | (^|\.)(attn|attention)\.(masked_)?bias$                        # causal masks, as GPT-2 and GPT-NeoX had them
+      | ^(model\.)?(vision_tower|vision_model|multi_modal_projector|visual)\.
+    """,
+    re.VERBOSE,
+)
+"""Tensors that are no weights of a language model."""
+
+FURTHER_TOKENS = re.compile(r"^(model\.)?mtp\.")
+"""Heads that predict tokens after the next (multi-token prediction): not a part of the model that is cut."""
+
+QUANTIZED = re.compile(
+    r"(weight_scale(_inv)?|weight_scale_2|input_scale|activation_scale|qweight|qzeros|scales|g_idx|absmax|quant_map"
+    r"|quant_state\..*|SCB|weight_packed|weight_shape|_blocks|_scales)$"
+)
+"""Names that quantizers give to their tensors."""
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def check_size(source: str | Path, empty: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint that cannot fill the model before anything is read: what is missing may be terabytes.
+
+    Args:
+        source: of the model, for the sentence.
+        empty: the model without its weights.
+        tensors: all that the checkpoint holds.
+
+    Raises:
+        UserError: it has fewer numbers than the model has parameters.
+    """
+    needed = sum(parameter.numel() for parameter in empty.parameters())
+    held = sum(prod(tensor.shape) for tensor in tensors.values())
+    if held >= needed:
+        return
+    for name, parameter in empty.named_parameters():
+        found = tensors.get(name, tensors.get(name.removeprefix(f"{empty.base_model_prefix}.")))
+        if found is not None and prod(found.shape) < parameter.numel():
+            raise UserError(_other_shape(source, name, found.shape, tuple(parameter.shape)))
+    raise UserError(
+        f"{source} has {held:,} weights, but its {CONFIG} describes a model of {needed:,}: some are missing, or one "
+        f"of both is another model's{_if_quantized(tensors)}"
+    )
+
+
+def check_weights(
+    source: str | Path,
+    model: PreTrainedModel,
+    report: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    reference: PretrainedConfig,
+) -> None:
+    """Every weight of the model came from the checkpoint, and what was left over are whole later blocks.
+
+    Args:
+        source: of the model, for the sentence.
+        model: as it was loaded.
+        report: transformers' account of the loading.
+        tensors: all that the checkpoint holds.
+        reference: the checkpoint's own configuration; `model` may have fewer layers.
+
+    Raises:
+        UserError: so it is not.
+    """
+    if report["missing_keys"]:
+        names = report["missing_keys"]
+        raise UserError(f"{source} lacks weights: {_some(names)}{_if_quantized(tensors)}")
+    if report["mismatched_keys"]:
+        name, found, wanted = min((str(name), tuple(a), tuple(b)) for name, a, b in report["mismatched_keys"])
+        more = len(report["mismatched_keys"]) - 1
+        raise UserError(
+            _other_shape(source, name, found, wanted) + (f"; so it is with {more} more" if more else "")
+        )
+    blocks = _block_names(model)
+    _check_left_over(source, model, report["unexpected_keys"], reference, blocks)
+    _check_types(source, model, tensors, blocks)
+    _check_tied(source, model)
+
+
+def _check_left_over(
+    source: str | Path,
+    model: PreTrainedModel,
+    names: Iterable[str],
+    reference: PretrainedConfig,
+    blocks: re.Pattern[str],
+) -> None:
+    """Blocks from the cut to the reference's depth, and heads for further tokens, stay behind; nothing else may."""
+    kept, depth = layer_count(model.config), layer_count(reference)
+    said = [getattr(reference, field, None) for field in ("num_nextn_predict_layers", "num_mtp_layers")]
+    further = max((number for number in said if isinstance(number, int)), default=0)
+    behind, unknown, beyond = set(), set(), set()
+    for name in names:
+        if HARMLESS.search(name):
+            continue
+        block = blocks.match(name)
+        number = int(block[1]) if block else None
+        if FURTHER_TOKENS.match(name) or (number is not None and depth <= number < depth + further):
+            behind.add(name)
+        elif number is None or number < kept:
+            unknown.add(name)
+        elif number >= depth:
+            beyond.add(number)
+    if unknown:
+        what = (
+            "its weights are quantized, and mean nothing without them"
+            if _if_quantized(unknown)
+            else f"its {CONFIG} is another model's, or the weights are"
+        )
+        raise UserError(
+            f"{source} has weights that a {model.config.model_type!r} model does not use: {_some(unknown)}: {what}"
+        )
+    if beyond:
+        raise UserError(
+            f"{source} has weights of layer {max(beyond)}, but its {CONFIG} says that it has {depth} layers (0 to "
+            f"{depth - 1}): one of both is another model's"
+        )
+    if behind:
+        warn_once(f"{source}: its heads for the tokens after the next stay behind: {_some(behind)}")
+
+
+def _block_names(model: PreTrainedModel) -> re.Pattern[str]:
+    """Finds the number of the block that a weight belongs to, with or without the base model's prefix."""
+    whole = blocks_name(model)
+    short = whole.removeprefix(f"{model.base_model_prefix}.")
+    return re.compile(rf"^(?:{re.escape(whole)}|{re.escape(short)})\.(\d+)\.")
+
+
+def _check_types(
+    source: str | Path, model: PreTrainedModel, tensors: Mapping[str, Tensor], blocks: re.Pattern[str]
+) -> None:
+    """Numbers of 8 bits or whole ones, read as if they were weights, are garbage: quantized without saying so."""
+    own, prefix = model.state_dict(), f"{model.base_model_prefix}."
+    for name, tensor in tensors.items():
+        if tensor.dtype in FLOATS or HARMLESS.search(name):
+            continue
+        target = own.get(name, own.get(prefix + name, own.get(name.removeprefix(prefix))))
+        block = blocks.match(name)
+        stays_behind = target is None and block is not None and int(block[1]) >= layer_count(model.config)
+        if stays_behind or (target is not None and not target.is_floating_point()):
+            continue
+        raise UserError(
+            f"{name} of {source} is of the type {tensor.dtype}: the weights are quantized, or damaged; give them in "
+            "bfloat16, float16 or float32"
+        )
+
+
+def _check_tied(source: str | Path, model: PreTrainedModel) -> None:
+    """transformers leaves a head alone that differs from the embedding that it should be tied to."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    if tied and model._tied_weights_keys and head is not None and head.weight is not embedding.weight:
+        raise UserError(
+            f"{source} has a head of its own, but its {CONFIG} says that it is the embedding (tie_word_embeddings): "
+            "set that to false, or leave the head's weight out"
+        )
+
+
+def _if_quantized(names: Iterable[str]) -> str:
+    return "; its weights are quantized" if any(QUANTIZED.search(name) for name in names) else ""
+
+
+def _other_shape(source: str | Path, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    return (
+        f"{name} of {source} has the shape {_shape(found)}, but its configuration asks for {_shape(wanted)}"
+    )
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "of a number"
+
+
+def _some(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:3]) + (f" and {len(ordered) - 3} more" if len(ordered) > 3 else "")

@@ -1,0 +1,154 @@
+"""The model that a training leaves behind: the type of its weights, and its files.
+
+A training computes with float32 weights, and its checkpoints hold them. What is left for others to use has the type
+of the model that it came from, so it is rounded to it before its last validation: the losses that are written beside
+it are its own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from inheritune import UserError, atomic
+from inheritune.config import Training
+from inheritune.models.architecture import layer_count, parameter_count
+from inheritune.models.pretrained import load_config, tokenizer_in
+from inheritune.models.size import on_meta
+from inheritune.training.checkpoint import weights_on_host
+from inheritune.training.world import World
+
+if TYPE_CHECKING:
+    from inheritune.evaluation.validation import WindowLosses
+
+TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MODEL, CHECKPOINTS = "model", "checkpoints"
+"""Where a training's result and its checkpoints are, in its directory."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training cost: steps done, tokens and FLOPs spent on them, seconds of training; and on what model."""
+
+    steps: int
+    tokens: int
+    flops: float
+    seconds: float
+    layers: int
+    parameters: int
+
+
+def type_left(training: Training, origin: PretrainedConfig | None) -> torch.dtype:
+    """Type of the weights that a training leaves behind.
+
+    Args:
+        training: whose `dtype` counts.
+        origin: configuration of the pretrained model that the first weights come from, as it was read; None of a
+            model that was made from random weights.
+    """
+    if training.dtype != "auto":
+        return TYPES[training.dtype]
+    found = None if origin is None else origin.dtype
+    return found if isinstance(found, torch.dtype) and found in TYPES.values() else torch.float32
+
+
+@torch.no_grad()
+def round_weights(model: PreTrainedModel, dtype: torch.dtype, world: World) -> None:
+    """Round parameters, whole or in shares, to what a type can hold; they stay float32. Buffers are left alone.
+
+    Raises:
+        UserError: a weight is too large for the type.
+    """
+    if dtype == torch.float32:
+        return
+    overflows = torch.zeros((), dtype=torch.bool)
+    # FSDP gives the shares back when it is asked for the state.
+    for parameter in _parameters(model).values():
+        share: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        share.copy_(share.to(dtype))
+        overflows |= share.isinf().any().cpu()
+    if world.any(bool(overflows)):
+        raise UserError(
+            f"a weight of the trained model is too large for {str(dtype).removeprefix('torch.')}: set "
+            "`training.dtype: bfloat16` and start again, which continues from the last checkpoint"
+        )
+
+
+def leave_behind(
+    directory: Path,
+    model: PreTrainedModel,
+    dtype: torch.dtype,
+    losses: WindowLosses,
+    outcome: Outcome,
+    shards: Path,
+    world: World,
+) -> None:
+    """Write what a training leaves, on the first process, and delete its checkpoints.
+
+    Args:
+        directory: of the training.
+        model: what was trained, rounded to `dtype`; whole or in shares.
+        dtype: of the parameters in the files.
+        losses: of the rounded model, on all validation windows.
+        outcome: what it cost.
+        shards: folder of the data, whose tokenizer comes with the model.
+        world: the processes that hold the model.
+    """
+    weights = weights_on_host(model, world)
+    world.on_first(lambda: _write(directory, model, weights, dtype, losses, outcome, shards))
+
+
+def _write(
+    directory: Path,
+    model: PreTrainedModel,
+    weights: dict[str, Tensor],
+    dtype: torch.dtype,
+    losses: WindowLosses,
+    outcome: Outcome,
+    shards: Path,
+) -> None:
+    """The model last: where it is, the rest is too."""
+    losses.save(directory / "validation.json")
+    atomic.write_json(directory / "training.json", asdict(outcome))
+    parameters = _parameters(model)
+    rounded = {id(tensor): tensor.to(dtype) for name, tensor in weights.items() if name in parameters}
+    weights = {
+        name: rounded.get(id(tensor), tensor) for name, tensor in weights.items()
+    }  # tied ones still one
+    tokenizer = tokenizer_in(shards)
+    with atomic.directory(directory / MODEL) as folder:
+        model.save_pretrained(folder, state_dict=weights)
+        # It was written as of the model that was trained, which is float32.
+        model.config.dtype = dtype
+        model.config.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    _remove_checkpoints(directory)
+
+
+def read_outcome(directory: Path, trust_remote_code: bool, world: World) -> Outcome:
+    """What a finished training cost. It may have ended before its checkpoints were deleted."""
+    world.on_first(lambda: _remove_checkpoints(directory))
+    record = json.loads((directory / "training.json").read_text(encoding="utf-8"))
+    if "layers" not in record:  # as the first versions wrote it
+        shape = on_meta(load_config(directory / MODEL, trust_remote_code=trust_remote_code))
+        record |= {"layers": layer_count(shape.config), "parameters": parameter_count(shape)}
+    return Outcome(**record)
+
+
+def _remove_checkpoints(directory: Path) -> None:
+    """Delete what a finished training needs no more: optimizers, each larger than the model."""
+    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+
+
+def _parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The parameters by their names in the model's state; a tied one has several."""
+    state = model.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if isinstance(tensor, nn.Parameter)}

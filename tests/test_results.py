@@ -1,0 +1,385 @@
+"""`results/`: what is published follows from the files that are kept, and those from run directories."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+RESULTS = Path(__file__).parents[1] / "results"
+sys.path += [str(RESULTS), str(RESULTS / "attention")]
+
+import collect  # noqa: E402
+import figures  # noqa: E402
+import orderings  # noqa: E402
+import publish  # noqa: E402
+import tables  # noqa: E402
+
+from inheritune import UserError  # noqa: E402
+from inheritune.config import Recipe, Study  # noqa: E402
+from inheritune.evaluation.result import load_evaluation  # noqa: E402
+from inheritune.recipe_file import load_recipe, settings_of  # noqa: E402
+from inheritune.report.comparison import compare_runs  # noqa: E402
+from inheritune.study import recipe_of, rows_of  # noqa: E402
+from report.synthetic_comparison import validation, write_training  # noqa: E402
+from report.synthetic_run import write_run  # noqa: E402
+
+STUDIES = sorted(path.parent for path in RESULTS.glob("*/table.csv"))
+RECIPES = {
+    "study-cpu": RESULTS.parent / "recipes" / "study-cpu.yaml",
+    "evaluation": RESULTS / "evaluation/recipe.yaml",
+}
+MEGABYTE = 1_000_000
+
+by_study = pytest.mark.parametrize("folder", STUDIES, ids=lambda folder: folder.name)
+
+
+def tracked() -> list[Path]:
+    """Files below `results/` that belong to the repository; without git, all but Python's own."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", str(RESULTS)],
+        cwd=RESULTS,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode == 0:
+        found = [RESULTS.parent / "results" / name for name in listed.stdout.split("\0") if name]
+        return [path for path in found if path.is_file()]
+    return [path for path in RESULTS.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+
+
+# What is kept
+
+
+def test_it_is_small_and_holds_no_run_directories() -> None:
+    sizes = {path: path.stat().st_size for path in tracked()}
+    assert len(sizes) > 40
+    assert sum(sizes.values()) < 4 * MEGABYTE
+    assert [path for path, size in sizes.items() if path.suffix == ".svg" and size >= 0.15 * MEGABYTE] == []
+    names = {path.name for path in sizes}
+    assert not names & {"metrics.jsonl", "validation.json", "summary.json", "starts.jsonl", "training.json"}
+    assert not any(name.endswith((".html", ".safetensors")) for name in names)
+
+
+def test_every_study_is_complete() -> None:
+    assert {folder.name for folder in STUDIES} == {
+        "attention",
+        "evaluation",
+        "low-data",
+        "study-cpu",
+        "study-gpu",
+    }
+    assert {path.name for path in RESULTS.iterdir() if path.is_dir() and path.name != "__pycache__"} == {
+        folder.name for folder in STUDIES
+    }
+    for folder in STUDIES:
+        for name in ("README.md", "corpus-manifest.json", tables.PROVENANCE, "table.md"):
+            assert (folder / name).is_file(), (folder.name, name)
+
+
+def test_links_in_documents_lead_somewhere() -> None:
+    root = RESULTS.parent
+    documents = [*root.glob("*.md"), *(path for path in tracked() if path.suffix == ".md")]
+    for folder in ("docs", "benchmarks", "recipes"):
+        documents += (root / folder).rglob("*.md")
+    links = [
+        (path, link) for path in documents for link in re.findall(r"\]\(([^)#\s]+)", path.read_text("utf-8"))
+    ]
+    assert len(links) > 40
+    lost = [
+        (str(path), link) for path, link in links if "://" not in link and not (path.parent / link).exists()
+    ]
+    assert lost == []
+
+
+# What is published
+
+
+@by_study
+def test_tables_and_pictures_are_those_made_from_the_files(folder: Path, tmp_path: Path) -> None:
+    tables.write_table(tmp_path, tables.read_study(folder))
+    assert (tmp_path / tables.TABLE).read_text() == (folder / tables.TABLE).read_text()
+    for name, text in publish.rendered(folder):
+        if name.endswith((".md", ".csv")):  # a picture's corners are up to matplotlib
+            assert (folder / name).read_text("utf-8").rstrip("\n") == text.rstrip("\n"), name
+        else:
+            assert labels((folder / name).read_text("utf-8")) == labels(text), name
+
+
+def labels(svg: str) -> list[str]:
+    """What a picture says: its title, which names every value, and its texts."""
+    return re.findall(r"<title>[^<]*|<text[^>]*>[^<]*", svg)
+
+
+@by_study
+def test_losses_in_the_table_are_the_means_over_windows(folder: Path) -> None:
+    """Against the plain formula, without the package."""
+    import pyarrow.parquet as pq
+
+    windows: dict[tuple[str, str], list[float]] = {}
+    for row in pq.read_table(folder / tables.WINDOWS).to_pylist():
+        windows.setdefault((row["name"], str(row["seed"])), []).append(row["loss"])
+    with (folder / tables.TABLE).open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    references = {line["seed"]: line["name"] for line in lines if line["verdict"] == "reference"}
+    for line in lines:
+        losses = np.array(windows[line["name"], line["seed"]])
+        assert len(losses) == int(line["windows"])
+        assert losses.mean() == pytest.approx(float(line["loss"]), abs=1e-12)
+        if line["verdict"] != "reference":
+            d = losses - np.array(windows[references[line["seed"]], line["seed"]])
+            half = 1.959963984540054 * d.std(ddof=1) / len(d) ** 0.5
+            assert [float(line[x]) for x in ("difference", "interval_low", "interval_high")] == pytest.approx(
+                [d.mean(), d.mean() - half, d.mean() + half], abs=1e-12
+            )
+
+
+def rounded(values: Iterable[float | str]) -> tuple[str, ...]:
+    return tuple(f"{float(value):+.3f}" for value in values)
+
+
+@pytest.mark.parametrize("name", sorted(orderings.PAIRS))
+def test_every_difference_that_a_readme_names_is_in_the_table_or_the_orderings(name: str) -> None:
+    folder = RESULTS / name
+    found = [seed.paired for seed in tables.read_study(folder).comparison.seeds if seed.paired]
+    found += [paired for *_, paired in orderings.orderings(folder)]
+    signed = {rounded((one.difference, *one.interval)) for one in found}
+    # "worse by 0.155 [0.153, 0.157]" has no sign: it is of either order of the two.
+    mirrored = {rounded((-one.difference, -one.interval[1], -one.interval[0])) for one in found}
+    number = r"([+-]?\d\.\d{3})"
+    text = " ".join((folder / "README.md").read_text("utf-8").split())
+    named = re.findall(rf"{number} \[{number}, {number}\]", text)
+    assert len(named) >= 2
+    for triple in named:
+        allowed = signed if triple[0][0] in "+-" else signed | mirrored
+        assert rounded(triple) in allowed, triple
+    ends = {value for triple in signed for value in triple}
+    assert set(re.findall(r"[+-]\d\.\d{3}\b", text)) <= ends
+
+
+@pytest.mark.parametrize("name", ["study-gpu", "study-cpu", "low-data"])
+def test_losses_and_costs_that_a_readme_names_are_in_the_table(name: str) -> None:
+    text = " ".join((RESULTS / name / "README.md").read_text("utf-8").split())
+    comparison = tables.read_study(RESULTS / name).comparison
+    costs = {f"{seed.relative_flops:.2f}" for seed in comparison.seeds if seed.relative_flops}
+    named = re.findall(r"(\d\.\d\d)(?: of the reference's FLOPs| in all)", text)
+    assert set(named) <= costs
+    losses = {f"{seed.entry.losses.mean:.3f}" for seed in comparison.seeds if seed.entry.losses}
+    in_tables = re.findall(
+        r"\d\.\d{3}", " ".join(re.findall(r"\|[^|]*layers[^|]*\| ([\d., ;]+) \| [+-]", text))
+    )
+    assert set(in_tables) <= losses
+    assert named or in_tables
+
+
+def test_the_scripts_print_what_the_readme_of_attention_says(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = RESULTS / "attention"
+    pairs = {(one, other): paired for one, other, _, paired in orderings.orderings(folder)}
+    readme = (folder / "README.md").read_text("utf-8")
+    losses = {entry.label: entry.losses for entry in tables.read_study(folder).entries}
+    for name, start in (("layers 1-12", "transfer-first"), ("layers 13-24", "transfer-last")):
+        paired, own = pairs[start, "transfer-random"], losses[start]
+        low, high = paired.interval
+        assert own is not None
+        assert f"| {name} | {own.mean:.3f} | {paired.difference:+.3f} [{low:+.3f}, {high:+.3f}] |" in readme
+    figures.tell()
+    printed = capsys.readouterr().out
+    assert "uniform causal attention of 1024 tokens: rank 7, columns 221" in printed
+    keys = {
+        name: json.loads(norms)
+        for name, norms in re.findall(r"^(\S+) step 1600 key (\[.*\])$", printed, re.M)
+    }
+    assert extremes(keys["reference"][8:11]) == ("0.011", "0.012")
+    assert extremes(keys["reference"][20:], 4) == ("0.0004", "0.0006")
+    assert extremes(keys["inheritune-12"][7:]) == ("0.010", "0.020")
+    assert labels(figures.transfer_svg()) == labels((folder / "transfer.svg").read_text("utf-8"))
+
+
+def extremes(values: Sequence[float], decimals: int = 3) -> tuple[str, str]:
+    return f"{min(values):.{decimals}f}", f"{max(values):.{decimals}f}"
+
+
+def test_the_readme_of_evaluation_says_what_evaluation_json_does() -> None:
+    folder = RESULTS / "evaluation"
+    readme = (folder / "README.md").read_text("utf-8")
+    published = (folder / "evaluation.md").read_text("utf-8")
+    average = re.search(r"\| final +\| average +\| +(\S+) \| (\[.+?\]) ", published)
+    assert average is not None
+    assert f"| 30.55 | 32.57 | {average[1]} {average[2]}, better |" in readme
+    result = load_evaluation(folder / "evaluation.json").validation
+    assert result is not None
+    before, after = (score.value for score in result.scores)
+    paired = result.paired[1]
+    assert paired is not None
+    low, high = paired.interval
+    assert (
+        f"| {before:.3f} | {after:.3f} | {paired.difference:+.3f} [{low:+.3f}, {high:+.3f}], better |"
+        in readme
+    )
+    final = tables.read_study(folder).comparison.seeds[1].paired
+    assert final is not None
+    assert (
+        f"difference {final.difference:+.3f}, 95% interval [{final.interval[0]:+.3f}, {final.interval[1]:+.3f}]"
+        in " ".join(readme.split())
+    )
+
+
+# Recipes
+
+
+AS_NUMBERS = {f"{which} 12": list(range(start, start + 12)) for which, start in (("first", 0), ("last", 12))}
+
+
+@pytest.mark.parametrize("name", [folder.name for folder in STUDIES if folder.name != "evaluation"])
+def test_the_rows_of_a_study_have_the_settings_that_were_recorded(name: str) -> None:
+    """All settings that a recipe still has, but for the places of models."""
+    folder = RESULTS / name
+    study, recorded = (
+        load_recipe(RECIPES.get(name, folder / "study.yaml"), Study),
+        tables.read_provenance(folder),
+    )
+    entries = {(e.label.partition(" round ")[0], e.seed): e for e in tables.read_study(folder).entries}
+    rows = rows_of(study)
+    assert {(row.name, row.seed) for row in rows} == entries.keys()
+    for row in rows:
+        entry = entries[row.name, row.seed]
+        recipe = recipe_of(study, row, Path("runs"), entry.steps if row.flops_of else None)
+        found = {f"recipe.{key}": value for key, value in settings_of(recipe).items()}
+        wanted = recorded[entry.run.as_posix()]
+        same = [
+            key
+            for key in found.keys() & wanted.keys()
+            if not key.endswith((".name", ".pretrained", "_tokens"))
+        ]
+        assert len(same) > 20
+        for key in same:
+            value = AS_NUMBERS.get(str(found[key]), found[key]) if name == "attention" else found[key]
+            assert value == wanted[key], (row.name, key)
+
+
+def test_the_recipe_of_the_evaluation_is_the_one_that_was_run() -> None:
+    found = settings_of(load_recipe(RECIPES["evaluation"], Recipe))
+    for key, value in tables.read_provenance(RESULTS / "evaluation")["evaluation"].items():
+        assert found.get(key.removeprefix("recipe."), value) == value, key
+
+
+# From run directories
+
+
+def write_runs(root: Path) -> list[Path]:
+    """Two trainings and a finished run of the algorithm, side by side."""
+    rng = np.random.default_rng(0)
+    runs = [write_training(root / name, (3 + rng.random(50)).tolist(), seed=7) for name in ("one", "other")]
+    run = write_run(root / "tiny")
+    for name in ("reference", "round-1-4-layers", "round-2-6-layers"):
+        known = validation(np.float32(3 + rng.random(50)).tolist())
+        known["data"] = {"sha256": "ab" * 32, "split": "validation", "path": "data/tiny"}
+        (run / name / "validation.json").write_text(json.dumps(known))
+    return [*runs, run]
+
+
+def test_runs_are_collected_without_losing_a_bit(tmp_path: Path) -> None:
+    runs = write_runs(tmp_path)
+    # As a run that was killed: the steps from 50 on are there twice, and the later line counts.
+    log = runs[0] / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([*lines[:24], lines[15].replace('"step": 50', '"step": 60'), *lines[18:]]))
+    (runs[2] / "reference" / "metrics.jsonl").unlink()  # as of a reference that was trained elsewhere
+    starts = runs[2] / "starts.jsonl"
+    starts.write_text(json.dumps({"torch": "2.12.0"}) + "\n" + starts.read_text())
+    folder = tmp_path / "kept"
+    collect.collect(*collect.read_runs(runs), folder)
+
+    expected = compare_runs([str(run) for run in runs], directory=tmp_path / "comparison", title="kept")
+    assert (folder / "table.md").read_text() == (tmp_path / "comparison/comparison.md").read_text()
+    kept = tables.read_study(folder)
+    for mine, theirs in zip(kept.comparison.seeds, expected.seeds, strict=True):
+        assert (mine.name, mine.verdict, mine.paired) == (theirs.name, theirs.verdict, theirs.paired)
+        assert mine.entry.losses is not None and theirs.entry.losses is not None
+        assert np.array_equal(mine.entry.losses.losses, theirs.entry.losses.losses)
+        was = theirs.entry.losses.data
+        assert (mine.entry.losses.data and mine.entry.losses.data.sha256) == (was and was.sha256)
+        for axis in ("steps", "flops", "losses"):
+            assert getattr(mine.entry.curve, axis) == pytest.approx(
+                getattr(theirs.entry.curve, axis), rel=1e-15
+            )
+    last = next(entry for entry in kept.entries if entry.path == Path("tiny/round-2-6-layers"))
+    rows = [
+        json.loads(line) for line in (runs[2] / "round-2-6-layers" / "metrics.jsonl").read_text().splitlines()
+    ]
+    curve = tables.read_curves(folder, last, "train")
+    assert curve["gradient_norm"].tolist() == [row["gradient_norm"] for row in rows if row["kind"] == "train"]
+    assert "memory_bytes" not in curve
+    provenance = tables.read_provenance(folder)
+    assert provenance["tiny"]["start.processor"] == "AMD EPYC 9R14"
+    assert provenance["tiny"]["earlier_starts"] == [{"torch": "2.12.0"}]
+    assert provenance["one"]["recipe.training.seed"] == 7
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    publish.publish(folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_study_is_collected_with_what_its_rows_were_made_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {
+        "reference": {"model": {"architecture": {"preset": "gpt2-small"}}},
+        "first": {"model": {"architecture": {"preset": "gpt2-small", "n_layer": 3}}},
+        "stacked": {"model": {"row": "first"}, "initialization": {"stack_to": 6}},
+    }
+    study = {"seeds": [0, 1], "headline": ["stacked"], "reference": "reference", "rows": rows}
+    study["shared"] = {
+        "data": {"path": str(tmp_path / "data"), "window": 64},
+        "training": {"steps": 100, "tokens_per_step": 4096},
+    }
+    runs = tmp_path / "runs"
+    for seed, name in itertools.product((0, 1), rows):
+        write_training(runs / f"seed-{seed}" / name, [3.0 + seed, 3.5, 3.25 + len(name) / 10])
+    (runs / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    for recipe in runs.rglob("recipe.yaml"):
+        recipe.write_text(recipe.read_text() + f"data: {{path: {tmp_path / 'data'}}}\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").write_text("{}")
+    monkeypatch.setattr(sys, "argv", ["collect.py", str(runs), "-o", str(tmp_path / "kept")])
+    collect.main()
+    kept = tables.read_study(tmp_path / "kept")
+    assert [(entry.label, entry.seed) for entry in kept.entries] == [
+        (name, seed) for name in rows for seed in (0, 1)
+    ]
+    assert [entry.total_flops for entry in kept.entries] == [1e14] * 4 + [2e14] * 2
+    assert kept.entries[-1].curve.flops[0] == 1e14
+    assert kept.entries[-1].path == Path("seed-1/stacked")
+    assert (tmp_path / "kept" / "corpus-manifest.json").read_text() == "{}"
+
+
+def test_unfinished_runs_and_runs_of_several_places_are_refused(tmp_path: Path) -> None:
+    finished = write_training(tmp_path / "a" / "finished", [3.0, 3.1])
+    unfinished = write_training(tmp_path / "a" / "unfinished", None)
+    elsewhere = write_training(tmp_path / "b" / "elsewhere", [3.0, 3.1])
+    with pytest.raises(UserError, match=r"not finished.*: unfinished"):
+        collect.read_runs([finished, unfinished])
+    with pytest.raises(UserError, match="one directory"):
+        collect.read_runs([finished, elsewhere])
+    with pytest.raises(UserError, match=r"no table\.csv"):
+        publish.publish(tmp_path)
+
+
+def test_a_smaller_picture_has_its_corners_within_a_tenth() -> None:
+    corners = np.cumsum(np.random.default_rng(0).normal(size=(200, 2)), axis=0) * 10
+    absolute = " L ".join(f"{x:.6f} {y:.6f}" for x, y in corners)
+    small = publish.smaller(f'<svg><path d="M {absolute} z " /><path d="M 1 2 C 0.123 0 0 0 0 0 "/></svg>')
+    assert len(small) < 0.7 * len(absolute)
+    assert 'd="M 1 2 C 0.123 0 0 0 0 0 "' in small  # a marker's outline stays as it is
+    numbers = re.findall(r"-?[\d.]+", small[small.index('d="M') : small.index("z")])
+    found = np.cumsum(np.array(numbers, dtype=float).reshape(-1, 2), axis=0)
+    assert np.abs(found - corners).max() < 0.051

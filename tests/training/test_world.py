@@ -1,0 +1,142 @@
+"""Which errors mean that another process is lost, and which only look like it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from inheritune import UserError
+from inheritune.config import Training
+from inheritune.training.out_of_memory import needing_memory, ran_out_of_memory
+from inheritune.training.world import PeerLostError, joined, tells_of_a_lost_peer
+
+GLOO = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp"
+NCCL = "NCCL error in: ../torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:1691, "
+CUDA_FULL = (
+    f"{NCCL}unhandled cuda error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.5\n"
+    "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
+)
+SYSTEM = (
+    f"{NCCL}unhandled system error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.5\nncclSystemError: "
+    "System call (e.g. socket, malloc) or external library call failed or device error. \nLast error:\n"
+)
+WATCHDOG = (
+    "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7, OpType=ALLREDUCE) ran for 1 s"
+)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(f"{GLOO}/pair.cc:553] Connection closed by peer [127.0.0.1]:34218. This is typically"),
+        RuntimeError(
+            f"{GLOO}/unbound_buffer.cc:78] Timed out waiting 1800000ms for recv operation to complete"
+        ),
+        RuntimeError(f"{GLOO}/pair.cc:799] writev [10.0.0.1]:2345: Broken pipe"),
+        RuntimeError(f"Gloo connectFullMesh failed with {GLOO}/pair.cc:144] no error"),
+        dist.DistNetworkError("failed to recv, got 0 bytes"),
+        dist.DistStoreError("wait timeout after 300000ms, keys: /default_pg/0//1"),
+        dist.DistBackendError(
+            f"{NCCL}remote process exited or there was a network error, NCCL version 2.27.5\nncclRemoteError: A call "
+            "failed possibly due to a network error or a remote process exiting prematurely.\nLast error:\n"
+        ),
+        dist.DistBackendError(
+            f"{SYSTEM}socketStartConnect: Connect to 10.0.0.1<40123> failed : Connection refused"
+        ),
+        dist.DistBackendError(
+            f"{SYSTEM}Net : Call to recv from 10.0.0.1<40123> failed : Connection reset by peer"
+        ),
+        dist.DistBackendError(
+            f"NCCL communicator was aborted on rank 1. Original reason for failure was: {WATCHDOG}"
+        ),
+        dist.DistBackendError(WATCHDOG),
+        dist.DistBackendError(f"[PG ID 0 PG GUID 0(default_pg) Rank 1] {WATCHDOG}"),
+        PeerLostError("process 0 of 2 lost another process"),
+    ],
+)
+def test_what_tells_of_a_lost_process(error: Exception) -> None:
+    assert tells_of_a_lost_peer(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 MiB. nccl gloo Connection reset by peer"
+        ),
+        dist.DistBackendError(CUDA_FULL),
+        dist.DistBackendError(
+            f"{NCCL}invalid usage (run with NCCL_DEBUG=WARN for details), NCCL version 2.27.5"
+        ),
+        dist.DistBackendError(
+            f"{SYSTEM}Error while creating shared memory segment /dev/shm/nccl-peer (size 9637888)"
+        ),
+        RuntimeError("Error(s) in loading state_dict for Gloo: size mismatch"),
+        RuntimeError("unable to open file </data/gloo/model.safetensors> in read-only mode: No such file"),
+        RuntimeError("[/home/nccl/shards.py:3] Connection closed by peer [127.0.0.1]:1"),
+        RuntimeError("broken pipe in the user's own code"),
+        RuntimeError(f"process 0 failed: RuntimeError: {GLOO}/pair.cc:553] Connection closed by peer"),
+        ConnectionResetError(104, "Connection reset by peer"),
+        FileNotFoundError(2, "No such file or directory", "/runs/nccl/recipe.yaml"),
+        UserError("there is no folder /data/gloo"),
+        ValueError(f"{GLOO}/pair.cc:553] Connection closed by peer"),
+    ],
+)
+def test_what_only_looks_like_it(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not tells_of_a_lost_peer(error)
+    # And so it passes as it is.
+    monkeypatch.setattr("inheritune.training.world._join", lambda world, training: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(type(error)) as caught, joined(Training()):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        dist.DistBackendError(CUDA_FULL),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_memory_that_ran_out(error: Exception) -> None:
+    assert ran_out_of_memory(error)
+    with pytest.raises(UserError, match=r"^the model ran out of memory: use a smaller one$"):  # noqa: SIM117
+        with needing_memory("the model", "use a smaller one"):
+            raise error
+
+
+def test_memory_of_this_machine_that_ran_out() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    assert ran_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a GPU out of memory is sad"), UserError("CUDA error: out of memory")]
+)
+def test_what_only_speaks_of_memory(error: Exception) -> None:
+    assert not ran_out_of_memory(error)
+    with pytest.raises(type(error)) as caught, needing_memory("the model", "use a smaller one"):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "place", [{}, {"MASTER_ADDR": "127.0.0.1"}, {"MASTER_ADDR": "x", "MASTER_PORT": "here"}]
+)
+def test_a_meeting_place_that_is_none(place: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", **place}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(UserError, match="which is no host and port: start them with torchrun"),
+        joined(Training()),
+    ):
+        pass
