@@ -382,7 +382,10 @@ def test_rows_end_with_a_study_that_is_killed(data: Path, tmp_path: Path) -> Non
         rows = psutil.Process(process.pid).children()
         process.kill()
     assert len(rows) == 2
-    with closing(RunDirectory(directory)) as other, pytest.raises(UserError, match="another process is at work"):
+    with (
+        closing(RunDirectory(directory)) as other,
+        pytest.raises(UserError, match="another process is at work"),
+    ):
         other.hold()  # the rows do, until they have saved
     assert not psutil.wait_procs(rows, timeout=60)[1]
     assert len(list(directory.glob("seed-3/*/checkpoints/step-*"))) >= 2

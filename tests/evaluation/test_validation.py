@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny_data
+from inheritune import UserError
 from inheritune.config import Training
 from inheritune.data.shards import open_split
 from inheritune.evaluation.validation import WindowLosses, compare, validate

@@ -63,8 +63,8 @@ class WindowLosses:
         """
         if not np.isfinite(self.losses).all():
             raise UserError(
-                f"the validation loss is not finite, so it is not written to {path}: the model's weights are too large "
-                "or damaged; if it was trained here, try a lower learning rate in another directory"
+                f"the validation loss is not finite, so {path} is not written: the model's weights are too large or "
+                "damaged; if it was trained here, try a lower learning rate in another directory"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         values: dict[str, Any] = {
