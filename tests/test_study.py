@@ -346,9 +346,8 @@ def test_what_needs_a_failed_row_is_not_run_and_the_rest_is(data: Path, tmp_path
     assert (tmp_path / "seed-3" / "taught" / "model").exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_study_goes_on_to_the_same_weights(
-    finished: tuple[Path, list[str]], data: Path, tmp_path: Path, how: signal.Signals
+    finished: tuple[Path, list[str]], data: Path, tmp_path: Path
 ) -> None:
     file, directory = tmp_path / "study.yaml", tmp_path / "study"
     file.write_text(yaml.safe_dump(values(data)))
@@ -360,18 +359,34 @@ def test_a_stopped_study_goes_on_to_the_same_weights(
     deadline = time.monotonic() + 200
     while not list(directory.glob("seed-3/*/checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    rows = psutil.Process(process.pid).children()
-    assert rows
-    process.send_signal(how)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=100)
-    told: list[str] = []
-    run_study(load_recipe(file, Study), directory, jobs=2, tell=told.append)
-    assert not any(row.is_running() and row.status() != psutil.STATUS_ZOMBIE for row in rows)
-    if how == signal.SIGTERM:
-        assert process.returncode == 130, errors
-        assert "the study stopped; the same command goes on from there" in errors
-    else:  # its rows save and end, and are waited for
-        assert "another process is at work" not in " ".join(told)
+    assert process.returncode == 130, errors
+    assert "the study stopped; the same command goes on from there" in errors
+    run_study(load_recipe(file, Study), directory, jobs=2, tell=lambda text: None)
     for name in ("reference", "stacked", "taught", "controlled"):
         path = Path("seed-3") / name / "model" / "model.safetensors"
         assert (directory / path).read_bytes() == (finished[0] / path).read_bytes(), name
+
+
+def test_rows_end_with_a_study_that_is_killed(data: Path, tmp_path: Path) -> None:
+    endless = {"data": {"path": str(data), "window": 32}, "training": training(steps=10**9)}
+    file, directory = tmp_path / "study.yaml", tmp_path / "study"
+    file.write_text(yaml.safe_dump(values(data, shared=endless)))
+    command = [sys.executable, "-m", "inheritune", "study", str(file), "-o", str(directory), "--jobs", "2"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 200
+        while len(list(directory.glob("seed-3/*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        rows = psutil.Process(process.pid).children()
+        process.kill()
+    assert len(rows) == 2
+    with (
+        closing(RunDirectory(directory)) as other,
+        pytest.raises(UserError, match="another process is at work"),
+    ):
+        other.hold()  # the rows do, until they have saved
+    assert not psutil.wait_procs(rows, timeout=60)[1]
+    assert len(list(directory.glob("seed-3/*/checkpoints/step-*"))) >= 2
+    with closing(RunDirectory(directory)) as other:
+        other.hold()

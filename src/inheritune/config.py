@@ -71,8 +71,9 @@ Depth = Annotated[Integer, Field(gt=0, le=10_000)]
 """Layers, or rounds."""
 Block = Annotated[Integer, Field(ge=0, le=10_000)]
 Seed = Annotated[Integer, Field(ge=0, lt=2**63)]
-Positive = Annotated[Number, Field(gt=0, le=1e9)]
-NotNegative = Annotated[Number, Field(ge=0, le=1e9)]
+Positive = Annotated[Number, Field(gt=0, le=1e30)]
+Seconds = Annotated[Number, Field(gt=0, le=1e9)]
+NotNegative = Annotated[Number, Field(ge=0, le=1e30)]
 Word = Annotated[str, BeforeValidator(_writable)]
 Values = Annotated[dict[str, JsonValue], AfterValidator(_storable)]
 Name = Annotated[Word, AfterValidator(_folder)]
@@ -156,9 +157,9 @@ class Parallel(Settings):
     model, its gradients and its optimizer fit in half of a device's memory."""
     backend: Word = "auto"
     """What carries tensors between processes: `auto` is gloo on CPUs and nccl on GPUs."""
-    join_seconds: Positive = 300
+    join_seconds: Seconds = 300
     """How long a process waits at the start until all others are there."""
-    timeout_seconds: Positive = 1800
+    timeout_seconds: Seconds = 1800
     """How long a process waits for the others later, before it takes them for lost."""
 
 
@@ -289,7 +290,7 @@ class Grow(Settings):
 class Parity(Settings):
     """When the small model counts as being as good as the reference."""
 
-    margin: Annotated[Number, Field(ge=-1e9, le=1e9)] = 0.0
+    margin: Annotated[Number, Field(ge=-1e30, le=1e30)] = 0.0
     """Nats per token by which the small model's mean validation loss may exceed the reference's."""
     stop_at_parity: bool = False
     """End a round as soon as a validation during training shows parity (on the windows that it reads)."""

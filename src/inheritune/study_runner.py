@@ -43,7 +43,7 @@ def run_study(
 
     Every row is `inheritune run` or `inheritune train` on a recipe that stands beside its directory,
     `seed-N/ROW.yaml`. With several jobs, what a row prints goes to `seed-N/ROW.log`. Rows do not outlive the study:
-    if it is killed, Linux asks them to save and end, and a second start waits for them.
+    if it is killed, each saves and ends at its next step, and a second start waits for them.
 
     Args:
         study: what to run.

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny_data
+from inheritune import UserError
 from inheritune.config import Training
 from inheritune.data.shards import open_split
 from inheritune.evaluation.validation import WindowLosses, compare, validate
@@ -91,3 +92,9 @@ def test_losses_survive_the_disk_exactly(tmp_path: Path) -> None:
     again = WindowLosses.load(tmp_path / "validation.json")
     assert np.array_equal(again.losses, values.losses)
     assert again.window == 64
+
+
+def test_a_loss_that_is_not_finite_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the validation loss is not finite"):
+        WindowLosses(np.array([1.0, np.nan]), 32).save(tmp_path / "validation.json")
+    assert not any(tmp_path.iterdir())

@@ -26,7 +26,6 @@ from inheritune.cli.run import run_command
 from inheritune.cli.study import study_command
 from inheritune.cli.train import train_command
 from inheritune.progress import first_process
-from inheritune.training.interruption import end_with_study
 
 USER_ERROR = 2
 PEER_LOST = 3
@@ -78,7 +77,6 @@ def options(
 
 def main() -> None:
     """Run the command; what users can mend is said in one sentence, with exit code 2."""
-    end_with_study()
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     size = os.environ.get("WORLD_SIZE", "")

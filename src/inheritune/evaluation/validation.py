@@ -56,7 +56,16 @@ class WindowLosses:
         return replace(self, losses=self.losses[_spread(len(self.losses), windows)])
 
     def save(self, path: Path) -> None:
-        """Write as JSON, at once; the folder is made if need be."""
+        """Write as JSON, at once; the folder is made if need be.
+
+        Raises:
+            UserError: a loss is NaN or infinite.
+        """
+        if not np.isfinite(self.losses).all():
+            raise UserError(
+                f"the validation loss is not finite, so {path} is not written: the model's weights are too large or "
+                "damaged; if it was trained here, try a lower learning rate in another directory"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         values: dict[str, Any] = {
             "loss": self.mean,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,23 +17,15 @@ STARTED_BY = "INHERITUNE_STARTED_BY"
 """Environment variable that tells the rows of a study the number of its process."""
 
 
-def end_with_study() -> None:
-    """Let the system send this process SIGTERM when the study that started it ends, even killed; on Linux only."""
-    study = os.environ.pop(STARTED_BY, None)
-    if study is not None and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-        if os.getppid() != int(study):  # it ended already
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 @contextmanager
 def signals() -> Iterator[Callable[[], bool]]:
     """Within the block, SIGINT and SIGTERM only set a flag, which the function that is given tells.
 
-    A second signal acts at once, as it would outside. When torchrun is killed, it sends none to the processes that it
-    started; they take being orphans for one.
+    A second signal acts at once, as it would outside. When torchrun or a study is killed, it sends none to the
+    processes that it started; they take being orphans for one.
     """
-    parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+    study = os.environ.get(STARTED_BY)
+    parent = int(study) if study else os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
     arrived: list[int] = []
     previous: dict[signal.Signals, Any] = {}
 
