@@ -9,8 +9,7 @@ import numpy as np
 
 from inheritune import atomic
 from inheritune.evaluation.validation import WindowLosses, compare
-from inheritune.report import drawing
-from inheritune.report.svg import to_svg
+from inheritune.report.figures import WIDE, Level, Line, curves
 from inheritune.training import metrics
 
 HERE = Path(__file__).parent
@@ -19,29 +18,23 @@ STARTS = {"last": "layers 13-24", "random": "random", "first": "layers 1-12"}
 
 def draw() -> None:
     """Write transfer.svg."""
-    with drawing.style():
-        figure, axes = drawing.frame(760, 380, left=44, right=130, top=30, bottom=44)
-        reference = WindowLosses.load(HERE / "runs/attention/reference/validation.json").mean
-        axes.axhline(reference, color=drawing.MUTED, linestyle=":")
-        labels = [drawing.Label(400, reference, f"reference {reference:.3f}", drawing.MUTED)]
-        for place, (start, label) in enumerate(STARTS.items(), start=1):
-            rows = metrics.read(HERE / f"runs/transfer-{start}/metrics.jsonl")
-            points = [(row["step"], row["loss"]) for row in rows if row["kind"] == "validation"]
-            look = drawing.look(place)
-            axes.plot(
-                *zip(*points, strict=True), color=look.color, marker=look.marker, linestyle=look.linestyle
-            )
-            labels.append(
-                drawing.Label(points[-1][0], points[-1][1], f"{label} {points[-1][1]:.3f}", look.color)
-            )
-        axes.set_ylim(4.4, 7.5)
-        drawing.number_x(axes, "step")
-        drawing.head(axes, "validation loss, nats per token, by first weights of the twelve blocks")
-        drawing.label_ends(axes, labels)
-        text = "Validation loss over 400 steps of three twelve-layer models: " + ", ".join(
-            x.text for x in labels
-        )
-        atomic.write_text(HERE / "transfer.svg", to_svg(figure, "transfer", text, standalone=True))
+    reference = WindowLosses.load(HERE / "runs/attention/reference/validation.json").mean
+    lines = []
+    for place, (start, label) in enumerate(STARTS.items(), start=1):
+        rows = metrics.read(HERE / f"runs/transfer-{start}/metrics.jsonl")
+        points = [(row["step"], row["loss"]) for row in rows if row["kind"] == "validation"]
+        step, loss = np.array(points, dtype=np.float64).T
+        lines.append(Line(f"{label} {loss[-1]:.3f}", step, loss, place))
+    picture = curves(
+        lines,
+        "validation loss, nats per token, by first weights of the twelve blocks",
+        "step",
+        width=WIDE,
+        limits=(4.4, 7.5),
+        level=Level(reference, f"reference {reference:.3f}"),
+    )
+    assert picture is not None
+    atomic.write_text(HERE / "transfer.svg", picture.svg)
 
 
 def tell() -> None:
