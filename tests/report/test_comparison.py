@@ -307,6 +307,17 @@ def test_every_figure_names_every_run(tmp_path: Path, number: int) -> None:
         assert all(f"run-{i}" in texts for i in range(1, number))
 
 
+def test_a_panel_tells_the_final_loss_and_not_the_last_of_the_curve(tmp_path: Path) -> None:
+    paths = [write_training(tmp_path / f"run-{i}", REFERENCE) for i in range(9)]
+    losses = {"losses": [2.0, 2.5], "window_tokens": 64}
+    for path in paths:
+        (path / "validation.json").write_text(json.dumps(losses))
+    compare_runs([str(path) for path in paths], None, tmp_path / "out")
+    svg = (tmp_path / "out" / "loss-by-step.svg").read_text()
+    assert re.findall(r"<text[^>]*>(run-8 .*?)</text>", svg) == ["run-8  2.250"]
+    assert "run-8 ends at 2.25" in svg
+
+
 def test_what_users_wrote_is_text_on_the_page(runs: Path) -> None:
     hostile = "<script>alert('1')</script> & |x| \x1b\ud800"
     entries = read_entries([(None, runs / "reference"), (hostile, runs / "better")])

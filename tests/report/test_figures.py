@@ -107,7 +107,7 @@ def test_one_point_is_no_curve() -> None:
 
 
 def test_the_legend_is_in_the_order_of_the_ends_and_has_every_name() -> None:
-    lines = [line([9, 1.0], name="_low"), line([9, 3.0], name="$high^2$"), line([9, 2.0], name="")]
+    lines = [line([9, 1.0], name="_low"), line([9, 3.0], name="$high^2$"), line([9, 2.0], name="_low")]
     assert [text for text in texts(curves(lines, "loss", "step")) if "low" in text or "high" in text] == [
         "$high^2$",
         " _low",

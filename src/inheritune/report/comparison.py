@@ -356,23 +356,22 @@ def loss_picture(comparison: Comparison, axis: Literal["step", "flops"]) -> Pict
     """
     lines = []
     for row, place in _places(comparison):
-        name = row.label
         for seed in row.seeds:
             curve = seed.entry.curve
             x = curve.steps if axis == "step" else curve.flops
             seen = np.isfinite(x) & np.isfinite(curve.losses)
             if np.any(seen):
-                finished = seed.entry.losses is not None
-                lines.append(Line(name, x[seen], curve.losses[seen], place, marks=1, finished=finished))
-                name = ""
+                final = None if seed.entry.losses is None else seed.entry.losses.mean
+                line = Line(row.label, x[seen], curve.losses[seen], place, marks=1, final=final)
+                lines.append(replace(line, finished=final is not None))
     if not lines:
         return None
-    final = comparison.reference_row.mean_loss
-    level = None if final is None else Level(final, f"{comparison.reference}, final")
+    mean = comparison.reference_row.mean_loss
+    level = None if mean is None else Level(mean, f"{comparison.reference}, final")
     largest = max(float(line.x[-1]) for line in lines)
     scale, unit = flop_scale(largest) if axis == "flops" else (1.0, "")
     lines = [replace(line, x=line.x / scale) for line in lines]
-    limits = loss_limits(lines, [] if final is None else [final])
+    limits = loss_limits(lines, [] if mean is None else [mean])
     heading = "validation loss, nats per token"
     x_label = "step" if axis == "step" else f"training compute, {unit}"
     if len(comparison.rows) >= PANELS_FROM:

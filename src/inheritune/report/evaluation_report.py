@@ -13,7 +13,7 @@ from functools import cache
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import rich.table
 import yaml
@@ -63,14 +63,6 @@ NOT_IN_TERMINAL = {"tasks": {"Metric", "Items", "Shots", "Chance", "p"}, "cost":
 PAIRED = ("Difference", "95% interval", "p|McNemar", "<Outcome")
 
 
-class Part(NamedTuple):
-    """Tables that stand under one heading; `anchor` is its id on a page."""
-
-    title: str
-    anchor: str
-    tables: Sequence[Table]
-
-
 def write_evaluation(directory: Path, evaluation: Evaluation) -> list[Path]:
     """Write `FILES` into a directory, which is made if need be, and return the paths of those that were written.
 
@@ -87,7 +79,7 @@ def write_evaluation(directory: Path, evaluation: Evaluation) -> list[Path]:
 def evaluation_page(evaluation: Evaluation) -> Page:
     """The page of an evaluation alone."""
     picture = difference_picture(evaluation)
-    sections = [Section(part.title, part.anchor, part.tables) for part in parts(evaluation)]
+    sections = [Section(*part) for part in parts(evaluation)]
     if picture is not None:
         title = f"Differences to {evaluation.models[0].name}"
         sections.insert(0, Section(title, "differences", [_figure(evaluation, picture)]))
@@ -111,8 +103,8 @@ def evaluation_blocks(evaluation: Evaluation) -> list[Block]:
     picture = difference_picture(evaluation)
     if picture is not None:
         blocks.append(_figure(evaluation, picture))
-    for part in parts(evaluation):
-        for table in part.tables:
+    for _, _, tables in parts(evaluation):
+        for table in tables:
             blocks.append(Fold(table.title, [table]) if table.kind in ("paired", "paper") else table)
     return [*blocks, Fold("Samples", _samples(evaluation))] if evaluation.samples else blocks
 
@@ -127,7 +119,7 @@ def title_of(evaluation: Evaluation) -> str:
 
 def terminal_tables(evaluation: Evaluation) -> list[rich.table.Table]:
     """For the terminal: of many columns several blocks, without the paper's tables, and every note once."""
-    tables = [table for part in parts(evaluation) for table in part.tables if table.kind != "paper"]
+    tables = [table for _, _, some in parts(evaluation) for table in some if table.kind != "paper"]
     if evaluation.speed is None:
         tables.insert(0, _sources(evaluation)[0].without({"Source", "Revision", "Weights, SHA-256"}))
     found: list[rich.table.Table] = []
@@ -152,9 +144,8 @@ def to_markdown(evaluation: Evaluation) -> str:
     """Everything but settings and machine as Markdown."""
     texts = [f"# {escaped(title_of(evaluation))}"]
     texts += [escaped(line) for line in verdict_words(evaluation)]
-    for part in parts(evaluation):
-        texts.append(f"## {escaped(part.title)}")
-        texts += _markdown_tables(part.tables)
+    for title, _, tables in parts(evaluation):
+        texts += [f"## {escaped(title)}", *_markdown_tables(tables)]
     if evaluation.samples:
         texts.append("## Samples")
         for sample in _samples(evaluation):
@@ -254,19 +245,19 @@ def paper_tables() -> dict[str, dict[str, Any]]:
     return tables
 
 
-def parts(evaluation: Evaluation) -> list[Part]:
-    """All tables of figures under their headings."""
+def parts(evaluation: Evaluation) -> list[tuple[str, str, list[Table]]]:
+    """All tables of figures, with the heading that they stand under and its id on a page."""
     found = [
-        Part(group.name, f"group-{place}", list(_group_tables(evaluation, group)))
+        (group.name, f"group-{place}", list(_group_tables(evaluation, group)))
         for place, group in enumerate(evaluation.groups, 1)
     ]
     other, validation, speed = _other_tasks(evaluation), evaluation.validation, evaluation.speed
     if other is not None:
-        found.append(Part("Other tasks", "other-tasks", [other]))
+        found.append(("Other tasks", "other-tasks", [other]))
     if validation is not None:
-        found.append(Part("Validation loss", "validation", [_validation_table(evaluation, validation)]))
+        found.append(("Validation loss", "validation", [_validation_table(evaluation, validation)]))
     if speed is not None:
-        found.append(Part("Size and speed", "speed", [_sizes(evaluation, speed), _rates(evaluation, speed)]))
+        found.append(("Size and speed", "speed", [_sizes(evaluation, speed), _rates(evaluation, speed)]))
     return found
 
 

@@ -42,7 +42,7 @@ PANELS_FROM = 9  # rows that no longer fit into one pair of axes
 MAP_CELLS = 128
 """Sides of a drawn attention map; of a larger one each cell shows the largest value it covers."""
 
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",  # text stays text: small, and found by a search
     "svg.hashsalt": "inheritune",
     "font.family": "DejaVu Sans",  # comes with matplotlib, so the layout is the same on every machine
@@ -81,8 +81,9 @@ class Picture(NamedTuple):
 class Line:
     """One curve: `place` decides its look (0 is the reference), `marks` how many points are marked at most.
 
-    Without a name it is another seed of the line before it. `faint` are the points of a thin curve beside it, `band`
+    Lines of one name are seeds of one model. `faint` are the points of a thin curve beside it, `band`
     a half-width around it; `hollow` tells which marks are, as is the last one of a training that is not `finished`.
+    `final` is a loss that was measured more closely than the last point.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Line:
     band: FloatArray | None = None
     hollow: NDArray[np.bool_] | None = None
     finished: bool = True
+    final: float | None = None
 
     @property
     def points(self) -> list[tuple[FloatArray, FloatArray]]:
@@ -104,7 +106,9 @@ class Line:
 
     @property
     def end(self) -> float:
-        """The last value, of the thin curve where there is no other; NaN if there is none."""
+        """The final or last value, of the thin curve where there is no other; NaN if there is none."""
+        if self.final is not None:
+            return self.final
         return float(self.points[0][1][-1]) if self.points else float("nan")
 
 
@@ -143,13 +147,13 @@ def look(place: int) -> Look:
 
 
 @contextmanager
-def style() -> Iterator[None]:
+def _style() -> Iterator[None]:
     """Matplotlib's own defaults and the style of the report, whatever the user's matplotlibrc says."""
-    with matplotlib.style.context(["default", _STYLE]):
+    with matplotlib.style.context(["default", STYLE]):
         yield
 
 
-@style()
+@_style()
 def curves(
     lines: Sequence[Line],
     heading: str,
@@ -184,21 +188,26 @@ def curves(
     axes.set_title(heading)
     for position in separators:
         axes.axvline(position, color=MUTED, linewidth=0.6)
-    handles = [(_draw(axes, line), line.name, line.end) for line in lines]
+    handles: dict[str, tuple[float, Any]] = {}
+    for line in lines:
+        drawn = _draw(axes, line)
+        handles.setdefault(line.name, (line.end, drawn))
     if level is not None:
-        handles.append((_draw_level(axes, level), level.name, level.value))
+        drawn = _draw_level(axes, level)
+        if level.name:
+            handles.setdefault(level.name, (level.value, drawn))
     _set_axes(axes, lines, x_label, limits, logarithmic)
-    shown = sorted((handle for handle in handles if handle[1]), key=lambda handle: -handle[2])
+    names = sorted(handles, key=lambda name: -handles[name][0])
     figure.legend(
-        [handle for handle, *_ in shown],
-        [_legend_text(name) for _, name, _ in shown],
+        [handles[name][1] for name in names],
+        [_legend_text(name) for name in names],
         loc="outside right upper" if width == WIDE else "outside upper left",
         ncols=1 if width == WIDE else 2,
     )
     return _picture(figure, f"{heading}, by {x_label}: {_ends(lines, level)}.")
 
 
-@style()
+@_style()
 def panels(
     lines: Sequence[Line],
     heading: str,
@@ -208,7 +217,7 @@ def panels(
 ) -> Picture | None:
     """Many lines: a panel for each name but the reference's (place 0), which is in all; the others are grey."""
     lines = [line for line in lines if _length(line) > 1]
-    names = list(dict.fromkeys(line.name for line in lines if line.name and line.place))
+    names = list(dict.fromkeys(line.name for line in lines if line.place))
     if not names:
         return None
     columns = 4
@@ -220,16 +229,15 @@ def panels(
     # One line with gaps: as many lines as curves would make the file larger.
     thinned = [thin(line.x, line.y, points=40) for line in lines]
     grey = [np.concatenate([np.append(line[column], np.nan) for line in thinned]) for column in (0, 1)]
-    owners = _owners(lines)
     for axes, name in zip(grid, names, strict=False):
         axes.plot(*grey, color=MUTED, linewidth=0.6, alpha=0.3)
-        own = [line for line, owner in zip(lines, owners, strict=True) if owner == name]
+        own = [line for line in lines if line.name == name]
         for line in [*(line for line in lines if line.place == 0), *own]:
             _draw(axes, line)
         if level is not None:
             _draw_level(axes, level)
         ends = [line.end for line in own]
-        axes.set_title(f"{short(name, 20)}  {np.mean(ends):.3f}", color=look(own[0].place).color)
+        axes.set_title(f"{short(name, 24)}  {np.mean(ends):.3f}", color=look(own[0].place).color)
         _set_axes(axes, lines, "", limits)
         axes.grid(False)
         axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]))
@@ -238,10 +246,8 @@ def panels(
     return _picture(figure, f"{heading}, by {x_label}: {_ends(lines, level)}.")
 
 
-@style()
-def differences(
-    lines: Sequence[Interval], x_label: str, *, width: int = WIDE, margin: float = 0.0
-) -> Picture | None:
+@_style()
+def differences(lines: Sequence[Interval], x_label: str, margin: float = 0.0) -> Picture | None:
     """Differences with their 95% intervals around 0, one below the other; None without any.
 
     A filled mark is told apart from 0; a stroke is a mean without an interval. A dashed line is at the margin, if
@@ -249,7 +255,7 @@ def differences(
     """
     if not lines:
         return None
-    figure = Figure(figsize=(width / 72, 1.1 + 0.32 * len(lines)), layout="constrained")
+    figure = Figure(figsize=(WIDE / 72, 1.1 + 0.32 * len(lines)), layout="constrained")
     axes = figure.subplots()
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y", visible=False)
@@ -276,7 +282,7 @@ def differences(
     return _picture(figure, f"{x_label}, with 95% intervals: {described}.")
 
 
-@style()
+@_style()
 def maps(models: Mapping[str, Mapping[Any, FloatArray]]) -> Picture | None:
     """Attention maps of single heads [query, key] (paper, figure 2), a row for each model; None if there is none.
 
@@ -411,12 +417,12 @@ def _set_axes(
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: minus(scientific(y))))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: minus(_scientific(y))))
     if limits is not None:
         axes.set_ylim(limits)
 
 
-def scientific(value: float) -> str:
+def _scientific(value: float) -> str:
     """A learning rate or gradient norm as short as people write it: 3e-4, 0.25, 12."""
     if value and (abs(value) < 0.01 or abs(value) >= 10_000):
         mantissa, exponent = f"{value:.2e}".split("e")
@@ -429,14 +435,6 @@ def _positive(line: Line) -> Line:
     return replace(line, y=np.where(line.y > 0, line.y, np.nan))
 
 
-def _owners(lines: Sequence[Line]) -> list[str]:
-    """The name of every line, or of the line whose other seed it is."""
-    owners: list[str] = []
-    for line in lines:
-        owners.append(line.name or owners[-1])
-    return owners
-
-
 def _legend_text(name: str) -> str:
     """Matplotlib leaves out what begins with an underscore."""
     name = short(name)
@@ -444,11 +442,7 @@ def _legend_text(name: str) -> str:
 
 
 def _ends(lines: Sequence[Line], level: Level | None) -> str:
-    ends = [
-        f"{owner} ends at {significant(line.end, 4)}"
-        for line, owner in zip(lines, _owners(lines), strict=True)
-        if np.isfinite(line.end)
-    ]
+    ends = [f"{line.name} ends at {significant(line.end, 4)}" for line in lines if np.isfinite(line.end)]
     if level is not None and level.name:
         ends.append(f"{level.name} {significant(level.value, 4)}")
     return "; ".join(ends)

@@ -178,8 +178,8 @@ def _round_blocks(run: Run) -> Iterator[Block]:
             )
             for e, decimals in ((entry, loss_decimals(entry.interval)) for entry in summary.rounds)
         ],
-        "target minus reference, nats per token\nleft of 0 the target is better",
-        margin=summary.margin,
+        "target minus reference, nats per token; left of 0 the target is better",
+        summary.margin,
     )
     if picture is not None:
         caption = (
