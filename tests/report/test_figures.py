@@ -74,6 +74,12 @@ def test_without_flops_there_is_only_the_axis_of_steps(run: Path) -> None:
     assert loss_curves(read_run(run), "step") is not None
 
 
+def test_rows_without_flops_are_left_out_of_the_axis_of_flops(run: Path) -> None:
+    rows = metrics_rows(2, 4.6, 3.4)
+    write_metrics(run / "round-2-6-layers", [*rows[:-3], *(row | {"flops": None} for row in rows[-3:])])
+    assert "round 2, 6 layers" in texts(loss_curves(read_run(run), "flops"))
+
+
 def test_the_first_steps_do_not_flatten_the_rest() -> None:
     falling = [3.4 + 5 * math.exp(-9 * i / 40) * (1 - i / 40) for i in range(41)]
     low, high = loss_limits([line(falling)], [3.3])

@@ -81,9 +81,9 @@ class Picture(NamedTuple):
 class Line:
     """One curve: `place` decides its look (0 is the reference), `marks` how many points are marked at most.
 
-    Lines of one name are seeds of one model. `faint` are the points of a thin curve beside it, `band`
-    a half-width around it; `hollow` tells which marks are, as is the last one of a training that is not `finished`.
-    `final` is a loss that was measured more closely than the last point.
+    Lines of one name are seeds of one model. `faint` are the points of a thin curve beside it, `band` a half-width
+    around it; `hollow` tells which marks are, as is the last one of a training that is not `finished`. `final` is a
+    loss that was measured more closely than the last point.
     """
 
     name: str
@@ -408,7 +408,7 @@ def _set_axes(
     logarithmic: bool = False,
 ) -> None:
     """Ranges, and few and short numbers on both axes."""
-    ends = [float(np.max(x)) for line in lines for x in (line.x, *(line.faint or ())[:1]) if len(x)]
+    ends = [float(np.max(x)) for line in lines for x, _ in line.points]
     axes.set_xlabel(x_label)
     axes.set_xlim((0, 1.02 * max(ends)) if x_label != LAYER else (0.5, max(ends) + 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=x_label == LAYER))
