@@ -18,8 +18,8 @@ from publish import publish
 from inheritune import UserError
 from inheritune.config import Study
 from inheritune.recipe_file import load_recipe
-from inheritune.report.comparison import Entry, read_entries
-from inheritune.report.comparison_pairing import default_reference
+from inheritune.report.comparison import default_reference
+from inheritune.report.runs import Entry, read_entries
 from inheritune.study import rows_of
 from inheritune.study_comparison import study_entries
 

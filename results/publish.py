@@ -15,11 +15,8 @@ import tables
 
 from inheritune import UserError, atomic
 from inheritune.evaluation.result import load_evaluation
-from inheritune.report import evaluation as evaluation_report
-from inheritune.report.comparison_figures import difference_figure, loss_figure
-from inheritune.report.comparison_table import to_markdown
-from inheritune.report.evaluation_figure import difference_figure as task_figure
-from inheritune.report.evaluation_sheet import printable
+from inheritune.report import evaluation_report
+from inheritune.report.comparison import difference_picture, loss_picture, to_markdown
 
 
 def publish(folder: Path) -> None:
@@ -39,18 +36,18 @@ def rendered(folder: Path) -> Iterator[tuple[str, str]]:
     comparison = tables.read_study(folder).comparison
     yield "table.md", to_markdown(comparison)
     pictures = {
-        "loss-differences.svg": difference_figure(comparison, standalone=True),
-        "loss-by-step.svg": loss_figure(comparison, "step", standalone=True),
-        "loss-by-flops.svg": loss_figure(comparison, "flops", standalone=True),
+        "loss-differences.svg": difference_picture(comparison),
+        "loss-by-step.svg": loss_picture(comparison, "step"),
+        "loss-by-flops.svg": loss_picture(comparison, "flops"),
     }
     for path in sorted(folder.rglob("evaluation.json")):
         evaluation, place = load_evaluation(path), path.parent.relative_to(folder)
         yield str(place / "evaluation.md"), evaluation_report.to_markdown(evaluation)
         yield str(place / "evaluation.csv"), evaluation_report.to_csv(evaluation)
-        pictures[str(place / "differences.svg")] = task_figure(printable(evaluation), standalone=True)
+        pictures[str(place / "differences.svg")] = evaluation_report.difference_picture(evaluation)
     for name, picture in pictures.items():
         if picture is not None:
-            yield name, smaller(picture)
+            yield name, smaller(picture.svg)
 
 
 def smaller(svg: str) -> str:

@@ -22,10 +22,8 @@ import yaml
 from inheritune import UserError, atomic
 from inheritune.data.shards import DataIdentity
 from inheritune.evaluation.validation import WindowLosses
-from inheritune.report.comparison import Comparison, Entry
-from inheritune.report.comparison_entries import Curve
-from inheritune.report.comparison_pairing import pair
-from inheritune.report.comparison_table import to_csv
+from inheritune.report.comparison import Comparison, pair, to_csv
+from inheritune.report.runs import Curve, Entry
 from inheritune.run_directory import read_starts
 from inheritune.training import metrics
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from inheritune import atomic
-from inheritune.report import drawing
-from inheritune.report.svg import to_svg
+from inheritune.report.figures import WIDE, Level, Line, curves
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))
@@ -24,29 +23,24 @@ ENTRIES = {entry.label: entry for entry in tables.read_study(HERE).entries}
 STARTS = {"last": "layers 13-24", "random": "random", "first": "layers 1-12"}
 
 
-def transfer_svg() -> str:
-    """Validation loss over the steps of the three transfer runs."""
-    with drawing.style():
-        figure, axes = drawing.frame(760, 380, left=44, right=130, top=30, bottom=44)
-        losses = ENTRIES["reference"].losses
-        assert losses is not None
-        reference = losses.mean
-        axes.axhline(reference, color=drawing.MUTED, linestyle=":")
-        labels = [drawing.Label(400, reference, f"reference {reference:.3f}", drawing.MUTED)]
-        for place, (start, label) in enumerate(STARTS.items(), start=1):
-            curve = ENTRIES[f"transfer-{start}"].curve
-            step, loss = curve.steps, curve.losses
-            look = drawing.look(place)
-            axes.plot(step, loss, color=look.color, marker=look.marker, linestyle=look.linestyle)
-            labels.append(drawing.Label(step[-1], loss[-1], f"{label} {loss[-1]:.3f}", look.color))
-        axes.set_ylim(4.4, 7.5)
-        drawing.number_x(axes, "step")
-        drawing.head(axes, "validation loss, nats per token, by first weights of the twelve blocks")
-        drawing.label_ends(axes, labels)
-        text = "Validation loss over 400 steps of three twelve-layer models: " + ", ".join(
-            x.text for x in labels
-        )
-        return to_svg(figure, "transfer", text, standalone=True)
+def draw() -> None:
+    """Write transfer.svg: validation loss over the steps of the three transfer runs."""
+    losses = ENTRIES["reference"].losses
+    assert losses is not None
+    lines = []
+    for place, (start, label) in enumerate(STARTS.items(), start=1):
+        curve = ENTRIES[f"transfer-{start}"].curve
+        lines.append(Line(f"{label} {curve.losses[-1]:.3f}", curve.steps, curve.losses, place))
+    picture = curves(
+        lines,
+        "validation loss, nats per token, by first weights of the twelve blocks",
+        "step",
+        width=WIDE,
+        limits=(4.4, 7.5),
+        level=Level(losses.mean, f"reference {losses.mean:.3f}"),
+    )
+    assert picture is not None
+    atomic.write_text(HERE / "transfer.svg", picture.svg)
 
 
 def tell() -> None:
@@ -73,5 +67,5 @@ def tell() -> None:
 
 
 if __name__ == "__main__":
-    atomic.write_text(HERE / "transfer.svg", transfer_svg())
+    draw()
     tell()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -10,6 +9,8 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from inheritune.quantities import duration
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -77,15 +78,3 @@ class ProgressBar:
 def first_process() -> bool:
     """Whether this process is to speak for those that torchrun started; alone it always is."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `45 s`, `3 min 20 s`, `2 h 05 min`."""
-    if math.isnan(seconds):
-        return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -18,7 +18,7 @@ from inheritune import UserError, atomic
 from inheritune.config import Recipe, Study, TrainRecipe
 from inheritune.data.loader import open_data
 from inheritune.planning import affordable_steps
-from inheritune.progress import duration
+from inheritune.quantities import duration
 from inheritune.recipe import check_finished, complete
 from inheritune.recipe_file import load_recipe, to_yaml
 from inheritune.run_directory import RunDirectory

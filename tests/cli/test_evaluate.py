@@ -13,7 +13,7 @@ import tiny_data
 from evaluation import tiny_items
 from inheritune.cli import main as cli
 from inheritune.evaluation.result import load_evaluation
-from inheritune.report.evaluation import FILES
+from inheritune.report.evaluation_report import FILES
 
 FILES = ("evaluation.json", *FILES)
 

@@ -19,12 +19,12 @@ from inheritune.report.comparison import (
     FILES,
     Comparison,
     compare_runs,
+    pair,
     parse_run,
     read_entries,
     terminal_table,
     write_comparison,
 )
-from inheritune.report.comparison_pairing import pair
 from report.synthetic_comparison import TOKENS_PER_STEP, validation, write_training
 from report.synthetic_run import round_summary, write_run
 from tiny_models import tiny_model
@@ -187,7 +187,7 @@ def test_unfinished_runs_are_listed_with_their_curve_and_without_figures(runs: P
     assert comparison.notes == ("half is unfinished: its last record is step 50.",)
     row = read_csv(out / "comparison.csv")[1]
     assert {key for key, value in row.items() if value} == {"name", "seed", "verdict", "note"}
-    assert "half stands at" in (out / "loss-by-step.svg").read_text()
+    assert ">half<" in (out / "loss-by-step.svg").read_text()
     assert not (out / "differences.svg").exists()  # nothing is paired
 
 
@@ -285,13 +285,16 @@ def test_the_markdown_is_aligned_and_has_mean_and_seeds(runs: Path) -> None:
 def test_the_terminal_table_fits_into_80_columns(runs: Path) -> None:
     long = write_training(runs / ("a-name-[bold]that-goes-on-" * 4), WORSE)
     comparison = compare(runs / "reference", long, f"x={runs / 'better'}", f"x={runs / 'same'}")
-    console = Console(width=80, file=io.StringIO(), highlight=False)
-    console.print(terminal_table(comparison))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert max(map(len, text.splitlines())) <= 80
-    assert "[bold]" in text.replace("\n", "")
-    assert "+0.150 [+0.093,+0.207]" in text
-    assert "mean -0.075, sd 0.106" in text
+    for width in (80, 44):
+        console = Console(width=width, file=io.StringIO(), highlight=False)
+        console.print(terminal_table(comparison))
+        text = console.file.getvalue()  # type: ignore[attr-defined]
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        if width == 80:
+            assert "[bold]" in text.replace("\n", "")
+            assert "+0.150 [+0.093,+0.207]" in text
+            assert "mean -0.075 sd 0.106" in text
 
 
 @pytest.mark.parametrize("number", [3, 20])
@@ -304,6 +307,17 @@ def test_every_figure_names_every_run(tmp_path: Path, number: int) -> None:
         assert all(f"run-{i}" in texts for i in range(1, number))
 
 
+def test_a_panel_tells_the_final_loss_and_not_the_last_of_the_curve(tmp_path: Path) -> None:
+    paths = [write_training(tmp_path / f"run-{i}", REFERENCE) for i in range(9)]
+    losses = {"losses": [2.0, 2.5], "window_tokens": 64}
+    for path in paths:
+        (path / "validation.json").write_text(json.dumps(losses))
+    compare_runs([str(path) for path in paths], None, tmp_path / "out")
+    svg = (tmp_path / "out" / "loss-by-step.svg").read_text()
+    assert re.findall(r"<text[^>]*>(run-8 .*?)</text>", svg) == ["run-8  2.250"]
+    assert "run-8 ends at 2.25" in svg
+
+
 def test_what_users_wrote_is_text_on_the_page(runs: Path) -> None:
     hostile = "<script>alert('1')</script> & |x| \x1b\ud800"
     entries = read_entries([(None, runs / "reference"), (hostile, runs / "better")])
@@ -311,7 +325,7 @@ def test_what_users_wrote_is_text_on_the_page(runs: Path) -> None:
     html = (runs / "out" / "comparison.html").read_text("utf-8")
     assert "<script" not in html
     assert "<b>" not in html
-    assert html.count("&lt;script&gt;alert") >= 2  # table and figures
+    assert html.count("&lt;script&gt;alert") >= 2  # table and what the figures are said to show
     assert "\x1b" not in html
     markdown = (runs / "out" / "comparison.md").read_text("utf-8")
     assert r"\<script\>alert('1')\</script\> & \|x\|" in markdown

@@ -1,10 +1,9 @@
-"""Curves, labels and smoothing."""
+"""Curves: what is drawn, in which range, and smoothing."""
 
 from __future__ import annotations
 
 import math
 import re
-from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,10 +12,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inheritune.report import curve_figure, figures, svg
-from inheritune.report.drawing import smooth, spread, thin
-from inheritune.report.run_directory import read_run
+from inheritune.report.figures import (
+    Interval,
+    Line,
+    Picture,
+    curves,
+    differences,
+    loss_limits,
+    maps,
+    short,
+    smooth,
+    thin,
+)
+from inheritune.report.run_report import Axis, loss_curves
+from inheritune.report.runs import read_run
 from report.synthetic_run import change_summary, metrics_rows, round_summary, write_metrics, write_run
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture
@@ -24,123 +36,138 @@ def run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run")
 
 
-def texts(figure: str) -> list[str]:
-    return [
-        "".join(element.itertext())
-        for element in ElementTree.fromstring(figure).iter()
-        if element.tag.endswith("text")
-    ]
+def texts(picture: Picture | None) -> list[str]:
+    assert picture is not None
+    return ["".join(text.itertext()) for text in ElementTree.fromstring(picture.svg).iter(f"{SVG}text")]
 
 
-def test_both_axes_name_every_model(run: Path) -> None:
-    by_step = texts(figures.loss_curves(read_run(run), "step"))
-    assert {"reference, 8 layers", "round 1, 4 layers", "round 2, 6 layers", "step"} <= set(by_step)
-    by_flops = texts(figures.loss_curves(read_run(run), "flops"))
-    assert {"round 1, 4 layers", "round 2, 6 layers", "reference's training"} <= set(by_flops)
-    assert "cumulative training compute, PFLOP" in by_flops
+def line(y: list[float], steps: int = 100, **changes: object) -> Line:
+    values = {"name": "a", "x": np.linspace(0, steps, len(y)), "y": np.array(y), "place": 1}
+    return Line(**(values | changes))  # type: ignore[arg-type]
 
 
-def test_a_narrow_round_has_a_short_name(run: Path) -> None:
-    # The second round has taken a hundredth of the FLOPs of the first.
-    change_summary(run, verdict=None, rounds=[round_summary(1)])
-    write_metrics(run / "round-2-6-layers", metrics_rows(2, 4.6, 3.4, steps=5))
-    names = texts(figures.loss_curves(read_run(run), "flops"))
-    assert "2" in names
-    assert "round 2, 6 layers …" not in names
+@pytest.mark.parametrize(
+    ("axis", "label"), [("step", "step"), ("flops", "cumulative training compute, PFLOP")]
+)
+def test_both_axes_name_every_model(run: Path, axis: Axis, label: str) -> None:
+    names = {"reference, 8 layers", "round 1, 4 layers", "round 2, 6 layers", "reference, final", label}
+    assert names <= set(texts(loss_curves(read_run(run), axis)))
 
 
 def test_models_differ_in_more_than_colour(run: Path) -> None:
-    figure = figures.loss_curves(read_run(run), "step")
+    picture = loss_curves(read_run(run), "step")
+    assert picture is not None
     bodies = {
-        element.attrib["id"]: element.attrib["d"]
-        for element in ElementTree.fromstring(figure).iter("path")
-        if "id" in element.attrib
+        path.attrib["id"]: path.attrib["d"]
+        for path in ElementTree.fromstring(picture.svg).iter(f"{SVG}path")
+        if "id" in path.attrib
     }
-    uses = re.findall(r'<use [^>]*style="fill: var\(--([\w-]+)\)[^>]*href="#([\w-]+)"', figure)
-    by_colour = {
-        colour: bodies[target] for colour, target in uses if colour in ("ink", "series-1", "series-2")
-    }
+    uses = re.findall(r'<use [^>]*href="#([\w-]+)"[^>]*style="fill: (#\w+)', picture.svg)
+    by_colour = {colour: bodies[target] for target, colour in uses if colour != "#59636e"}
     assert len(by_colour) == len(set(by_colour.values())) == 3
 
 
 def test_without_flops_there_is_only_the_axis_of_steps(run: Path) -> None:
     for name in ("reference", "round-1-4-layers", "round-2-6-layers"):
         write_metrics(run / name, [row | {"flops": None} for row in metrics_rows(1, 5.0, 3.4)])
-    read = read_run(run)
-    assert figures.loss_curves(read, "flops") is None
-    assert figures.loss_curves(read, "step") is not None
-    assert "step" in texts(curve_figure(run))
+    assert loss_curves(read_run(run), "flops") is None
+    assert loss_curves(read_run(run), "step") is not None
 
 
-def test_the_first_steps_do_not_flatten_the_rest(run: Path) -> None:
-    low, high, cut = figures.loss_limits(read_run(run))
-    assert low < 3.40
-    assert 3.6 < high < 5  # the reference begins at 8.3
-    assert cut
+def test_rows_without_flops_are_left_out_of_the_axis_of_flops(run: Path) -> None:
+    rows = metrics_rows("reference", 8.3, 3.43)
+    write_metrics(run / "reference", [*rows[:-3], *(row | {"flops": None} for row in rows[-3:])])
+    assert "reference, 8 layers" in texts(loss_curves(read_run(run), "flops"))
 
 
-def test_the_differences_show_zero_and_the_margin(run: Path) -> None:
-    change_summary(run, margin=0.02)
-    plain, with_margin = write_run(run.parent / "plain"), run
-    paths = [figures.differences(read_run(path)).count("<path") for path in (plain, with_margin)]
-    assert paths[1] > paths[0]
-    assert {"+0.082 [+0.075, +0.089]", "−0.018 [−0.025, −0.011]"} <= set(
-        texts(figures.differences(read_run(with_margin)))
-    )
+def test_the_first_steps_do_not_flatten_the_rest() -> None:
+    falling = [3.4 + 5 * math.exp(-9 * i / 40) * (1 - i / 40) for i in range(41)]
+    low, high = loss_limits([line(falling)], [3.3])
+    assert low < 3.3
+    assert 3.6 < high < 4.2
 
 
-def test_the_figure_of_its_own_brings_its_colours(run: Path) -> None:
-    figure = curve_figure(run)
-    root = ElementTree.fromstring(figure)
-    assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    assert {"width", "height", "viewBox", "aria-label"} <= set(root.attrib)
-    assert "@media (prefers-color-scheme: dark)" in figure
-    used = set(re.findall(r"var\(--([\w-]+)\)", figure))
-    assert {"ground", "ink", "series-1", "series-2"} <= used
-    assert all(f"--{name}: #" in figure for name in used)
-    assert set(re.findall(r"https?://[^\"\s<]+", figure)) == {"http://www.w3.org/2000/svg"}
-    assert curve_figure(run) == figure
+@pytest.mark.parametrize("first", [6.0, 11.0, 40.0])
+def test_the_first_loss_of_a_cut_does_not_scale_the_axis(first: float) -> None:
+    # A few points only, so that no share of them is left out by being early.
+    cut = line([first, 4.4, 3.6, 3.5, 3.45, 3.4])
+    assert loss_limits([cut], [3.24])[1] < 4.1
+    begun = line([first, first - 0.5], steps=4, finished=False)
+    assert loss_limits([cut, begun], [3.24]) == loss_limits([cut], [3.24])
 
 
-def test_no_curves_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("name: x\n")
-    with pytest.raises(ValueError, match=r"has no metrics\.jsonl with any row yet"):
-        curve_figure(tmp_path)
+def test_ends_levels_and_second_halves_are_always_in_the_range() -> None:
+    for losses in ([3.0, 5.0, 4.0, 9.0], [9.0, 8.0, 7.0, 6.0, 5.0], [3.0, 3.0]):
+        low, high = loss_limits([line(losses), line([2.0, 2.1])], [6.5])
+        assert low < min(2.0, losses[-1])
+        assert high > max(6.5, *losses[len(losses) // 2 :])
+    assert loss_limits([line([9.0, 8.0], finished=False)])[1] > 8.0  # nothing else is there to be seen
+    assert loss_limits([line([math.nan])]) == (0.0, 1.0)
 
 
-def luminance(colour: str) -> float:
-    """Relative luminance as WCAG 2 defines it."""
-    channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+def test_one_point_is_no_curve() -> None:
+    assert curves([line([3.0])], "loss", "step") is None
+    assert curves([line([3.0, math.nan])], "loss", "step") is None
+    assert curves([line([0.0, -1.0])], "norm", "step", logarithmic=True) is None
+    assert curves([line([3.0], x=np.ones(1))], "rank", "layer") is not None
 
 
-@pytest.mark.parametrize("scheme", [0, 1])
-@pytest.mark.parametrize("name", sorted(set(svg.PALETTE) - {"ground", "grid"}))
-def test_texts_have_contrast_in_both_schemes(name: str, scheme: int) -> None:
-    lighter, darker = sorted(
-        (luminance(svg.PALETTE[name][scheme]), luminance(svg.PALETTE["ground"][scheme])), reverse=True
-    )
-    assert (lighter + 0.05) / (darker + 0.05) >= 4.5
+def test_the_legend_is_in_the_order_of_the_ends_and_has_every_name() -> None:
+    lines = [line([9, 1.0], name="_low"), line([9, 3.0], name="$high^2$"), line([9, 2.0], name="_low")]
+    assert [text for text in texts(curves(lines, "loss", "step")) if "low" in text or "high" in text] == [
+        "$high^2$",
+        " _low",
+    ]
 
 
-def test_the_light_colours_can_be_told_apart_when_they_become_variables() -> None:
-    assert len(set(svg.LIGHT.values())) == len(svg.PALETTE)
+def test_the_margin_is_a_line_of_its_own(run: Path) -> None:
+    lines = [Interval("a", 0.1, (0.0, 0.2), "+0.100 [+0.000, -0.200]", 1, True)]
+    with_margin, without = (differences(lines, "x", margin=margin) for margin in (0.05, 0.0))
+    assert with_margin is not None
+    assert without is not None
+    assert with_margin.svg.count("<path") > without.svg.count("<path")
+    assert "+0.100 [+0.000, −0.200]" in texts(without)
+    assert differences([], "x") is None
 
 
-@given(st.lists(st.floats(-0.5, 1.5), max_size=12), st.floats(0.001, 0.3))
-def test_labels_keep_their_order_and_distance(positions: list[float], gap: float) -> None:
-    places = spread(positions, gap)
-    fitting = min(gap, 1 / max(1, len(positions) - 1))
-    assert all(-1e-9 <= place <= 1 + 1e-9 for place in places)
-    assert all(b - a >= fitting - 1e-9 for a, b in pairwise(sorted(places)))
-    for (a, place_a), (b, place_b) in pairwise(sorted(zip(positions, places, strict=True))):
-        assert a == b or place_a < place_b
+def test_a_picture_is_an_svg_that_knows_no_time_and_loads_nothing(run: Path) -> None:
+    picture = loss_curves(read_run(run), "flops")
+    assert picture is not None
+    root = ElementTree.fromstring(picture.svg)
+    assert root.tag == f"{SVG}svg"
+    title = root.find(f"{SVG}title")
+    assert title is not None
+    assert title.text == picture.label
+    assert not re.search("dc:date|dc:creator|<script|<image", picture.svg)
+    assert all(target.startswith("#") for target in re.findall(r'(?:href|src)="([^"]*)', picture.svg))
+    assert loss_curves(read_run(run), "flops") == picture
 
 
-def test_labels_that_have_room_stay() -> None:
-    assert spread([0.9, 0.1, 0.5], 0.05) == pytest.approx([0.9, 0.1, 0.5])
-    assert spread([0.5, 0.5], 0.1) == pytest.approx([0.55, 0.45])
+def test_names_that_no_file_can_hold_are_drawn() -> None:
+    name = "a\x1b\ud800<b>&"
+    for picture in (
+        curves([line([3, 2.0], name=name)], "loss", "step"),
+        differences([Interval(name, 0.1, None, "+0.1", 1, True)], "x"),
+        maps({name: {"L1H0": np.eye(300)}}),
+    ):
+        assert "a\ufffd\ufffd<b>&" in texts(picture)
+
+
+def test_of_a_large_map_thin_columns_stay_visible() -> None:
+    attention = np.zeros((1000, 1000))
+    attention[:, 501] = 1
+    empty, column = maps({"a": {"h": np.zeros((1000, 1000))}}), maps({"a": {"h": attention}})
+    assert empty is not None
+    assert column is not None
+    assert empty.svg != column.svg
+    assert maps({"a": {}}) is None
+
+
+def test_long_names_keep_both_ends() -> None:
+    assert short(
+        "inheritune-4-append/round-12-of-many-18-layers"
+    ) == "inheritune-4-appe…many-18-layers".replace("many", "f-many")
+    assert short("a" * 34) == "a" * 34
 
 
 @given(st.lists(st.floats(-100, 100) | st.just(math.nan), max_size=300))
@@ -163,3 +190,9 @@ def test_thinning_keeps_both_ends_and_the_rows_together() -> None:
     assert (thin_x[0], thin_x[-1]) == (0.0, 10_000.0)
     np.testing.assert_array_equal(thin_y, 2 * thin_x)
     assert [len(column) for column in thin(np.empty(0), np.empty(0))] == [0, 0]
+
+
+def test_a_round_that_has_only_begun_does_not_hide_the_others(run: Path) -> None:
+    change_summary(run, verdict=None, rounds=[round_summary(1)])
+    write_metrics(run / "round-2-6-layers", metrics_rows(2, 10.8, 3.4, steps=5))
+    assert {"round 1, 4 layers", "round 2, 6 layers …"} <= set(texts(loss_curves(read_run(run), "flops")))

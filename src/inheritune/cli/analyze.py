@@ -64,7 +64,7 @@ def analyze_command(
     from inheritune.analysis.analyze import Options, analyze_side_by_side
     from inheritune.analysis.maps import parse_heads
     from inheritune.cli.console import console, print_line, quiet
-    from inheritune.report.attention import analysis_table, labelled, write_analysis
+    from inheritune.report.analysis_report import analysis_table, labelled, write_analysis
 
     quiet()
     source = data or text

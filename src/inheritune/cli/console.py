@@ -24,9 +24,9 @@ def print_line(text: str) -> None:
 
 def print_result(summary: Summary, directory: Path) -> None:
     """How a run ended: table, verdict, and where model and report are; writes the report."""
-    from inheritune.report import rounds_table, verdict_sentence, write_report
+    from inheritune.report import terminal_rounds, verdict_sentence, write_report
 
-    console.print(rounds_table(summary))
+    console.print(terminal_rounds(summary))
     print_line(verdict_sentence(summary))
     print_line(f"model:  {directory / 'final'}")
     print_line(f"report: {write_report(directory)}")
@@ -47,7 +47,7 @@ def print_comparison(comparison: Comparison, directory: Path) -> None:
 
 def print_evaluation(evaluation: Evaluation, directory: Path) -> None:
     """Models side by side: tables, what they say, and where everything is."""
-    from inheritune.report.evaluation import terminal_tables, verdict_words, write_evaluation
+    from inheritune.report.evaluation_report import terminal_tables, verdict_words, write_evaluation
 
     for table in terminal_tables(evaluation):
         console.print(table)

@@ -40,9 +40,8 @@ def plan_command(
     from inheritune.config import Study
     from inheritune.planned_memory import plan_memory
     from inheritune.planning import known_rate, measured_rate, plan
-    from inheritune.progress import duration
+    from inheritune.quantities import count, duration, memory
     from inheritune.recipe_file import load_any
-    from inheritune.report.quantities import count, memory
 
     quiet()
     if flops is not None and not 0 < flops < math.inf:
@@ -93,7 +92,7 @@ def plan_command(
 
 def memory_lines(needs: dict[str, StageMemory], processes: int) -> list[str]:
     """About the stage that needs most: its micro-batch, and what it would take with each strategy."""
-    from inheritune.report.quantities import memory
+    from inheritune.quantities import memory
 
     if not needs:
         return []

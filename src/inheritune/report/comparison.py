@@ -1,33 +1,40 @@
 """Any runs in one table and one figure: `inheritune compare`.
 
-`read_entries` reads the runs, `pairing` compares them with the reference over the same validation windows, and
+`read_entries` reads the runs, `pair` compares them with the reference over the same validation windows, and
 `write_comparison` writes the result as HTML, Markdown, CSV and SVG.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import Literal
 
-from inheritune import UserError, atomic
-from inheritune.report.comparison_entries import Entry, read_entries
-from inheritune.report.comparison_figures import difference_figure, loss_figure
-from inheritune.report.comparison_page import comparison_html
-from inheritune.report.comparison_pairing import Compared, Comparison, Row, find_reference, pair
-from inheritune.report.comparison_table import terminal_table, to_csv, to_markdown
+import numpy as np
+import rich.table
 
-__all__ = [
-    "FILES",
-    "Compared",
-    "Comparison",
-    "Entry",
-    "Row",
-    "compare_runs",
-    "parse_run",
-    "read_entries",
-    "terminal_table",
-    "write_comparison",
-]
+from inheritune import UserError
+from inheritune.evaluation import validation
+from inheritune.quantities import count, flop_scale, flops, loss_decimals, signed_interval
+from inheritune.report.figures import (
+    PANELS_FROM,
+    WIDE,
+    Interval,
+    Level,
+    Line,
+    Picture,
+    curves,
+    differences,
+    loss_limits,
+    panels,
+    short,
+)
+from inheritune.report.pages import Figures, Page, Section, write_files
+from inheritune.report.runs import Entry, read_entries
+from inheritune.report.table import Row, Table, csv_text, escaped
 
 FILES = (
     "comparison.html",
@@ -37,6 +44,103 @@ FILES = (
     "loss-by-step.svg",
     "loss-by-flops.svg",
 )
+CSV_COLUMNS = (
+    *("name", "seed", "layers", "parameters", "steps", "tokens"),
+    *("training_flops", "total_flops", "relative_flops", "loss", "standard_error"),
+    *("difference", "interval_low", "interval_high", "verdict", "note"),
+)
+HEADINGS = (
+    *("Name", "Seed", "Layers", "Params", "Steps", "Tokens", "FLOPs", "All rounds", "Relative"),
+    *("Loss", "Error", "Difference", "95% interval", "Verdict"),
+)
+
+Verdict = Literal["reference", "better", "worse", "not told apart", "not paired", "unfinished"]
+"""`better` and `worse` mean only that the 95% interval over windows excludes 0."""
+
+
+@dataclass(frozen=True, eq=False)
+class Compared:
+    """An entry against its reference.
+
+    `name` is the label, with the seed where the row has several; `relative_flops` are the entry's total FLOPs as
+    a multiple of the reference's.
+    """
+
+    name: str
+    entry: Entry
+    paired: validation.Comparison | None
+    relative_flops: float | None
+    verdict: Verdict
+    note: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Seeds:
+    """The seeds of one label; means over them are None where there are none, or fewer than two differences."""
+
+    label: str
+    seeds: tuple[Compared, ...]
+
+    @property
+    def mean_loss(self) -> float | None:
+        """Mean validation loss of the finished seeds."""
+        losses = [seed.entry.losses.mean for seed in self.seeds if seed.entry.losses is not None]
+        return fmean(losses) if losses else None
+
+    @property
+    def mean_difference(self) -> float | None:
+        """Mean difference to the reference."""
+        return fmean(self._differences) if len(self._differences) > 1 else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the difference between seeds."""
+        return stdev(self._differences) if len(self._differences) > 1 else None
+
+    @property
+    def _differences(self) -> list[float]:
+        return [seed.paired.difference for seed in self.seeds if seed.paired is not None]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Runs compared with one reference; `reference` is the label of its row."""
+
+    title: str
+    reference: str
+    rows: tuple[Seeds, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def seeds(self) -> list[Compared]:
+        """All entries, row by row."""
+        return [seed for row in self.rows for seed in row.seeds]
+
+    @property
+    def reference_row(self) -> Seeds:
+        """The row that the others are compared with."""
+        return next(row for row in self.rows if row.label == self.reference)
+
+    @property
+    def decimals(self) -> int:
+        """How many decimals the losses deserve: as many as the narrowest interval does."""
+        paired = [seed.paired for seed in self.seeds if seed.paired is not None]
+        return max((loss_decimals(one.interval) for one in paired), default=3)
+
+    @property
+    def summary(self) -> str:
+        """What the differences are relative to, on which windows, and how they came out."""
+        losses = next((s.entry.losses for s in self.reference_row.seeds if s.entry.losses is not None), None)
+        if losses is None:
+            return f"The reference, {self.reference}, is unfinished: there is nothing to compare with yet."
+        mean = self.reference_row.mean_loss
+        counted = Counter(seed.verdict for seed in self.seeds)
+        told: tuple[Verdict, ...] = ("better", "worse", "not told apart", "not paired", "unfinished")
+        others = [f"{counted[verdict]} {verdict}" for verdict in told if counted[verdict]]
+        return (
+            f"Compared with {self.reference}, whose validation loss is {mean:.{self.decimals}f} on "
+            f"{len(losses.losses):,} windows of {losses.window:,} tokens: {', '.join(others) or 'nothing else'}."
+        )
 
 
 def compare_runs(
@@ -91,20 +195,316 @@ def write_comparison(
         UserError: the reference is none of the entries, or `directory` is a file.
     """
     comparison = pair(entries, reference, title)
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"cannot write into {directory}: it is a file; give a directory")
-    directory.mkdir(parents=True, exist_ok=True)
-    texts = (
-        comparison_html(comparison),
-        to_markdown(comparison),
-        to_csv(comparison),
-        difference_figure(comparison, standalone=True),
-        loss_figure(comparison, "step", standalone=True),
-        loss_figure(comparison, "flops", standalone=True),
+    pictures = (
+        difference_picture(comparison),
+        loss_picture(comparison, "step"),
+        loss_picture(comparison, "flops"),
     )
-    for name, text in zip(FILES, texts, strict=True):
-        if text is None:
-            (directory / name).unlink(missing_ok=True)
-        else:
-            atomic.write_text(directory / name, text if text.endswith("\n") else f"{text}\n")
+    texts = (_page(comparison, *pictures).html(), to_markdown(comparison), to_csv(comparison), *pictures)
+    write_files(directory, dict(zip(FILES, texts, strict=True)))
     return comparison
+
+
+def pair(entries: Sequence[Entry], reference: str | None, title: str) -> Comparison:
+    """Compare every entry with the reference, seed with seed where both have it.
+
+    Args:
+        entries: what `read_entries` gave.
+        reference: label or path; by default the reference of the first run of Algorithm 1, else the first entry.
+        title: of the comparison.
+
+    Raises:
+        UserError: no entry is called so, or lies there.
+    """
+    label = default_reference(entries) if reference is None else find_reference(entries, reference)
+    if label is None:
+        known = ", ".join(dict.fromkeys(entry.label for entry in entries))
+        raise UserError(f"the reference {reference} is none of the runs that are compared: {known}")
+    by_label: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_label.setdefault(entry.label, []).append(entry)
+    several = {one for one, seeds in by_label.items() if len(seeds) > 1}
+    rows = tuple(
+        Seeds(one, tuple(_compare(entry, by_label[label], several) for entry in seeds))
+        for one, seeds in by_label.items()
+    )
+    notes = [f"{_name(entry, several)}: {note}" for entry in entries for note in entry.notes]
+    notes += [seed.note for row in rows for seed in row.seeds if seed.note is not None]
+    return Comparison(title, label, rows, tuple(notes))
+
+
+def default_reference(entries: Sequence[Entry]) -> str:
+    """Label of the first run's reference, else of the first entry."""
+    return next((entry.label for entry in entries if entry.kind == "reference"), entries[0].label)
+
+
+def find_reference(entries: Sequence[Entry], text: str) -> str | None:
+    """The label that is meant by a label, an entry's path, or the directory of a run; None if there is none."""
+    path = Path(text).resolve()
+    if any(entry.label == text for entry in entries):
+        return text
+    for entry in entries:
+        if entry.path.resolve() == path or (entry.kind == "reference" and entry.run.resolve() == path):
+            return entry.label
+    return None
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The table as people read it; several seeds follow a line with their mean and spread."""
+    decimals, rows = comparison.decimals, []
+    for row in comparison.rows:
+        if len(row.seeds) > 1:
+            mean, spread = row.mean_difference, row.spread
+            cells = {
+                "Name": row.label,
+                "Seed": f"{len(row.seeds)} seeds",
+                "Loss": "" if row.mean_loss is None else f"{row.mean_loss:.{decimals}f}",
+                "Difference": "" if mean is None else f"{mean:+.{decimals}f}",
+                "95% interval": "" if spread is None else f"sd {spread:.{decimals}f}",
+            }
+            rows.append(_row(cells, "mean"))
+        for seed in row.seeds:
+            cells = _cells(seed, decimals)
+            if len(row.seeds) > 1:
+                cells["Name"] = ""
+            rows.append(_row(cells, seed.verdict))
+    return Table.of("", ("<Name", *HEADINGS[1:-1], "<Verdict"), rows, (_explanation(comparison),), "runs")
+
+
+def terminal_table(comparison: Comparison) -> rich.table.Table:
+    """The columns that matter most; FLOPs as a multiple of the reference's where those are known."""
+    rows = []
+    for row in comparison_table(comparison).rows:
+        cells = dict(zip(HEADINGS, row.cells, strict=True))
+        several = row.kind == "mean"
+        name = cells["Name"] or f"  seed {cells['Seed'] or 'unknown'}"
+        cost = cells["Relative"] if cells["Relative"] not in ("", "unknown") else cells["All rounds"]
+        difference = f"mean {cells['Difference']}" if several and cells["Difference"] else cells["Difference"]
+        rows.append(
+            (
+                name,
+                cells["Layers"],
+                cost,
+                cells["Loss"],
+                difference or cells["Verdict"],
+                cells["95% interval"],
+            )
+        )
+    headings = ("<Name", "Layers", "FLOPs", "Loss", "Difference", "95% interval")
+    return Table.of("", headings, rows).terminal()
+
+
+def to_markdown(comparison: Comparison) -> str:
+    """The table as aligned Markdown, with what it is relative to below it."""
+    parts = [
+        f"# {escaped(comparison.title)}",
+        comparison_table(comparison).markdown(),
+        f"{escaped(comparison.summary)} {_explanation(comparison)}",
+        "\n".join(f"- {escaped(note)}" for note in comparison.notes),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def to_csv(comparison: Comparison) -> str:
+    """One line an entry, numbers in full; what is not known is empty."""
+    rows = []
+    for seed in comparison.seeds:
+        entry, losses = seed.entry, seed.entry.losses
+        row: dict[str, object] = {"name": entry.label, "seed": entry.seed}
+        row |= {"layers": entry.layers, "parameters": entry.parameters}
+        if losses is not None:
+            row |= {"steps": entry.steps, "tokens": entry.tokens, "training_flops": entry.flops}
+            row |= {"total_flops": entry.total_flops, "relative_flops": seed.relative_flops}
+            row |= {"loss": losses.mean, "standard_error": losses.standard_error}
+        if seed.paired is not None:
+            low, high = seed.paired.interval
+            row |= {"difference": seed.paired.difference, "interval_low": low, "interval_high": high}
+        rows.append(row | {"verdict": seed.verdict, "note": seed.note})
+    return csv_text(CSV_COLUMNS, rows)
+
+
+def difference_picture(comparison: Comparison) -> Picture | None:
+    """The paired difference of every entry with its 95% interval, around 0; None without any.
+
+    A filled mark is told apart from 0. Several seeds stand below their mean.
+    """
+    lines: list[Interval] = []
+    decimals = comparison.decimals
+    for row, place in _places(comparison):
+        if row.mean_difference is not None:
+            text = f"{row.mean_difference:+.{decimals}f}, sd {row.spread:.{decimals}f}"
+            lines.append(Interval(short(row.label), row.mean_difference, None, text, place, True))
+        for seed in row.seeds:
+            if seed.paired is not None:
+                difference, ends = seed.paired.difference, seed.paired.interval
+                text = f"{difference:+.{decimals}f} {signed_interval(ends, decimals)}"
+                name = short(row.label) if row.mean_difference is None else ""
+                if len(row.seeds) > 1:
+                    name = f"{name}, seed {seed.entry.seed}".removeprefix(", ")
+                lines.append(
+                    Interval(name, difference, ends, text, place, seed.verdict in ("better", "worse"))
+                )
+    label = f"loss minus that of {short(comparison.reference)}, nats per token; left of 0 is better"
+    return differences(lines, label)
+
+
+def loss_picture(comparison: Comparison, axis: Literal["step", "flops"]) -> Picture | None:
+    """Validation loss of every entry over its steps, or over its training FLOPs and those of earlier rounds.
+
+    A few rows share one pair of axes; of many, each has a panel in which the others are grey. None if there is no
+    curve, or with `axis="flops"` no FLOPs were recorded.
+    """
+    lines = []
+    for row, place in _places(comparison):
+        for seed in row.seeds:
+            curve = seed.entry.curve
+            x = curve.steps if axis == "step" else curve.flops
+            seen = np.isfinite(x) & np.isfinite(curve.losses)
+            if np.any(seen):
+                final = None if seed.entry.losses is None else seed.entry.losses.mean
+                line = Line(row.label, x[seen], curve.losses[seen], place, marks=1, final=final)
+                lines.append(replace(line, finished=final is not None))
+    if not lines:
+        return None
+    mean = comparison.reference_row.mean_loss
+    level = None if mean is None else Level(mean, f"{comparison.reference}, final")
+    largest = max(float(line.x[-1]) for line in lines)
+    scale, unit = flop_scale(largest) if axis == "flops" else (1.0, "")
+    lines = [replace(line, x=line.x / scale) for line in lines]
+    limits = loss_limits(lines, [] if mean is None else [mean])
+    heading = "validation loss, nats per token"
+    x_label = "step" if axis == "step" else f"training compute, {unit}"
+    if len(comparison.rows) >= PANELS_FROM:
+        return panels(lines, heading, x_label, limits, level)
+    return curves(lines, heading, x_label, width=WIDE, limits=limits, level=level)
+
+
+def _page(
+    comparison: Comparison, by_difference: Picture | None, by_step: Picture | None, by_flops: Picture | None
+) -> Page:
+    captions = (
+        "Paired over validation windows, with the 95% interval of the mean; a filled mark means that the interval "
+        "excludes 0. Where there are several seeds, the line above them is their mean, with the standard deviation "
+        "between them.",
+        f"Over the steps of each training. In black: {comparison.reference}, its final loss as a dotted line. A "
+        "hollow mark at the end means that the run is unfinished.",
+        "Over training FLOPs; rounds of one run follow one another, since their costs add up.",
+    )
+    figures = [
+        Figures([(picture, caption)], wide=True) if picture is not None else None
+        for picture, caption in zip((by_difference, by_step, by_flops), captions, strict=True)
+    ]
+    table = comparison_table(comparison).first(
+        "Name", "Seed", "Difference", "95% interval", "Verdict", "Loss", "Error"
+    )
+    parts = (
+        (f"Differences to {comparison.reference}", "differences", figures[:1]),
+        ("All runs", "table", [table]),
+        ("Validation loss", "curves", figures[1:]),
+    )
+    return Page(
+        kind="Inheritune comparison",
+        title=comparison.title,
+        verdicts=[comparison.summary],
+        notes=comparison.notes,
+        sections=[
+            Section(title, anchor, shown)
+            for title, anchor, blocks in parts
+            if (shown := [block for block in blocks if block is not None])
+        ],
+        writer="inheritune compare",
+    )
+
+
+def _explanation(comparison: Comparison) -> str:
+    """What the columns mean, in plain sentences."""
+    seeds = (
+        " Lines without a verdict are means over seeds, with the standard deviation of the difference between seeds."
+        if any(row.mean_difference is not None for row in comparison.rows)
+        else ""
+    )
+    return (
+        "FLOPs are a run's own training, all rounds adds that of the rounds before it, and relative is the latter "
+        "as a multiple of the reference's. Losses are in nats per token, with their standard error over windows. "
+        "The difference is to the reference, over paired windows; better and worse "
+        f"mean that its 95% interval, which is over windows and not over seeds, excludes 0.{seeds}"
+    )
+
+
+def _row(cells: dict[str, str], kind: str) -> Row:
+    return Row(tuple(cells.get(heading, "") for heading in HEADINGS), kind)
+
+
+def _cells(seed: Compared, decimals: int) -> dict[str, str]:
+    entry, losses, paired = seed.entry, seed.entry.losses, seed.paired
+    cells = {
+        "Name": entry.label,
+        "Seed": "" if entry.seed is None else str(entry.seed),
+        "Layers": "unknown" if entry.layers is None else str(entry.layers),
+        "Params": "unknown" if entry.parameters is None else count(entry.parameters),
+        "Verdict": seed.verdict,
+    }
+    if losses is not None:
+        relative = seed.relative_flops
+        cells |= {
+            "Steps": "unknown" if entry.steps is None else f"{entry.steps:,}",
+            "Tokens": "unknown" if entry.tokens is None else count(entry.tokens),
+            "FLOPs": "unknown" if entry.flops is None else flops(entry.flops),
+            "All rounds": "unknown" if entry.total_flops is None else flops(entry.total_flops),
+            "Relative": "unknown" if relative is None else f"{relative:.2f} ×",
+            "Loss": f"{losses.mean:.{decimals}f}",
+            "Error": f"{losses.standard_error:.{decimals}f}",
+        }
+    if paired is not None:
+        cells["Difference"] = f"{paired.difference:+.{decimals}f}"
+        cells["95% interval"] = signed_interval(paired.interval, decimals)
+    return cells
+
+
+def _places(comparison: Comparison) -> list[tuple[Seeds, int]]:
+    """The rows in their order, each with the place of its look: the reference has 0."""
+    others = [row for row in comparison.rows if row is not comparison.reference_row]
+    return [(row, others.index(row) + 1 if row in others else 0) for row in comparison.rows]
+
+
+def _compare(entry: Entry, references: Sequence[Entry], several: set[str]) -> Compared:
+    reference, expected = _partner(entry, references)
+    name, other = _name(entry, several), _name(reference, several)
+    if entry.losses is None:
+        so_far = "no step is recorded" if entry.steps is None else f"its last record is step {entry.steps:,}"
+        return Compared(name, entry, None, None, "unfinished", f"{name} is unfinished: {so_far}.")
+    relative = None
+    if reference.losses is not None and entry.total_flops is not None and reference.total_flops:
+        relative = entry.total_flops / reference.total_flops
+    if entry in references:
+        return Compared(name, entry, None, relative, "reference")
+    if reference.losses is None:
+        note = f"{name} has no difference: its reference, {other}, is unfinished."
+        return Compared(name, entry, None, relative, "not paired", note)
+    try:
+        paired = validation.compare(entry.losses, reference.losses)
+    except UserError as error:
+        note = f"{name} has no difference to {other}: {error}."
+        return Compared(name, entry, None, relative, "not paired", note)
+    unexpected = None if expected else f"{name} is compared with {other}."
+    low, high = paired.interval
+    verdict: Verdict = "better" if high < 0 else "worse"
+    if len(entry.losses.losses) < 2 or low <= 0 <= high:  # one window has no spread, so no interval
+        verdict = "not told apart"
+    return Compared(name, entry, paired, relative, verdict, unexpected)
+
+
+def _partner(entry: Entry, references: Sequence[Entry]) -> tuple[Entry, bool]:
+    """The reference to pair with, and whether no other was to be expected."""
+    if entry in references:
+        return entry, True
+    finished = [reference for reference in references if reference.losses is not None] or references
+    same = [reference for reference in finished if reference.seed == entry.seed]
+    return (same or finished)[0], bool(same) or len(references) == 1
+
+
+def _name(entry: Entry, several: set[str]) -> str:
+    """The label, with the seed where several entries have it."""
+    if entry.label not in several:
+        return entry.label
+    return f"{entry.label}, {'unknown seed' if entry.seed is None else f'seed {entry.seed}'}"

@@ -1,242 +1,466 @@
-"""The figures of a report: loss curves, differences per round, learning rate and gradient norm.
+"""The figures of reports as SVG: curves, paired differences with their intervals, attention maps.
 
-Each function takes a `Run` and gives an SVG (see `svg.py`), or None if the run has nothing to draw. Models are
-told apart by marker and dash as well as by colour, and labelled where they are.
+Each function gives a `Picture`, or None where there is nothing to draw. The same numbers give the same bytes.
+Models are told apart by marker and dash as well as by colour, and stand in the legend in the order of their ends.
+A figure has a light ground of its own, on which it can be read wherever it is shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, NamedTuple
 
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
 
-from inheritune.report import drawing
-from inheritune.report.drawing import INK, MUTED, Interval, Label, look, smooth, thin
-from inheritune.report.metrics import FloatArray, Training
-from inheritune.report.quantities import flop_scale, loss_decimals, signed_interval, significant
-from inheritune.report.run_directory import Run
-from inheritune.report.svg import to_svg
+from inheritune.quantities import count, significant
+from inheritune.report.runs import FloatArray
+from inheritune.report.table import minus, printable
 
-Axis = Literal["step", "flops"]
+INK, MUTED, GRID, GROUND = "#1f2328", "#59636e", "#e3e6ea", "#ffffff"
+# Each has a contrast of at least 4.5 to 1 on the ground.
+SERIES = ("#0b62b0", "#b54708", "#16794a", "#7a43d0", "#b3307f", "#7d6100")
+MARKERS = ("s", "^", "D", "v", "P", "X", "p")
+DASHES = ("-", (0, (6, 1.5)), (0, (3, 1.2)), (0, (7, 1.5, 1.5, 1.5)), (0, (1.5, 1)))
+DOTTED = (0, (1, 2.5))
 
+NARROW, WIDE = 480, 760  # of a figure, in SVG units
+POINTS = 400  # of a curve: more cannot be seen, and would only make the file larger
 MARKS = 16  # at most, on one curve
-REFERENCE_LINE = (0, (1, 2.5))
+NAME_LETTERS = 34
+LAYER = "layer"  # what a horizontal axis of layers is called
+PANELS_FROM = 9  # rows that no longer fit into one pair of axes
+MAP_CELLS = 128
+"""Sides of a drawn attention map; of a larger one each cell shows the largest value it covers."""
+
+STYLE = {
+    "svg.fonttype": "none",  # text stays text: small, and found by a search
+    "svg.hashsalt": "inheritune",
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so the layout is the same on every machine
+    "font.size": 11,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": MUTED,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "legend.labelcolor": "linecolor",
+    "legend.handlelength": 2.2,
+}
 
 
-def loss_curves(run: Run, axis: Axis, *, standalone: bool = False) -> str | None:
-    """Training and validation loss of every model, over its own steps or over cumulative training FLOPs.
+class Picture(NamedTuple):
+    """A figure as an SVG file, and what it shows in words, for those who cannot see it."""
 
-    Over FLOPs the rounds stand one after another, as their costs add up; the reference starts at 0.
-    None if no model has metrics, or with `axis="flops"` if FLOPs were not recorded.
+    svg: str
+    label: str
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """One curve: `place` decides its look (0 is the reference), `marks` how many points are marked at most.
+
+    Lines of one name are seeds of one model. `faint` are the points of a thin curve beside it, `band` a half-width
+    around it; `hollow` tells which marks are, as is the last one of a training that is not `finished`. `final` is a
+    loss that was measured more closely than the last point.
     """
-    curves = [training for training in run.trainings if axis == "step" or training.flops > 0]
-    if not curves:
+
+    name: str
+    x: FloatArray
+    y: FloatArray
+    place: int
+    marks: int = MARKS
+    faint: tuple[FloatArray, FloatArray] | None = None
+    band: FloatArray | None = None
+    hollow: NDArray[np.bool_] | None = None
+    finished: bool = True
+    final: float | None = None
+
+    @property
+    def points(self) -> list[tuple[FloatArray, FloatArray]]:
+        """What can be drawn of the curve and the thin one beside it, as far as there are any."""
+        parts = [(self.x, self.y), *([] if self.faint is None else [self.faint])]
+        finite = [(x, y, np.isfinite(x) & np.isfinite(y)) for x, y in parts]
+        return [(x[seen], y[seen]) for x, y, seen in finite if np.any(seen)]
+
+    @property
+    def end(self) -> float:
+        """The final or last value, of the thin curve where there is no other; NaN if there is none."""
+        if self.final is not None:
+            return self.final
+        return float(self.points[0][1][-1]) if self.points else float("nan")
+
+
+class Interval(NamedTuple):
+    """A difference, the ends of its interval if it has one, and both as text."""
+
+    name: str
+    value: float
+    ends: tuple[float, float] | None
+    text: str
+    place: int
+    filled: bool
+
+
+class Level(NamedTuple):
+    """A value that a dotted line marks; one without a name is not in the legend."""
+
+    value: float
+    name: str = ""
+
+
+class Look(NamedTuple):
+    """How a model is drawn wherever it appears."""
+
+    color: str
+    marker: str
+    linestyle: Any
+
+
+def look(place: int) -> Look:
+    """Colour, marker and dash; the reference (place 0) is in ink, with circles and a solid line."""
+    if place == 0:
+        return Look(INK, "o", "-")
+    index = place - 1
+    return Look(SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)])
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Matplotlib's own defaults and the style of the report, whatever the user's matplotlibrc says."""
+    with matplotlib.style.context(["default", STYLE]):
+        yield
+
+
+@_style()
+def curves(
+    lines: Sequence[Line],
+    heading: str,
+    x_label: str,
+    *,
+    width: int = NARROW,
+    limits: tuple[float, float] | None = None,
+    level: Level | None = None,
+    logarithmic: bool = False,
+    separators: Sequence[float] = (),
+) -> Picture | None:
+    """Lines in one pair of axes, with a legend in the order of their ends; None if no line can be seen.
+
+    Args:
+        lines: what to draw.
+        heading: what the vertical axis shows.
+        x_label: what the horizontal axis shows.
+        width: `NARROW`, with the legend above, or `WIDE`, with the legend on the right.
+        limits: of the vertical axis; by default those of the lines.
+        level: to be marked by a horizontal line.
+        logarithmic: whether the vertical axis is.
+        separators: positions of thin vertical lines.
+    """
+    if logarithmic:
+        lines = [_positive(line) for line in lines]
+    # A layer is a point of its own; of a training one point is no curve.
+    lines = [line for line in lines if _length(line) >= (1 if x_label == LAYER else 2)]
+    if not lines:
         return None
-    width, height = (760, 380) if standalone else (480, 330)
-    scale, unit = flop_scale(max(t.before + t.flops for t in curves)) if axis == "flops" else (1.0, "")
-    end = max(max(t.last_step, 1) if axis == "step" else (t.before + t.flops) / scale for t in curves)
-    low, high, _ = loss_limits(run)
-    with drawing.style():
-        figure, axes = drawing.frame(
-            width, height, left=42, right=130 if axis == "step" else 74, top=46, bottom=42
-        )
-        axes.set(xlim=(0, 1.01 * end), ylim=(low, high))
-        drawing.number_x(axes, "step" if axis == "step" else f"cumulative training compute, {unit}")
-        axes.yaxis.set_major_locator(MaxNLocator(6))
-        legend = "   (marked: validation; thin: training, smoothed)" if standalone else ""
-        drawing.head(axes, f"loss, nats per token{legend}", above=28)
-        for training in curves:
-            _draw_losses(axes, training, axis, scale)
-        if run.reference_loss is not None:
-            axes.axhline(run.reference_loss, color=INK, linewidth=1, linestyle=REFERENCE_LINE, zorder=1.5)
-        if axis == "step":
-            drawing.label_ends(axes, _end_labels(run, curves, end))
-        else:
-            _label_spans(axes, run, curves, scale)
-        return to_svg(figure, f"loss-by-{axis}", _describe_losses(run, axis), standalone=standalone)
-
-
-def loss_limits(run: Run) -> tuple[float, float, bool]:
-    """The range of the loss axis, and whether it cuts off the first steps of a curve."""
-    curves = [
-        curve
-        for training in run.trainings
-        for curve in (
-            (training.train["step"], smooth(training.train["loss"]), training.last_step),
-            (training.validation["step"], training.validation["loss"], training.last_step),
-        )
-    ]
-    return drawing.loss_limits(curves, [] if run.reference_loss is None else [run.reference_loss])
-
-
-def differences(run: Run) -> str | None:
-    """The paired difference of every finished round with its 95% interval, around 0; None without rounds."""
-    rounds = run.summary.rounds
-    if not rounds:
-        return None
-    texts = [
-        f"{e.difference:+.{loss_decimals(e.interval)}f} {signed_interval(e.interval, loss_decimals(e.interval))}"
-        for e in rounds
-    ]
-    with drawing.style():
-        figure, axes = drawing.frame(480, 70 + 26 * len(rounds), left=112, right=158, top=24, bottom=46)
-        lines = [
-            Interval(
-                f"round {e.round}, {e.layers} layers", e.difference, e.interval, text, look(e.round), e.parity
-            )
-            for e, text in zip(rounds, texts, strict=True)
-        ]
-        margin = run.summary.margin
-        drawing.intervals(axes, lines, ("← target better", "reference better →"), [margin])
-        if margin:
-            axes.axvline(margin, color=INK, linewidth=1, linestyle=(0, (4, 2)))
-        axes.set_xlabel("target minus reference, nats per token")
-        label = "Difference of validation loss, target minus reference, with 95% interval: " + "; ".join(
-            f"round {entry.round} {text}" for entry, text in zip(rounds, texts, strict=True)
-        )
-        return to_svg(figure, "differences", label)
-
-
-def learning_rates(run: Run) -> str | None:
-    """The learning rate over the steps of every model; None if it was not recorded."""
-    return _over_steps(run, "learning_rate", "learning rate", logarithmic=False)
-
-
-def gradient_norms(run: Run) -> str | None:
-    """The gradient norm over the steps of every model, smoothed, on a logarithmic axis; None if not recorded."""
-    return _over_steps(run, "gradient_norm", "gradient norm, smoothed", logarithmic=True)
-
-
-def _draw_losses(axes: Axes, training: Training, axis: Axis, scale: float) -> None:
-    def x(rows: Mapping[str, FloatArray]) -> FloatArray:
-        return rows["step"] if axis == "step" else (training.before + rows["flops"]) / scale
-
-    colour, marker, dash = look(training.round)
-    axes.plot(
-        *thin(x(training.train), smooth(training.train["loss"])), color=colour, linewidth=0.8, alpha=0.6
+    figure = Figure(figsize=(width / 72, 5.2), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(heading)
+    for position in separators:
+        axes.axvline(position, color=MUTED, linewidth=0.6)
+    handles: dict[str, tuple[float, Any]] = {}
+    for line in lines:
+        drawn = _draw(axes, line)
+        handles.setdefault(line.name, (line.end, drawn))
+    if level is not None:
+        drawn = _draw_level(axes, level)
+        if level.name:
+            handles.setdefault(level.name, (level.value, drawn))
+    _set_axes(axes, lines, x_label, limits, logarithmic)
+    names = sorted(handles, key=lambda name: -handles[name][0])
+    figure.legend(
+        [handles[name][1] for name in names],
+        [_legend_text(name) for name in names],
+        loc="outside right upper" if width == WIDE else "outside upper left",
+        ncols=1 if width == WIDE else 2,
     )
-    position, loss = thin(x(training.validation), training.validation["loss"])
-    # Marks are counted from the end, so that the last value, which decides, always has one.
-    marked = list(range(len(loss) - 1, -1, -max(1, -(-len(loss) // MARKS))))
-    axes.plot(position, loss, color=colour, linestyle=dash, marker=marker, markevery=marked)
+    return _picture(figure, f"{heading}, by {x_label}: {_ends(lines, level)}.")
 
 
-def _name(training: Training) -> str:
-    return training.name if training.finished else f"{training.name} …"
-
-
-def _last_loss(training: Training) -> float:
-    """The last validation loss, else the last training loss, NaN if there is no finite one."""
-    for values in (training.validation["loss"], smooth(training.train["loss"])):
-        finite = values[np.isfinite(values)]
-        if len(finite):
-            return float(finite[-1])
-    return float("nan")
-
-
-def _end_labels(run: Run, curves: list[Training], end: float) -> list[Label]:
-    """A label for the end of every curve, and for the reference's loss if it has no curve."""
-    labels = [
-        Label(training.last_step, _last_loss(training), _name(training), look(training.round).color)
-        for training in curves
-        if np.isfinite(_last_loss(training))
-    ]
-    if run.reference is None and run.reference_loss is not None:
-        labels.append(Label(end, run.reference_loss, "reference", INK))
-    return labels
-
-
-def _label_spans(axes: Axes, run: Run, curves: list[Training], scale: float) -> None:
-    """Name each round above the stretch of FLOPs it took, and mark what the reference's training took."""
-    _, end = axes.get_xlim()
-    above = axes.get_xaxis_transform()
-    for training in curves:
-        start, stop = training.before / scale, (training.before + training.flops) / scale
-        colour = look(training.round).color
-        if training.round == 0:
-            axes.axvline(stop, color=INK, linewidth=0.8, linestyle=REFERENCE_LINE)
-            continue
-        axes.axvline(start, color=MUTED, linewidth=0.6)
-        axes.plot([start, stop], [1.02, 1.02], color=colour, linewidth=2.5, transform=above, clip_on=False)
-        # About 7 units a letter: what does not fit above its stretch is shortened.
-        room = (stop - start) / end * axes.get_window_extent().width
-        for text in (_name(training), f"round {training.round}", str(training.round)):
-            if 7 * len(text) < room or text.isdigit():
-                break
-        axes.text((start + stop) / 2, 1.04, text, color=colour, ha="center", transform=above)
-    if run.reference is not None and run.reference.flops > 0:
-        stop = run.reference.flops / scale
-        side = "left" if stop < 0.6 * end else "right"
-        text = "reference's training" if run.reference.finished else "reference so far"
-        axes.annotate(
-            text,
-            (stop, 1),
-            (4 if side == "left" else -4, -11),
-            xycoords=above,
-            textcoords="offset points",
-            ha=side,
-        )
-    if run.reference_loss is not None:
-        drawing.label_ends(
-            axes, [Label(end, run.reference_loss, f"reference\n{run.reference_loss:.3f}", INK)]
-        )
-
-
-def _describe_losses(run: Run, axis: Axis) -> str:
-    """What a reader who cannot see the curves should know of them."""
-    over = "step" if axis == "step" else "cumulative training FLOPs"
-    ends = [
-        f"{training.name} {'ended' if training.finished else 'stands'} at "
-        f"{_last_loss(training):.3f} after {training.last_step:,} steps"
-        for training in run.trainings
-        if np.isfinite(_last_loss(training))
-    ]
-    if run.reference is None and run.reference_loss is not None:
-        ends.insert(0, f"the reference's loss is {run.reference_loss:.3f}")
-    return f"Loss in nats per token over {over}: {'; '.join(ends) or 'no loss was recorded'}."
-
-
-def _over_steps(run: Run, column: str, name: str, *, logarithmic: bool) -> str | None:
-    curves = [t for t in run.trainings if np.any(t.train[column] > 0)]
-    if not curves:
+@_style()
+def panels(
+    lines: Sequence[Line],
+    heading: str,
+    x_label: str,
+    limits: tuple[float, float],
+    level: Level | None,
+) -> Picture | None:
+    """Many lines: a panel for each name but the reference's (place 0), which is in all; the others are grey."""
+    lines = [line for line in lines if _length(line) > 1]
+    names = list(dict.fromkeys(line.name for line in lines if line.place))
+    if not names:
         return None
-    with drawing.style():
-        figure, axes = drawing.frame(480, 240, left=48, right=130, top=26, bottom=42)
-        labels, values = [], []
-        for training in curves:
-            shown = smooth(training.train[column]) if logarithmic else training.train[column]
-            step, shown = thin(
-                training.train["step"], np.where(shown > 0, shown, np.nan) if logarithmic else shown
-            )
-            colour, _, dash = look(training.round)
-            axes.plot(step, shown, color=colour, linestyle=dash, linewidth=1.4)
-            finite = np.isfinite(shown)
-            labels.append(Label(step[finite][-1], shown[finite][-1], training.name, colour))
-            values.append(shown[finite])
-        every = np.concatenate(values)
-        if logarithmic:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        low, high = (every.min() * 0.9, every.max() * 1.1) if logarithmic else (0.0, every.max() * 1.08)
-        axes.set(xlim=(0, 1.01 * max(1, *(t.last_step for t in curves))), ylim=(low, high))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _short(y)))
-        drawing.number_x(axes, "step")
-        drawing.head(axes, name)
-        drawing.label_ends(axes, labels)
-        label = f"{name.capitalize()} over steps: " + "; ".join(
-            f"{training.name} from {_short(some[0])} to {_short(some[-1])}, at most {_short(some.max())}"
-            for training, some in zip(curves, values, strict=True)
-        )
-        return to_svg(figure, column.replace("_", "-"), label)
+    columns = 4
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(960 / 72, 0.6 + 2.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    figure.suptitle(heading, color=MUTED, fontsize=11, x=0.01, ha="left")
+    figure.supxlabel(x_label, color=MUTED, fontsize=11)
+    # One line with gaps: as many lines as curves would make the file larger.
+    thinned = [thin(line.x, line.y, points=40) for line in lines]
+    grey = [np.concatenate([np.append(line[column], np.nan) for line in thinned]) for column in (0, 1)]
+    for axes, name in zip(grid, names, strict=False):
+        axes.plot(*grey, color=MUTED, linewidth=0.6, alpha=0.3)
+        own = [line for line in lines if line.name == name]
+        for line in [*(line for line in lines if line.place == 0), *own]:
+            _draw(axes, line)
+        if level is not None:
+            _draw_level(axes, level)
+        ends = [line.end for line in own]
+        axes.set_title(f"{short(name, 24)}  {np.mean(ends):.3f}", color=look(own[0].place).color)
+        _set_axes(axes, lines, "", limits)
+        axes.grid(False)
+        axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]))
+    for axes in grid[len(names) :]:
+        axes.set_visible(False)
+    return _picture(figure, f"{heading}, by {x_label}: {_ends(lines, level)}.")
 
 
-def _short(value: float) -> str:
+@_style()
+def differences(lines: Sequence[Interval], x_label: str, margin: float = 0.0) -> Picture | None:
+    """Differences with their 95% intervals around 0, one below the other; None without any.
+
+    A filled mark is told apart from 0; a stroke is a mean without an interval. A dashed line is at the margin, if
+    there is one.
+    """
+    if not lines:
+        return None
+    figure = Figure(figsize=(WIDE / 72, 1.1 + 0.32 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="y", visible=False)
+    axes.axvline(0, color=INK, linewidth=1)
+    if margin:
+        axes.axvline(margin, color=INK, linewidth=1, linestyle=(0, (4, 2)))
+    for position, line in enumerate(lines):
+        colour, marker, _ = look(line.place)
+        if line.ends is None:
+            axes.plot(line.value, position, "|", color=colour, markersize=13, markeredgewidth=2)
+            continue
+        axes.plot(line.ends, [position, position], color=colour, solid_capstyle="butt")
+        fill = colour if line.filled else GROUND
+        axes.plot(line.value, position, marker, color=colour, markersize=7, markerfacecolor=fill)
+    names = [printable(line.name) for line in lines]
+    axes.set(ylim=(len(lines) - 0.5, -0.5), xlabel=x_label)
+    axes.set_yticks(range(len(lines)), names, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: minus(f"{x:+.3g}") if x else "0"))
+    texts = axes.secondary_yaxis("right")
+    texts.spines["right"].set_visible(False)
+    texts.set_yticks(range(len(lines)), [minus(line.text) for line in lines], color=INK)
+    described = "; ".join(f"{line.name} {line.text}" for line in lines)
+    return _picture(figure, f"{x_label}, with 95% intervals: {described}.")
+
+
+@_style()
+def maps(models: Mapping[str, Mapping[Any, FloatArray]]) -> Picture | None:
+    """Attention maps of single heads [query, key] (paper, figure 2), a row for each model; None if there is none.
+
+    Darker is more attention, by its square root.
+    """
+    models = {name: heads for name, heads in models.items() if heads}
+    if not models:
+        return None
+    columns = max(map(len, models.values()))
+    colours = LinearSegmentedColormap.from_list("attention", [GROUND, SERIES[0], INK])
+    figure = Figure(figsize=(2.4 * columns, 2.8 * len(models)), layout="constrained")
+    rows = figure.subfigures(len(models), squeeze=False).ravel()
+    for part, (name, heads) in zip(rows, models.items(), strict=True):
+        part.suptitle(printable(name), color=MUTED, fontsize=11, x=0.01, ha="left")
+        grid = part.subplots(1, columns, squeeze=False).ravel()
+        for axes in grid[len(heads) :]:
+            axes.set_visible(False)
+        for axes, (head, attention_tt) in zip(grid, heads.items(), strict=False):
+            norm = PowerNorm(0.5, vmin=0, vmax=1)
+            axes.imshow(_pooled(attention_tt), cmap=colours, norm=norm, interpolation="nearest")
+            axes.set_title(str(head), color=INK)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(visible=True, color=GRID)
+            axes.grid(False)
+    described = "; ".join(f"{name}: {', '.join(map(str, heads))}" for name, heads in models.items())
+    return _picture(
+        figure, f"Attention maps, queries from top to bottom, keys from left to right. {described}."
+    )
+
+
+def loss_limits(lines: Sequence[Line], levels: Sequence[float] = ()) -> tuple[float, float]:
+    """The range of a loss axis in which ends and levels can be told apart.
+
+    Above the highest of these it has room for three times their distance and for half a nat, and for the second half
+    of every curve; but for no loss of the first 15% of a curve, where what has just been cut from a good model may be
+    at the height of a random one. A training that is not finished is as long as the longest for this.
+    """
+    spans = [float(x[-1] - x[0]) for line in lines for x, _ in line.points]
+    late, ends = [], []
+    for line in lines:
+        for x, y in line.points:
+            length = x[-1] - x[0] if line.finished else max(spans)
+            share = (x - x[0]) / max(length, 1e-12)
+            if line.finished or share[-1] >= 0.15:
+                late.append((y[(share >= 0.15) | (x == x[-1])], y[(share >= 0.5) | (x == x[-1])]))
+                ends.append(float(y[-1]))
+    if not ends and spans:
+        return loss_limits([replace(line, finished=True) for line in lines], levels)
+    ends += levels
+    if not ends:
+        return 0.0, 1.0
+    values = np.concatenate([*(most for most, _ in late), np.array(ends)])
+    top = max([max(ends) + max(3 * (max(ends) - min(ends)), 0.5), *(half.max() for _, half in late)])
+    low, high = float(values.min()), min(float(values.max()), top)
+    gap = 0.06 * max(high - low, 0.01)
+    return low - gap, high + gap
+
+
+def smooth(values: FloatArray) -> FloatArray:
+    """The mean over a centred window of 4% of the rows, at least five, narrower at both ends; NaN is left out."""
+    finite = np.isfinite(values)
+    half = max(2, len(values) // 50)
+    total = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
+    number = np.concatenate([[0], np.cumsum(finite)])
+    row = np.arange(len(values))
+    start, stop = np.maximum(row - half, 0), np.minimum(row + half + 1, len(values))
+    rows = number[stop] - number[start]
+    return np.divide(total[stop] - total[start], rows, out=np.full(len(values), np.nan), where=rows > 0)
+
+
+def thin(*columns: FloatArray, points: int = POINTS) -> list[FloatArray]:
+    """The same at most `points` rows of every column, evenly spaced, the first and the last included."""
+    rows = len(columns[0])
+    index = np.unique(np.linspace(0, rows - 1, points).astype(int)) if rows else np.empty(0, dtype=int)
+    return [column[index] for column in columns]
+
+
+def short(name: str, letters: int = NAME_LETTERS) -> str:
+    """The name, its middle left out if it is too long: both ends tell names apart."""
+    name = printable(name)
+    if len(name) <= letters:
+        return name
+    half = (letters - 1) // 2
+    return f"{name[: letters - 1 - half]}…{name[-half:]}"
+
+
+def _length(line: Line) -> int:
+    return max((len(x) for x, _ in line.points), default=0)
+
+
+def _draw(axes: Axes, line: Line) -> Any:
+    """Draw a line, and return what stands for it in a legend."""
+    colour, marker, dash = look(line.place)
+    if line.faint is not None:
+        axes.plot(*thin(*line.faint), color=colour, linewidth=0.8, alpha=0.6)
+    if line.band is not None:
+        low, high = np.maximum(line.y - line.band, 0), line.y + line.band
+        axes.fill_between(line.x, low, high, color=colour, alpha=0.15, linewidth=0)
+    x, y = thin(line.x, line.y)
+    # Marks are counted from the end, so that the last value, which decides, always has one.
+    every = -(-len(x) // line.marks) if line.marks else 0
+    marked = list(range(len(x) - 1, -1, -every)) if every else []
+    (drawn,) = axes.plot(
+        x, y, color=colour, linestyle=dash, marker=marker if marked else "", markevery=marked or None
+    )
+    hollow = np.zeros(len(line.x), dtype=bool) if line.hollow is None else line.hollow
+    if not line.finished:
+        hollow = hollow | (np.arange(len(line.x)) == len(line.x) - 1)
+    if marked:
+        axes.plot(line.x[hollow], line.y[hollow], marker, color=colour, markerfacecolor=GROUND, linestyle="")
+    return drawn
+
+
+def _draw_level(axes: Axes, level: Level) -> Any:
+    return axes.axhline(level.value, color=INK, linewidth=1, linestyle=DOTTED, zorder=1.5)
+
+
+def _set_axes(
+    axes: Axes,
+    lines: Sequence[Line],
+    x_label: str,
+    limits: tuple[float, float] | None = None,
+    logarithmic: bool = False,
+) -> None:
+    """Ranges, and few and short numbers on both axes."""
+    ends = [float(np.max(x)) for line in lines for x, _ in line.points]
+    axes.set_xlabel(x_label)
+    axes.set_xlim((0, 1.02 * max(ends)) if x_label != LAYER else (0.5, max(ends) + 0.5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=x_label == LAYER))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count(x) if x >= 10_000 else f"{x:,.5g}"))
+    if logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: minus(_scientific(y))))
+    if limits is not None:
+        axes.set_ylim(limits)
+
+
+def _scientific(value: float) -> str:
     """A learning rate or gradient norm as short as people write it: 3e-4, 0.25, 12."""
     if value and (abs(value) < 0.01 or abs(value) >= 10_000):
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     return significant(value)
+
+
+def _positive(line: Line) -> Line:
+    """NaN, which is not drawn, in place of what a logarithmic axis cannot show."""
+    return replace(line, y=np.where(line.y > 0, line.y, np.nan))
+
+
+def _legend_text(name: str) -> str:
+    """Matplotlib leaves out what begins with an underscore."""
+    name = short(name)
+    return f" {name}" if name.startswith("_") else name
+
+
+def _ends(lines: Sequence[Line], level: Level | None) -> str:
+    ends = [f"{line.name} ends at {significant(line.end, 4)}" for line in lines if np.isfinite(line.end)]
+    if level is not None and level.name:
+        ends.append(f"{level.name} {significant(level.value, 4)}")
+    return "; ".join(ends)
+
+
+def _pooled(attention_tt: FloatArray) -> FloatArray:
+    """At most `MAP_CELLS` cells a side, each the largest of the values it covers: thin columns stay visible."""
+    size = len(attention_tt)
+    if size <= MAP_CELLS:
+        return attention_tt
+    edges = np.linspace(0, size, MAP_CELLS + 1).astype(int)
+    rows = np.stack([attention_tt[a:b].max(0) for a, b in pairwise(edges)])
+    return np.stack([rows[:, a:b].max(1) for a, b in pairwise(edges)], axis=1)
+
+
+def _picture(figure: Figure, label: str) -> Picture:
+    label = printable(label[0].upper() + label[1:])
+    buffer = io.BytesIO()
+    nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
+    figure.savefig(buffer, format="svg", metadata={"Title": label, **nothing})
+    return Picture(buffer.getvalue().decode(), label)

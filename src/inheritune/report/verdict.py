@@ -1,15 +1,18 @@
-"""The outcome of a run in one sentence, and its rounds as a table for the terminal."""
+"""The outcome of a run in one sentence, and its rounds as a table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
+import rich.table
 
-from inheritune.report.quantities import count, flops, loss_decimals, signed_interval, significant
-from inheritune.report.run_directory import parse_summary
+from inheritune.quantities import count, duration, flops, loss_decimals, signed_interval, significant
+from inheritune.report.runs import parse_summary
+from inheritune.report.table import Row, Table
 from inheritune.run_directory import RoundFigures, Summary
+
+NOT_IN_TERMINAL = {"Steps", "Time", "FLOPs"}
 
 
 def verdict_sentence(summary: Summary | Mapping[str, Any]) -> str:
@@ -43,40 +46,56 @@ def reported_round(summary: Summary) -> RoundFigures | None:
 
 
 def rounds_table(summary: Summary | Mapping[str, Any]) -> Table:
-    """The reference and the finished rounds as a table that fits into 60 columns.
+    """The reference and the finished rounds.
 
-    `summary` is the content of `summary.json`; UserError if it is not. The last column is the cost so far as
-    a multiple of the reference's training FLOPs or, where those are unknown, the FLOPs themselves.
+    `summary` is the content of `summary.json`; UserError if it is not. The last column is the cost so far as a
+    multiple of the reference's training FLOPs; without those there is none.
     """
     summary = parse_summary(summary)
     reference = summary.reference
-    cost_known = reference is not None and bool(reference.training_flops)
     decimals = max((loss_decimals(entry.interval) for entry in summary.rounds), default=3)
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("Round", no_wrap=True)
-    table.add_column("Layers", justify="right", no_wrap=True)
-    table.add_column("Params", justify="right", no_wrap=True)
-    table.add_column("Loss", justify="right", no_wrap=True)
-    table.add_column("Difference [95%]", justify="right", overflow="fold")
-    table.add_column("Cost" if cost_known else "FLOPs", justify="right", no_wrap=True)
+    rows = []
     if reference is not None:
-        loss = "" if reference.loss is None else f"{reference.loss:.{decimals}f}"
-        cost = "1.00x" if cost_known else "unknown"
-        table.add_row("ref.", str(reference.layers), count(reference.parameters), loss, "", cost)
+        own = flops(reference.training_flops) if reference.training_flops else "unknown"
+        cells = (
+            "ref.",
+            str(reference.layers),
+            count(reference.parameters),
+            "" if reference.loss is None else f"{reference.loss:.{decimals}f}",
+            *("", ""),
+            "" if reference.steps is None else f"{reference.steps:,}",
+            *("", own, "", "1.00x"),
+        )
+        rows.append(Row(cells))
     for entry in summary.rounds:
-        # Without the space, a narrow terminal breaks the line before the interval and not inside it.
-        interval = signed_interval(entry.interval, decimals).replace(" ", "")
-        cost_so_far = summary.cost(entry)
-        table.add_row(
+        cost = summary.cost(entry)
+        cells = (
             str(entry.round),
             str(entry.layers),
             count(entry.parameters),
             f"{entry.loss:.{decimals}f}",
-            f"{entry.difference:+.{decimals}f} {interval}",
-            flops(entry.total_training_flops) if cost_so_far is None else f"{cost_so_far:.2f}x",
-            style="bold" if entry.parity else None,
+            f"{entry.difference:+.{decimals}f}",
+            signed_interval(entry.interval, decimals),
+            f"{entry.steps:,}",
+            duration(entry.seconds),
+            flops(entry.training_flops),
+            flops(entry.total_training_flops),
+            "" if cost is None else f"{cost:.2f}x",
         )
-    return table
+        rows.append(Row(cells, "parity" if entry.parity else ""))
+    headings = (
+        *("<Round", "Layers", "Params", "Loss", "Difference", "95% interval"),
+        *("Steps", "Time", "FLOPs", "All rounds", "Cost"),
+    )
+    table = Table.of("", headings, rows)
+    return table if reference is not None and reference.training_flops else table.without({"Cost"})
+
+
+def terminal_rounds(summary: Summary | Mapping[str, Any]) -> rich.table.Table:
+    """What matters most of `rounds_table`: the cost or, where that is unknown, the FLOPs of all rounds."""
+    table = rounds_table(summary)
+    rest = {"All rounds"} if "Cost" in table.headings else set()
+    return table.without(NOT_IN_TERMINAL | rest).terminal()
 
 
 def _outcome(summary: Summary, entry: RoundFigures) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-MINUS = "\N{MINUS SIGN}"  # on the page; in the terminal it stays a hyphen, which can be copied
 COUNT_PREFIXES = ("", "K", "M", "B", "T")
 FLOP_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 
@@ -41,7 +40,9 @@ def memory(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time span in its two largest units: 42 s, 12 min 30 s, 3 h 5 min, 2 d 4 h."""
+    """A time span in its two largest units: 42 s, 12 min 30 s, 3 h 5 min, 2 d 4 h; `?` for one without an end."""
+    if not math.isfinite(seconds):
+        return "?"
     whole = round(seconds)
     if whole < 60:
         return f"{significant(seconds, 2)} s"

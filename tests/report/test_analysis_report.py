@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
@@ -14,8 +13,7 @@ from handmade_attention import handmade_model
 from inheritune.analysis.analyze import analyze
 from inheritune.analysis.result import save_analyses
 from inheritune.report import write_report
-from inheritune.report.attention import run_analyses
-from inheritune.report.attention_figures import over_depth
+from inheritune.report.analysis_report import over_depth, run_analyses
 from report.synthetic_run import write_run
 from tiny_data import write_shards
 
@@ -42,12 +40,9 @@ def test_sentences_and_figures_of_both_models(run: Path) -> None:
     assert "<strong>final, 2 layers.</strong> No layer is lazy.</p>" in page
     assert page.count("3 validation windows of 32 tokens") == 2
     rank = over_depth(run_analyses(run), "rank")
-    assert rank in page
-    assert over_depth(run_analyses(run), "mass") in page
-    assert (
-        "reference, 4 layers: 4, 4, 1, 1; final, 2 layers: 4, 4."
-        in ElementTree.fromstring(rank).attrib["aria-label"]
-    )
+    assert rank is not None
+    assert "reference, 4 layers ends at 1; final, 2 layers ends at 4." in rank.label
+    assert page.count(f'alt="{rank.label}"') == 1
     assert "Left out of" not in page
 
 
@@ -56,6 +51,12 @@ def test_an_analysis_in_the_run_itself(run: Path) -> None:
         (run / name / "analysis.json").rename(run / "analysis.json")
     assert list(run_analyses(run)) == ["gpt2, 2 layers"]
     assert 'id="attention"' in page_of(run)
+
+
+def test_a_model_of_one_layer_has_its_figure(tmp_path: Path) -> None:
+    data = write_shards(tmp_path / "data")
+    save_analyses(tmp_path / "analysis.json", [analyze(handmade_model([()]), data, sequences=1, window=32)])
+    assert over_depth(run_analyses(tmp_path), "mass") is not None
 
 
 def test_without_analyses_there_is_no_section(tmp_path: Path) -> None:
@@ -81,11 +82,9 @@ def test_gradient_norms_of_every_training(tmp_path: Path) -> None:
                 file.write(json.dumps({"kind": "gradients", "step": step, **norms}) + "\n")
     page = page_of(run)
     assert "Left out of" not in page
-    assert "gradient norm of query weights, mean over steps, layer by layer: reference" in page
-    assert (
-        "round 2, 6 layers: gradient norm, query and key weights over steps: layer 1 from 0.0141 to" in page
-    )
-    assert "round 1, 4 layers: gradient norm, query and key" not in page, (
+    assert "Gradient norm of query weights, mean over steps, by layer: reference, 8 layers ends at" in page
+    assert "Round 2, 6 layers: gradient norm, query and key weights, by step: layer 1 ends at 0.00707" in page
+    assert "Round 1, 4 layers: gradient norm, query and key" not in page, (
         "over steps: reference and last round"
     )
     assert page == page_of(run)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inheritune.report import quantities
+from inheritune import quantities
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,8 @@ def test_a_prefix_never_changes_the_value(value: float) -> None:
         (750, "12 min 30 s"),
         (3 * 3600 + 300, "3 h 5 min"),
         (2 * 86400 + 4 * 3600 + 59, "2 d 4 h"),
+        (float("nan"), "?"),
+        (float("inf"), "?"),
     ],
 )
 def test_duration(seconds: float, text: str) -> None:

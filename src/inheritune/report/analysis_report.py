@@ -1,0 +1,183 @@
+"""Rank and mass of attention: the section of a run's report, and the files that `inheritune analyze` leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import rich.table
+
+from inheritune.analysis.result import FILE, AttentionAnalysis, load_analyses, save_analyses, short_name
+from inheritune.report.figures import Level, Line, Picture, curves, maps
+from inheritune.report.pages import Block, Figures, Fold, Paragraph, write_files
+from inheritune.report.runs import FloatArray, Run, Trained
+from inheritune.report.table import Table
+
+if TYPE_CHECKING:  # a report is written without torch
+    from inheritune.analysis.analyze import Analyzed
+
+HEADINGS = {
+    "rank": "approximate rank k*, highest mean over heads",
+    "mass": "columns m* that hold most mass, mean over heads",
+}
+SHOWN_LAYERS = 5
+"""Of a model whose gradient norms are drawn over steps."""
+
+
+def analysis_blocks(run: Run) -> list[Block]:
+    """Rank and mass of the attention of reference and final model, and gradient norms where they were recorded."""
+    analyses = run_analyses(run.path)
+    blocks: list[Block] = []
+    for place, (name, analysis) in enumerate(analyses.items()):
+        lazy = len(analysis.cut.lazy_layers)
+        others = f"{lazy} of {analysis.depth} layers {'is' if lazy == 1 else 'are'} lazy."
+        text = analysis.cut.sentence if place == 0 else others if lazy else "No layer is lazy."
+        blocks.append(Paragraph(text, f"{name}."))
+    if analyses:
+        first = next(iter(analyses.values()))
+        captions = {
+            "rank": f"Approximate rank: how many singular values hold {100 * first.tau:g}% of a head's attention; of "
+            "each layer the head with the highest mean. Below the dotted line a head is degenerate; hollow marks are "
+            "lazy layers, in which every head is.",
+            "mass": f"Mass: how many columns, that is attended tokens, hold {100 * first.mass:g}% of a head's "
+            "attention; mean over the heads of each layer.",
+        }
+        pictures = [
+            (over_depth(analyses, "rank"), captions["rank"]),
+            (over_depth(analyses, "mass"), captions["mass"]),
+        ]
+        measured = "; ".join(
+            f"{name}: {a.sequences} validation windows of {a.window} tokens" for name, a in analyses.items()
+        )
+        blocks += _figures(pictures)
+        blocks.append(Paragraph(f"{measured}. Bands are one standard deviation over windows."))
+    gradients = _figures([(picture, "") for picture in _gradient_pictures(run)])
+    if gradients:
+        note = Paragraph("Recorded at validation steps, before clipping.")
+        blocks.append(Fold("Gradient norms of query and key weights", [*gradients, note]))
+    return blocks
+
+
+def run_analyses(directory: Path) -> dict[str, AttentionAnalysis]:
+    """The analyses in a run directory, by the names that the report gives them.
+
+    Those of the run's reference and final model; where neither is there, those that `inheritune analyze -o RUN`
+    left. Raises UserError for a damaged file.
+    """
+    places = {name: directory / name / FILE for name in ("reference", "final")}
+    found = {name: load_analyses(path)[0] for name, path in places.items() if path.is_file()}
+    if found:
+        return {f"{name}, {analysis.depth} layers": analysis for name, analysis in found.items()}
+    path = directory / FILE
+    return labelled(load_analyses(path)) if path.is_file() else {}
+
+
+def labelled(analyses: Sequence[AttentionAnalysis]) -> dict[str, AttentionAnalysis]:
+    """Analyses by short names of their models, which no two share."""
+    names = [f"{short_name(analysis.model)}, {analysis.depth} layers" for analysis in analyses]
+    if len(set(names)) < len(names):
+        names = [f"{'AB'[i]}: {name}" for i, name in enumerate(names)]
+    return dict(zip(names, analyses, strict=True))
+
+
+def write_analysis(directory: Path, analyzed: Sequence[Analyzed]) -> list[Path]:
+    """Write `analysis.json`, `rank.svg`, `mass.svg` and, where there are maps, `maps.svg`; returns what it wrote."""
+    names = labelled([one.analysis for one in analyzed])
+    heads = {
+        name: {head: attention_tt.numpy() for head, attention_tt in one.maps.items()}
+        for name, one in zip(names, analyzed, strict=True)
+    }
+    pictures = {
+        "rank.svg": over_depth(names, "rank"),
+        "mass.svg": over_depth(names, "mass"),
+        "maps.svg": maps(heads),
+    }
+    written = write_files(directory, pictures)
+    save_analyses(directory / FILE, list(names.values()))
+    return [directory / FILE, *written]
+
+
+def analysis_table(name: str, analysis: AttentionAnalysis) -> rich.table.Table:
+    """Every layer's rank and mass, for the terminal."""
+    rows = [
+        (
+            str(layer.layer),
+            f"{layer.max_rank.mean:.1f} ±{layer.max_rank.deviation:.1f}",
+            f"{layer.mean_rank.mean:.1f}",
+            f"{layer.mean_mass.mean:.1f}",
+            f"{len(layer.degenerate_heads)}/{len(ranks)}",
+            "lazy" if layer.lazy else "",
+        )
+        for layer, ranks in zip(analysis.layers, analysis.ranks, strict=True)
+    ]
+    headings = ("Layer", "Max rank", "Mean rank", "Mean columns", "Degenerate", "<")
+    return Table.of(name, headings, rows).terminal()
+
+
+def over_depth(
+    analyses: Mapping[str, AttentionAnalysis], quantity: Literal["rank", "mass"]
+) -> Picture | None:
+    """Rank (paper, figures 1a and 9) or mass (figure 1b) of every layer, one line for each model.
+
+    The band is one standard deviation over sequences to both sides; lazy layers have hollow marks.
+    """
+    lines = []
+    for place, (name, analysis) in enumerate(analyses.items()):
+        spreads = [layer.max_rank if quantity == "rank" else layer.mean_mass for layer in analysis.layers]
+        lines.append(
+            Line(
+                name,
+                np.arange(1.0, analysis.depth + 1),
+                np.array([spread.mean for spread in spreads]),
+                place,
+                marks=analysis.depth,
+                band=np.array([spread.deviation for spread in spreads]),
+                hollow=np.array([layer.lazy for layer in analysis.layers]),
+            )
+        )
+    highest = max(float(np.max(line.y + line.band)) for line in lines if line.band is not None)
+    level = Level(next(iter(analyses.values())).degenerate) if quantity == "rank" else None
+    return curves(lines, HEADINGS[quantity], "layer", limits=(0, 1.08 * max(highest, 2)), level=level)
+
+
+def _gradient_pictures(run: Run) -> list[Picture | None]:
+    """Over layers for all trainings; over steps for the reference and the last round."""
+    norms = {t: {what: _norms(t, what) for what in ("query", "key")} for t in run.trainings}
+    norms = {t: parts for t, parts in norms.items() if parts["query"].size}
+    if not norms:
+        return []
+    pictures = []
+    for what in ("query", "key"):
+        lines = [
+            Line(t.name, np.arange(1.0, parts[what].shape[1] + 1), parts[what].mean(0), t.round)
+            for t, parts in norms.items()
+        ]
+        heading = f"gradient norm of {what} weights, mean over steps"
+        pictures.append(curves(lines, heading, "layer", logarithmic=True))
+    trainings = list(norms)
+    for training in dict.fromkeys((trainings[0], trainings[-1])):
+        both_sl = np.hypot(norms[training]["query"], norms[training]["key"])
+        depth = both_sl.shape[1]
+        shown = sorted({round(1 + i * (depth - 1) / (SHOWN_LAYERS - 1)) for i in range(SHOWN_LAYERS)})
+        steps = training.metrics.gradients["step"]
+        lines = [
+            Line(f"layer {layer}", steps, both_sl[:, layer - 1], place, marks=0)
+            for place, layer in enumerate(shown)
+        ]
+        heading = f"{training.name}: gradient norm, query and key weights"
+        pictures.append(curves(lines, heading, "step", logarithmic=True))
+    return pictures
+
+
+def _norms(training: Trained, what: str) -> FloatArray:
+    """Gradient norms [steps, layers] of query or key weights; empty where none were recorded."""
+    gradients = training.metrics.gradients
+    layers = sorted(int(name.removeprefix(f"{what}_")) for name in gradients if name.startswith(f"{what}_"))
+    return np.array([gradients[f"{what}_{layer}"] for layer in layers]).T
+
+
+def _figures(pictures: Sequence[tuple[Picture | None, str]]) -> list[Figures]:
+    shown = [(picture, caption) for picture, caption in pictures if picture is not None]
+    return [Figures(shown)] if shown else []

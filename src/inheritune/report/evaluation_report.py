@@ -1,0 +1,737 @@
+"""An evaluation for people and programs: what it says in words, its tables, and the files that are left of it.
+
+Figures of every group of tasks, their paired differences, the paper's own figures beside them (`paper.yaml`), tasks
+of no group, validation loss, size and speed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import rich.table
+import yaml
+from rich.text import Text
+
+from inheritune.evaluation.result import (
+    Cell,
+    Evaluation,
+    GroupResult,
+    MetricResult,
+    Paired,
+    Rate,
+    Score,
+    SpeedResult,
+    Spread,
+    TaskResult,
+    ValidationResult,
+)
+from inheritune.quantities import count, memory, significant
+from inheritune.report.figures import Interval, Picture, differences, short
+from inheritune.report.pages import (
+    Block,
+    Continuations,
+    Figures,
+    Fold,
+    Page,
+    Paragraph,
+    Section,
+    facts_table,
+    write_files,
+)
+from inheritune.report.table import Column, Row, Table, csv_text, escaped, printable
+
+FILES = ("evaluation.md", "evaluation.csv", "evaluation.html", "differences.svg")
+CSV_COLUMNS = (
+    *("kind", "task", "metric", "model", "value", "standard_error"),
+    *("difference", "low", "high", "p", "outcome", "items", "shots", "chance", "data", "note"),
+)
+NONE = "–"
+LOSS = "loss"
+AVERAGE = "average"
+PAPER_HEADING = "The paper's figures (other models, other data)"
+UNSEEN = "no difference seen"
+TERMINAL_COLUMNS = 4  # of figures by model, side by side
+# Of tables that have more than a terminal holds: what can be done without, or is told elsewhere.
+NOT_IN_TERMINAL = {"tasks": {"Metric", "Items", "Shots", "Chance", "p"}, "cost": {"Memory"}}
+PAIRED = ("Difference", "95% interval", "p|McNemar", "<Outcome")
+
+
+def write_evaluation(directory: Path, evaluation: Evaluation) -> list[Path]:
+    """Write `FILES` into a directory, which is made if need be, and return the paths of those that were written.
+
+    Without anything paired there is no figure, and one of an earlier evaluation is removed.
+
+    Raises:
+        UserError: `directory` is a file.
+    """
+    picture = difference_picture(evaluation)
+    texts = (to_markdown(evaluation), to_csv(evaluation), evaluation_page(evaluation).html(), picture)
+    return write_files(directory, dict(zip(FILES, texts, strict=True)))
+
+
+def evaluation_page(evaluation: Evaluation) -> Page:
+    """The page of an evaluation alone."""
+    picture = difference_picture(evaluation)
+    sections = [Section(*part) for part in parts(evaluation)]
+    if picture is not None:
+        title = f"Differences to {evaluation.models[0].name}"
+        sections.insert(0, Section(title, "differences", [_figure(evaluation, picture)]))
+    if evaluation.samples:
+        sections.append(Section("Samples", "samples", _samples(evaluation)))
+    facts = {"How it was measured": evaluation.settings, "Where it ran": evaluation.environment}
+    tables = [facts_table(title, values) for title, values in facts.items()]
+    sections.append(Section("What was measured", "sources", [*_sources(evaluation), *tables]))
+    return Page(
+        "Inheritune evaluation",
+        title_of(evaluation),
+        verdict_words(evaluation),
+        sections,
+        "inheritune evaluate",
+    )
+
+
+def evaluation_blocks(evaluation: Evaluation) -> list[Block]:
+    """An evaluation in the report of a run: pairs, the paper's figures and samples are folded away."""
+    blocks: list[Block] = [Paragraph(sentence) for sentence in verdict_words(evaluation)]
+    picture = difference_picture(evaluation)
+    if picture is not None:
+        blocks.append(_figure(evaluation, picture))
+    for _, _, tables in parts(evaluation):
+        for table in tables:
+            blocks.append(Fold(table.title, [table]) if table.kind in ("paired", "paper") else table)
+    return [*blocks, Fold("Samples", _samples(evaluation))] if evaluation.samples else blocks
+
+
+def title_of(evaluation: Evaluation) -> str:
+    """What was evaluated, in a line."""
+    first, *others = (model.name for model in evaluation.models)
+    if not others:
+        return f"Evaluation of {first}"
+    return f"Evaluation of {others[0] if len(others) == 1 else f'{len(others)} models'} against {first}"
+
+
+def terminal_tables(evaluation: Evaluation) -> list[rich.table.Table]:
+    """For the terminal: of many columns several blocks, without the paper's tables, and every note once."""
+    tables = [table for _, _, some in parts(evaluation) for table in some if table.kind != "paper"]
+    if evaluation.speed is None:
+        tables.insert(0, _sources(evaluation)[0].without({"Source", "Revision", "Weights, SHA-256"}))
+    found: list[rich.table.Table] = []
+    told: set[str] = set()
+    for table in tables:
+        if table.rows:
+            found += (block.terminal() for block in _blocks(table))
+        # A table of their own, which may be wider than the one above them.
+        notes = rich.table.Table.grid()
+        for note in table.notes:
+            if note not in told:
+                notes.add_row(Text(printable(note), overflow="fold"))
+                told.add(note)
+        if notes.row_count:
+            found.append(notes)
+    for sample in _samples(evaluation):
+        found.append(Table.of(f"{sample.title}: {sample.prompt}", ("<", "<"), sample.texts).terminal())
+    return found
+
+
+def to_markdown(evaluation: Evaluation) -> str:
+    """Everything but settings and machine as Markdown."""
+    texts = [f"# {escaped(title_of(evaluation))}"]
+    texts += [escaped(line) for line in verdict_words(evaluation)]
+    for title, _, tables in parts(evaluation):
+        texts += [f"## {escaped(title)}", *_markdown_tables(tables)]
+    if evaluation.samples:
+        texts.append("## Samples")
+        for sample in _samples(evaluation):
+            texts += [f"{sample.title}:", _fenced(sample.prompt)]
+            for model, (_, text) in zip(evaluation.models, sample.texts, strict=True):
+                texts += [f"{escaped(model.name)}:", _fenced(text)]
+    texts.append("## What was measured")
+    texts += _markdown_tables(_sources(evaluation))
+    return printable("\n\n".join(texts) + "\n")
+
+
+def to_csv(evaluation: Evaluation) -> str:
+    """One line for each model of each metric of each task, numbers in full; what is not known is empty.
+
+    Averages of groups, validation loss, sizes and median speeds follow in the same columns; `kind` tells them apart.
+    """
+    return csv_text(CSV_COLUMNS, _csv_rows(evaluation))
+
+
+def difference_picture(evaluation: Evaluation) -> Picture | None:
+    """Every accuracy's paired difference to the first model with its 95% interval, around 0; None without any.
+
+    A filled mark is better or worse. Averages of groups come last.
+    """
+    accuracies = [(task.task, result) for task, result in _shown(evaluation) if is_accuracy(result.metric)]
+    times = Counter(name for name, _ in accuracies)
+    named = [(f"{name}, {result.metric}" if times[name] > 1 else name, result) for name, result in accuracies]
+    averages = ((group.name, group.average) for group in evaluation.groups if group.average is not None)
+    named += [(f"{AVERAGE}, {name}", result) for name, result in averages if is_accuracy(result.metric)]
+    lines = [
+        Interval(
+            short(name if len(evaluation.models) == 2 else f"{name}: {evaluation.models[i].name}"),
+            100 * pair.difference,
+            (100 * pair.interval[0], 100 * pair.interval[1]),
+            f"{signed(result.metric, pair.difference)} {interval(result.metric, pair)}",
+            i,
+            pair.outcome != UNSEEN,
+        )
+        for name, result in named
+        for i, pair in enumerate(result.paired)
+        if pair is not None
+    ]
+    first = short(evaluation.models[0].name)
+    return differences(lines, f"accuracy minus that of {first}, percentage points; right of 0 is better")
+
+
+def verdict_words(evaluation: Evaluation) -> list[str]:
+    """What was found of every model but the first, and what it saves, a line for each.
+
+    The words are those of the 95% intervals: a difference that was not seen is not said to be none.
+    """
+    return [printable(_verdict(evaluation, i)) for i in range(1, len(evaluation.models))]
+
+
+def is_accuracy(metric: str) -> bool:
+    """Whether a metric is a share of items, which is shown in percent."""
+    return metric.startswith("acc") or metric in ("exact_match", "em")
+
+
+def is_perplexity(metric: str) -> bool:
+    """Whether a metric is a perplexity, of which two are compared by their ratio."""
+    return metric.endswith("perplexity")
+
+
+def number(metric: str, value: float) -> str:
+    """A value of a metric: accuracies in percent and perplexities with two decimals, all others with four."""
+    if is_accuracy(metric):
+        return f"{100 * value:.2f}"
+    return f"{value:,.2f}" if is_perplexity(metric) else f"{value:.4f}"
+
+
+def score(metric: str, figure: Score) -> str:
+    """A value with its standard error, if it has one: 74.97 ± 1.01."""
+    value = number(metric, figure.value)
+    return value if figure.standard_error is None else f"{value} ± {number(metric, figure.standard_error)}"
+
+
+def signed(metric: str, value: float) -> str:
+    """A paired difference: percentage points of an accuracy, percent of a perplexity, else of the metric."""
+    if is_accuracy(metric):
+        return f"{100 * value:+.2f}"
+    return f"{100 * value:+.2f}%" if is_perplexity(metric) else f"{value:+.4f}"
+
+
+def interval(metric: str, paired: Paired) -> str:
+    """The 95% interval of a paired difference, in the same unit: [-1.42, +0.22]."""
+    low, high = (signed(metric, end) for end in paired.interval)
+    return f"[{low}, {high}]"
+
+
+@cache
+def paper_tables() -> dict[str, dict[str, Any]]:
+    """The paper's tables, by the name of the group of tasks that asks for the same."""
+    text = resources.files("inheritune.report").joinpath("paper.yaml").read_text("utf-8")
+    # The base loader leaves every figure a string, so that 34.60 stays as it was printed.
+    tables: dict[str, dict[str, Any]] = yaml.load(text, yaml.BaseLoader)
+    return tables
+
+
+def parts(evaluation: Evaluation) -> list[tuple[str, str, list[Table]]]:
+    """All tables of figures, with the heading that they stand under and its id on a page."""
+    found = [
+        (group.name, f"group-{place}", list(_group_tables(evaluation, group)))
+        for place, group in enumerate(evaluation.groups, 1)
+    ]
+    other, validation, speed = _other_tasks(evaluation), evaluation.validation, evaluation.speed
+    if other is not None:
+        found.append(("Other tasks", "other-tasks", [other]))
+    if validation is not None:
+        found.append(("Validation loss", "validation", [_validation_table(evaluation, validation)]))
+    if speed is not None:
+        found.append(("Size and speed", "speed", [_sizes(evaluation, speed), _rates(evaluation, speed)]))
+    return found
+
+
+def _group_tables(evaluation: Evaluation, group: GroupResult) -> Iterator[Table]:
+    """A group's figures by model, its paired differences, and the paper's figures."""
+    shown = [_group_column(evaluation, cell) for cell in group.columns]
+    if group.average is not None:
+        shown.append((Column(AVERAGE), group.average))
+    results = [result for _, result in shown if result is not None]
+    rows = []
+    for i, model in enumerate(evaluation.models if shown else ()):
+        cells = (NONE if result is None else score(result.metric, result.scores[i]) for _, result in shown)
+        rows.append(Row((model.name, *cells), "" if i else "first"))
+    if any(result.chance is not None for result in results):
+        rows.append(Row(("chance", *(_chance(result) for _, result in shown)), "chance"))
+    named = {cell.task for cell in group.columns}
+    tasks = [task for task in evaluation.tasks if task.task in named]
+    notes = (*_legend(results), *_missing(evaluation, group.missing), *_task_notes(tasks))
+    columns: list[str | Column] = ["<Model", *(column for column, _ in shown)]
+    yield Table.of(f"{group.name}: figures", columns, rows, notes, "scores")
+    if len(evaluation.models) > 1 and results:
+        yield _paired_table(evaluation, group.name, shown)
+    if group.name in paper_tables():
+        yield _paper_table(paper_tables()[group.name], [cell.task for cell in group.columns])
+
+
+def _group_column(evaluation: Evaluation, cell: Cell) -> tuple[Column, MetricResult | None]:
+    """A column of a group and its figures, None where the task is missing."""
+    found = _find(evaluation, cell)
+    if found is None:
+        return Column(cell.task, cell.metric), None
+    task, result = found
+    shots = f", {task.shots}-shot" if task.shots else ""
+    return Column(cell.task, f"{cell.metric}{shots}{_arrow(result)}"), result
+
+
+def _paired_table(
+    evaluation: Evaluation, group: str, shown: Sequence[tuple[Column, MetricResult | None]]
+) -> Table:
+    times = Counter(column.heading for column, _ in shown)
+    rows = []
+    for i, model in enumerate(evaluation.models[1:], 1):
+        for column, result in shown:
+            if result is not None:
+                name = column.heading
+                # The metric only where a task is there twice: the table above tells it of all.
+                task = f"{name}, {result.metric}" if times[name] > 1 else name
+                cells = _paired_cells(result.metric, result.paired[i])
+                rows.append(Row((model.name, task, *cells), _outcome(result.paired[i])))
+    title = f"{group}: differences to {evaluation.models[0].name} on the same items"
+    notes = _paired_legend([result for _, result in shown if result is not None])
+    return Table.of(title, ("<Model", "<Task", *PAIRED), rows, notes, "paired")
+
+
+def _paper_table(table: dict[str, Any], ours: Sequence[str]) -> Table:
+    """The paper's rows, its columns in the order of ours."""
+    printed = table["columns"]
+    tasks = [column["task"] for column in printed]
+    order = sorted(range(len(tasks)), key=lambda i: ours.index(tasks[i]) if tasks[i] in ours else len(ours))
+    details = (
+        (one["printed"], one.get("metric", ""), f"{one['shots']}-shot" if "shots" in one else "")
+        for one in printed
+    )
+    columns = [Column(task, ", ".join(filter(None, some))) for task, some in zip(tasks, details, strict=True)]
+    average = [AVERAGE] if any("average" in row for row in table["rows"]) else []
+    rows = [
+        [row["model"], row.get("layers", NONE), row["recipe"]]
+        + [row["figures"][i] for i in order]
+        + [row.get("average", NONE) for _ in average]
+        for row in table["rows"]
+    ]
+    headings: list[str | Column] = ["<Model", "Layers", "<Recipe", *(columns[i] for i in order), *average]
+    notes = (f"From {table['source']}: {table['about']}.", *table.get("notes", ()))
+    return Table.of(PAPER_HEADING, headings, rows, notes, "paper")
+
+
+def _other_tasks(evaluation: Evaluation) -> Table | None:
+    """Tasks of no group; and those without figures that no group tells of."""
+    told = {task for group in evaluation.groups for task in group.missing}
+    missing = [task for task in evaluation.skipped if task not in told]
+    tasks = _ungrouped(evaluation)
+    if not tasks and not missing:
+        return None
+    pairs = len(evaluation.models) > 1 and bool(tasks)
+    rows = []
+    for task in tasks:
+        result = task.of(task.metric)
+        # What holds for all models stands in the first line.
+        head = [
+            task.task,
+            f"{task.metric}{_arrow(result)}",
+            f"{task.items:,}",
+            str(task.shots),
+            _chance(result),
+        ]
+        for i, model in enumerate(evaluation.models):
+            cells = [*([""] * len(head) if i else head), model.name, score(task.metric, result.scores[i])]
+            if pairs:
+                cells += _paired_cells(task.metric, result.paired[i]) if i else [""] * len(PAIRED)
+            rows.append(Row(tuple(cells), _outcome(result.paired[i]) if i else "first"))
+    results = [task.of(task.metric) for task in tasks]
+    legend = [*_legend(results), *(_paired_legend(results) if pairs else ())]
+    notes = (*legend, *_missing(evaluation, missing), *_task_notes(tasks))
+    title = "Single tasks"
+    if pairs:
+        title += f", with differences to {evaluation.models[0].name} on the same items"
+    headings = ("<Task", "<Metric", "Items", "Shots", "Chance", "<Model", "Value", *(PAIRED if pairs else ()))
+    return Table.of(title, headings, rows, notes, "tasks")
+
+
+def _validation_table(evaluation: Evaluation, result: ValidationResult) -> Table:
+    pairs = len(evaluation.models) > 1
+    rows = []
+    for i, model in enumerate(evaluation.models):
+        cells = [model.name, score(LOSS, result.scores[i])]
+        if pairs:
+            difference, ends, _, words = _paired_cells(LOSS, result.paired[i])
+            cells += [difference, ends, words] if i else [""] * 3
+        rows.append(Row(tuple(cells), _outcome(result.paired[i]) if i else "first"))
+    note = (
+        f"Nats per token, mean over {result.windows:,} windows of {result.window:,} tokens that are the same for all "
+        "models; after ± stands the standard error over windows."
+    )
+    title = f"Loss on {result.split} of {result.data}"
+    headings = ("<Model", "Loss", *((*PAIRED[:2], PAIRED[3]) if pairs else ()))
+    return Table.of(title, headings, rows, (note,), "validation")
+
+
+def _sizes(evaluation: Evaluation, speed: SpeedResult) -> Table:
+    """In brackets as a multiple of the first model."""
+    sizes = [
+        (
+            (count, model.parameters),
+            (_bytes, size.checkpoint_bytes),
+            (_bytes, size.memory_bytes),
+            (_bytes, size.cache_bytes_per_token),
+        )
+        for model, size in zip(evaluation.models, speed.models, strict=True)
+    ]
+    rows = []
+    for i, model in enumerate(evaluation.models):
+        cells = (
+            f"{text(value)} ({value / first:.2f}×)" if i and first else text(value)
+            for (text, value), (_, first) in zip(sizes[i], sizes[0], strict=True)
+        )
+        rows.append(Row((model.name, str(model.layers), *cells), "" if i else "first"))
+    headings = ("<Model", "Layers", "Parameters", "Checkpoint", "Memory", "Cache|per token")
+    notes = ["The cache holds keys and values, and is that of one token of one sequence."]
+    if len(evaluation.models) > 1:
+        notes.append(f"In brackets as a multiple of {evaluation.models[0].name}.")
+    return Table.of("What a model costs to keep", headings, rows, notes, "cost")
+
+
+def _rates(evaluation: Evaluation, speed: SpeedResult) -> Table:
+    several = len(evaluation.models) > 1
+    ratios = (["×|reading"], ["×|writing"]) if several else ([], [])
+    headings = ["<Model", "Batch", "Reading|tokens/s", *ratios[0], "Writing|tokens/s", *ratios[1]]
+    rows = []
+    for batch in dict.fromkeys(rate.batch for model in speed.models for rate in model.rates):
+        for i, model in enumerate(evaluation.models):
+            rate, first = _rate_at(speed, i, batch), _rate_at(speed, 0, batch)
+            if rate is None:
+                continue
+            cells = []
+            for what in ("prefill", "decode"):
+                spread: Spread = getattr(rate, what)
+                cells.append(_spread(spread))
+                if several:
+                    cells.append(
+                        f"{spread.median / getattr(first, what).median:.2f}" if i and first else NONE
+                    )
+            rows.append(Row((model.name, str(batch), *cells), "" if i else "first"))
+    notes = [
+        f"Reading a prompt of {speed.prompt_tokens:,} tokens and writing {speed.new_tokens:,} new ones; tokens of "
+        f"all sequences of a batch together. Median of {speed.turns} turns, in which the models were timed one after "
+        "another; in brackets the lowest and the highest."
+    ]
+    if several:
+        notes.append(
+            f"×: as a multiple of {evaluation.models[0].name} at the same batch size, of the medians."
+        )
+    return Table.of("What a model costs to run", headings, rows, notes, "cost")
+
+
+def _sources(evaluation: Evaluation) -> list[Table]:
+    """Which models and which items the figures belong to."""
+    headings = (
+        "<Model",
+        "<Type",
+        "Layers",
+        "Parameters",
+        "<Precision",
+        "<Source",
+        "<Revision",
+        "<Weights, SHA-256",
+    )
+    rows = [
+        (
+            *(model.name, model.model_type, str(model.layers), f"{model.parameters:,}", model.dtype),
+            *(model.source, model.revision or NONE, model.weights[:12]),
+        )
+        for model in evaluation.models
+    ]
+    models = Table.of("Models", headings, rows)
+    if not evaluation.tasks:
+        return [models]
+    task_rows = []
+    for task in evaluation.tasks:
+        name = f"{task.task}, {task.shots}-shot" if task.shots else task.task
+        some = task.parts
+        pooled = ", ".join(some) if len(some) <= 3 else f"{some[0]} … {some[-1]}, {len(some)} tasks"
+        task_rows.append((name, task.version, f"{task.items:,}", task.data, pooled))
+    tasks = Table.of("Tasks", ("<Task", "<Version", "Items", "<Data", "<Pooled from"), task_rows)
+    return [models, tasks if any(task.parts for task in evaluation.tasks) else tasks.without({"Pooled from"})]
+
+
+def _csv_rows(evaluation: Evaluation) -> Iterator[dict[str, object]]:
+    names = [model.name for model in evaluation.models]
+
+    def metric_rows(kind: str, name: str, result: MetricResult) -> Iterator[dict[str, object]]:
+        for i, model in enumerate(names):
+            head = {"kind": kind, "task": name, "metric": result.metric, "model": model}
+            yield head | _csv_figures(result.scores[i], result.paired[i]) | {"chance": result.chance}
+
+    for task in evaluation.tasks:
+        about = {"items": task.items, "shots": task.shots, "data": task.data, "note": task.note}
+        for result in task.metrics:
+            yield from (row | about for row in metric_rows("task", task.task, result))
+    for group in evaluation.groups:
+        if group.average is not None:
+            yield from metric_rows("average", group.name, group.average)
+    validation = evaluation.validation
+    if validation is not None:
+        about = {"items": validation.windows, "data": f"{validation.data}, {validation.split}"}
+        for i, name in enumerate(names):
+            figures = _csv_figures(validation.scores[i], validation.paired[i])
+            yield {"kind": "validation", "metric": LOSS, "model": name} | figures | about
+    for i, one in enumerate(evaluation.models):
+        costs: dict[str, float] = {"layers": one.layers, "parameters": one.parameters}
+        if evaluation.speed is not None:
+            speed = evaluation.speed.models[i]
+            costs |= speed.model_dump(include={"checkpoint_bytes", "memory_bytes", "cache_bytes_per_token"})
+            for rate in speed.rates:
+                costs[f"prefill_tokens_per_second_batch_{rate.batch}"] = rate.prefill.median
+                costs[f"decode_tokens_per_second_batch_{rate.batch}"] = rate.decode.median
+        for metric, value in costs.items():
+            yield {"kind": "cost", "metric": metric, "model": one.name, "value": value}
+
+
+def _csv_figures(score: Score, paired: Paired | None) -> dict[str, object]:
+    figures: dict[str, object] = {"value": score.value, "standard_error": score.standard_error}
+    if paired is not None:
+        low, high = paired.interval
+        figures |= {"difference": paired.difference, "low": low, "high": high, "p": paired.p}
+        figures["outcome"] = paired.outcome
+    return figures
+
+
+def _verdict(evaluation: Evaluation, i: int) -> str:
+    accuracies = ", ".join([*_accuracies(evaluation, i), *_averages(evaluation, i)])
+    quality = (
+        "; ".join(filter(None, [accuracies, *_others(evaluation, i)]))
+        or "nothing was measured of how good it is"
+    )
+    return f"{evaluation.models[i].name}: {quality}. It has {_savings(evaluation, i)}."
+
+
+def _accuracies(evaluation: Evaluation, i: int) -> Iterator[str]:
+    first = evaluation.models[0].name
+    results = [(task, result) for task, result in _shown(evaluation) if is_accuracy(result.metric)]
+    pairs = [(task.task, paired) for task, result in results if (paired := result.paired[i]) is not None]
+    if pairs:
+        told = {
+            outcome: [task for task, paired in pairs if paired.outcome == outcome]
+            for outcome in ("better", "worse")
+        }
+        none_seen = len(pairs) - sum(map(len, told.values()))
+        of = f"of {len(pairs)} accuracies" if len(pairs) > 1 else "of 1 accuracy"
+        if none_seen == len(pairs):
+            yield f"{of} none differs from {first} beyond chance variation"
+        else:
+            sides = [
+                f"{len(tasks)} {'is' if len(tasks) == 1 else 'are'} {outcome} ({', '.join(tasks)})"
+                for outcome, tasks in told.items()
+                if tasks
+            ]
+            rest = f", in {none_seen} no difference is seen" if none_seen else ""
+            yield f"{of} {' and '.join(sides)} than {first} beyond chance variation{rest}"
+    if len(results) > len(pairs):
+        yield f"{len(results) - len(pairs)} of the accuracies could not be paired with {first}"
+
+
+def _averages(evaluation: Evaluation, i: int) -> Iterator[str]:
+    averages = [(group.name, group.average) for group in evaluation.groups if group.average is not None]
+    for name, average in averages:
+        heading = "average" if len(averages) == 1 else f"average of {name}"
+        yield f"{heading} {_against(average.metric, average.scores, average.paired[i], i, outcome=False)}"
+
+
+def _others(evaluation: Evaluation, i: int) -> Iterator[str]:
+    """Metrics that are not accuracies: how much they differ matters more than how many do."""
+    for task, result in _shown(evaluation):
+        if not is_accuracy(result.metric):
+            figures = _against(result.metric, result.scores, result.paired[i], i)
+            yield f"{task.task} {result.metric} {figures}"
+    validation = evaluation.validation
+    if validation is not None:
+        yield f"validation loss {_against(LOSS, validation.scores, validation.paired[i], i)}"
+
+
+def _against(metric: str, scores: list[Score], pair: Paired | None, i: int, *, outcome: bool = True) -> str:
+    values = f"{number(metric, scores[i].value)} against {number(metric, scores[0].value)}"
+    if pair is None:
+        return values
+    words = f", {pair.outcome}" if outcome else ""
+    difference = signed(metric, pair.difference)
+    return f"{values} (difference {difference}, 95% interval {interval(metric, pair)}{words})"
+
+
+def _savings(evaluation: Evaluation, i: int) -> str:
+    first, model = evaluation.models[0], evaluation.models[i]
+    found = [f"{model.parameters / first.parameters:.2f} times the parameters of {first.name}"]
+    speed = evaluation.speed
+    if speed is not None:
+        cache, first_cache = (speed.models[place].cache_bytes_per_token for place in (i, 0))
+        if first_cache:
+            found.append(f"{cache / first_cache:.2f} times its cache per token")
+        for rate in speed.models[i].rates[:1]:
+            against = _rate_at(speed, 0, rate.batch)
+            if against is not None:
+                reads = rate.prefill.median / against.prefill.median
+                writes = rate.decode.median / against.decode.median
+                found.append(
+                    f"reads {reads:.2f} times and writes {writes:.2f} times as many tokens per second "
+                    f"at batch {rate.batch}"
+                )
+    return found[0] if len(found) == 1 else f"{', '.join(found[:-1])}, and {found[-1]}"
+
+
+def _figure(evaluation: Evaluation, picture: Picture) -> Figures:
+    caption = (
+        f"Accuracy minus that of {evaluation.models[0].name} on the same items, in percentage points, with its 95% "
+        "interval; a filled mark means better or worse, an open one no difference seen."
+    )
+    return Figures([(picture, caption)], wide=True)
+
+
+def _samples(evaluation: Evaluation) -> list[Continuations]:
+    names = [f"{model.name}, {model.layers} layers" for model in evaluation.models]
+    return [
+        Continuations(f"Prompt {place}", sample.prompt, list(zip(names, sample.continuations, strict=True)))
+        for place, sample in enumerate(evaluation.samples, 1)
+    ]
+
+
+def _blocks(table: Table) -> list[Table]:
+    """A table as a terminal can hold it: figures by model in several of a few columns each, as even as can be."""
+    table = table.without(NOT_IN_TERMINAL.get(table.kind, ()))
+    figures = len(table.columns) - 1
+    if table.kind != "scores" or figures <= TERMINAL_COLUMNS:
+        return [table]
+    parts = -(-figures // TERMINAL_COLUMNS)
+    edges = [1 + round(i * figures / parts) for i in range(parts + 1)]
+    return [table.select([0, *range(start, stop)]) for start, stop in pairwise(edges)]
+
+
+def _markdown_tables(tables: Sequence[Table]) -> Iterator[str]:
+    for table in tables:
+        title = escaped(table.title)
+        yield f"### {title}" if table.kind == "paper" else f"**{title}**"
+        if table.rows:
+            yield table.markdown()
+        if table.notes:
+            yield "\n".join(f"- {escaped(note)}" for note in table.notes)
+
+
+def _fenced(text: str) -> str:
+    """A block in which nothing is markup: its fence is longer than any in the text."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _find(evaluation: Evaluation, cell: Cell) -> tuple[TaskResult, MetricResult] | None:
+    """The figures that a table shows in this column; None if there are none."""
+    for task in evaluation.tasks:
+        for result in task.metrics:
+            if (task.task, result.metric) == (cell.task, cell.metric):
+                return task, result
+    return None
+
+
+def _ungrouped(evaluation: Evaluation) -> list[TaskResult]:
+    """Tasks that are in the table of no group."""
+    grouped = {cell.task for group in evaluation.groups for cell in group.columns}
+    return [task for task in evaluation.tasks if task.task not in grouped]
+
+
+def _shown(evaluation: Evaluation) -> list[tuple[TaskResult, MetricResult]]:
+    """Every figure that is in a table, once, in the order of the tables."""
+    cells = [cell for group in evaluation.groups for cell in group.columns]
+    cells += [Cell(task=task.task, metric=task.metric) for task in _ungrouped(evaluation)]
+    unique = {(cell.task, cell.metric): cell for cell in cells}
+    return [found for cell in unique.values() if (found := _find(evaluation, cell)) is not None]
+
+
+def _rate_at(speed: SpeedResult, model: int, batch: int) -> Rate | None:
+    """How fast a model was at one batch size; None where it was not timed."""
+    return next((rate for rate in speed.models[model].rates if rate.batch == batch), None)
+
+
+def _outcome(paired: Paired | None) -> str:
+    """The kind of a row that shows this difference."""
+    return paired.outcome if paired is not None and paired.outcome != UNSEEN else ""
+
+
+def _paired_cells(metric: str, paired: Paired | None) -> tuple[str, str, str, str]:
+    """Difference, interval, p-value and outcome."""
+    if paired is None:
+        return NONE, NONE, NONE, "not paired"
+    p = NONE if paired.p is None else "<0.001" if paired.p < 0.001 else f"{paired.p:.3f}"
+    return signed(metric, paired.difference), interval(metric, paired), p, paired.outcome
+
+
+def _chance(result: MetricResult | None) -> str:
+    return NONE if result is None or result.chance is None else number(result.metric, result.chance)
+
+
+def _arrow(result: MetricResult) -> str:
+    return "" if result.higher_is_better else " ↓"
+
+
+def _legend(results: Sequence[MetricResult]) -> Iterator[str]:
+    if any(is_accuracy(result.metric) for result in results):
+        yield "Accuracies are in percent."
+    if any(score.standard_error is not None for result in results for score in result.scores):
+        yield "After ± stands the standard error over items."
+    if any(not result.higher_is_better for result in results):
+        yield "↓: smaller is better."
+    if any(result.chance is not None for result in results):
+        yield "Chance is what guessing gives."
+
+
+def _paired_legend(results: Sequence[MetricResult]) -> Iterator[str]:
+    if any(is_accuracy(result.metric) for result in results):
+        yield "Differences of accuracies are in percentage points."
+    if any(is_perplexity(result.metric) for result in results):
+        yield "Differences of perplexities are their ratio minus 1, in percent."
+    yield (
+        "Better and worse mean that the 95% interval leaves out 0, and p is below 0.05 where there is one; no "
+        "difference seen does not mean that there is none. Of twenty tasks in which two models are equally good, "
+        "about one shows a difference by chance."
+    )
+
+
+def _missing(evaluation: Evaluation, tasks: Sequence[str]) -> Iterator[str]:
+    for task in tasks:
+        yield f"{task} has no figures: {evaluation.skipped.get(task, 'it was skipped')}"
+
+
+def _task_notes(tasks: Sequence[TaskResult]) -> Iterator[str]:
+    for task in tasks:
+        if task.note is not None:
+            yield f"{task.task}: {task.note}"
+
+
+def _spread(spread: Spread) -> str:
+    low, middle, high = (
+        count(value) if value >= 10_000 else significant(value)
+        for value in (spread.lowest, spread.median, spread.highest)
+    )
+    return f"{middle} [{low}–{high}]"
+
+
+def _bytes(value: float) -> str:
+    """A size, also one that is small: a token's keys and values may be less than a mebibyte."""
+    return memory(value) if value >= 2**20 else f"{significant(value / 1024)} KiB"

@@ -1,0 +1,153 @@
+"""A page of a report: title, verdict, and sections of text, tables and figures; one HTML file that loads nothing.
+
+Every value that a page is given is text: the one template, `templates/page.html`, escapes it. The same page gives the
+same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from inheritune import UserError, atomic
+from inheritune.report.figures import Picture
+from inheritune.report.table import Table, minus, printable
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A paragraph, with its first words in bold if they are given."""
+
+    text: str
+    head: str = ""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Pictures with their captions, side by side where there is room; wide ones are scrolled rather than shrunk."""
+
+    pictures: Sequence[tuple[Picture, str]]
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Code:
+    """A text that is copied."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """What several models, each with its name, wrote after the same prompt."""
+
+    title: str
+    prompt: str
+    texts: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Blocks that are folded away on the screen."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+Block = Paragraph | Table | Figures | Code | Continuations | Fold
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page: its heading, its `id` on the page, and what stands in it."""
+
+    title: str
+    anchor: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole page.
+
+    Args:
+        kind: what sort of page it is, in a few words.
+        title: its heading.
+        verdicts: sentences that say what was found.
+        sections: in their order.
+        writer: the command that writes it.
+        tone: colours the verdict: reached, missed or nothing.
+        facts: figures that matter most: name, value, and what stands small beside it.
+        notes: what could not be read, or else must be known.
+    """
+
+    kind: str
+    title: str
+    verdicts: Sequence[str]
+    sections: Sequence[Section]
+    writer: str
+    tone: str = ""
+    facts: Sequence[tuple[str, str, str]] = ()
+    notes: Sequence[str] = ()
+
+    def html(self) -> str:
+        """The page as HTML."""
+        return printable(_TEMPLATE.render(page=self))
+
+
+def facts_table(title: str, values: Mapping[str, Any]) -> Table:
+    """Names and values, such as settings or the machine; what is not text as JSON."""
+    rows = (
+        (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        for name, value in values.items()
+    )
+    return Table.of(title, ("<", "<"), rows, kind="facts")
+
+
+def write_files(directory: Path, texts: Mapping[str, str | Picture | None]) -> list[Path]:
+    """Write files into a directory, which is made if need be, and return the paths of those that were written.
+
+    A file that has nothing to hold is not written, and one of before is removed.
+
+    Raises:
+        UserError: `directory` is a file.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"cannot write into {directory}: it is a file; give a directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, text in texts.items():
+        path = directory / name
+        if text is None:
+            path.unlink(missing_ok=True)
+        else:
+            atomic.write_text(path, text.svg if isinstance(text, Picture) else text)
+            written.append(path)
+    return written
+
+
+def _data_uri(picture: Picture) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(picture.svg.encode()).decode()}"
+
+
+def _make_environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("inheritune.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"minus": minus, "data_uri": _data_uri}
+    for block in (Paragraph, Table, Figures, Code, Continuations, Fold):
+        environment.tests[block.__name__.lower()] = lambda value, block=block: isinstance(value, block)
+    return environment
+
+
+_TEMPLATE = _make_environment().get_template("page.html")

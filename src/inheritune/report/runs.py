@@ -1,0 +1,516 @@
+"""What run directories hold, read for a report or a comparison, whatever state they are in.
+
+A run may be finished, running or killed: every file but `recipe.yaml` may be absent, and the last line of a
+`metrics.jsonl` may be cut off. What is there is read; what could not be read is named in notes.
+
+`read_run` gives all of one run of Algorithm 1, for its page. `read_entries` gives the models of any runs, to be
+compared; it reads plain JSON and YAML, not recipes, so that results of an older version stay readable.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from inheritune import UserError
+from inheritune.evaluation.result import FILE as EVALUATION_FILE
+from inheritune.evaluation.result import Evaluation, load_evaluation
+from inheritune.run_directory import Record, State, Summary, read_starts
+
+if TYPE_CHECKING:  # the page of a run is written without torch
+    from inheritune.evaluation.validation import WindowLosses
+
+FloatArray = NDArray[np.float64]
+R = TypeVar("R", bound=Record)
+
+TRAIN_COLUMNS = (
+    "step",
+    "flops",
+    "loss",
+    "learning_rate",
+    "gradient_norm",
+    "tokens_per_second",
+    "flops_per_second",
+    "memory_bytes",
+)
+VALIDATION_COLUMNS = ("step", "flops", "loss")
+METRICS = "metrics.jsonl"
+ROUND_DIRECTORY = re.compile(r"round-(\d+)-(\d+)-layers")
+
+
+@dataclass(frozen=True, eq=False)
+class Metrics:
+    """A `metrics.jsonl`: the rows of each kind as columns, in the order of steps; a value that is missing is NaN.
+
+    `last` is the row of the last step of training or validation.
+    """
+
+    train: Mapping[str, FloatArray]
+    validation: Mapping[str, FloatArray]
+    gradients: Mapping[str, FloatArray]
+    last: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The metrics of one model that a run trained: the reference (round 0), or the target of a round.
+
+    FLOPs count from 0 in every round; `before` is the training FLOPs of the rounds before this one.
+    """
+
+    round: int
+    layers: int | None
+    metrics: Metrics
+    before: float
+    finished: bool
+
+    @property
+    def name(self) -> str:
+        """The name in figures and tables, such as "round 2, 6 layers"."""
+        name = "reference" if self.round == 0 else f"round {self.round}"
+        return name if self.layers is None else f"{name}, {self.layers} layers"
+
+    @property
+    def last_step(self) -> int:
+        """The last step with a metric; there always is one."""
+        return int(self.metrics.last["step"])
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs up to the last row, 0 if they were not recorded."""
+        flops = np.concatenate([self.metrics.train["flops"], self.metrics.validation["flops"]])
+        return float(np.max(flops, initial=0.0, where=np.isfinite(flops)))
+
+
+class Validation(Record):
+    """The head of a `validation.json`, without the losses of the single windows."""
+
+    loss: float
+    windows: int
+    window_tokens: int
+
+
+class Sample(Record):
+    """What the reference and the target wrote after the same prompt."""
+
+    prompt: str
+    reference: str
+    target: str
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run of Algorithm 1 as far as it can be read."""
+
+    path: Path
+    recipe: str
+    summary: Summary
+    state: State | None
+    environment: Mapping[str, Any]
+    trainings: tuple[Trained, ...]
+    """The reference, if this run trained it, and the rounds in their order."""
+    reference_validation: Validation | None
+    samples: tuple[Sample, ...]
+    evaluation: Evaluation | None
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The recipe's name, else the directory's."""
+        return self.summary.name or self.path.resolve().name
+
+    @property
+    def reference_loss(self) -> float | None:
+        """The reference's final validation loss, nats per token."""
+        if self.summary.reference is not None and self.summary.reference.loss is not None:
+            return self.summary.reference.loss
+        return None if self.reference_validation is None else self.reference_validation.loss
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Validation losses during a training, in nats per token.
+
+    `flops` are training FLOPs, those of earlier rounds included; NaN where they were not recorded.
+    """
+
+    steps: FloatArray
+    flops: FloatArray
+    losses: FloatArray
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One trained model of a comparison; what is not known of it is None.
+
+    Args:
+        label: name of its row; several entries with the same label are seeds of one row.
+        path: where its files are.
+        run: the directory that the user named; a run of Algorithm 1 has several entries.
+        kind: what `inheritune train` made, or the reference or a round of `inheritune run`.
+        seed: N of the nearest parent directory `seed-N`, else of the recipe.
+        flops: of its own training.
+        total_flops: those of the rounds before it included.
+        losses: final ones, per window; None if it is unfinished.
+        notes: sentences about what could not be read.
+    """
+
+    label: str
+    path: Path
+    run: Path
+    kind: Literal["model", "reference", "round"]
+    seed: int | None
+    layers: int | None
+    parameters: int | None
+    steps: int | None
+    tokens: int | None
+    flops: float | None
+    total_flops: float | None
+    losses: WindowLosses | None
+    curve: Curve
+    notes: tuple[str, ...] = ()
+
+
+def read_run(path: Path) -> Run:
+    """Read a run directory, whatever state it is in.
+
+    Raises UserError if it is not a run directory, or if a file that is always written whole is damaged.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give the directory that `inheritune run` wrote")
+    if not (path / "recipe.yaml").is_file():
+        raise UserError(
+            f"{path} is not a run directory: it has no recipe.yaml; give the directory that `inheritune run` wrote"
+        )
+    notes: list[str] = []
+    summary = _read_record(Summary, path / "summary.json") or Summary()
+    state = _read_record(State, path / "state.json")
+    samples = _read_json(path / "samples.json") or []
+    if not isinstance(samples, list):
+        raise UserError(f"{path / 'samples.json'} must hold a JSON list of samples")
+    evaluation = path / "evaluation" / EVALUATION_FILE
+    starts = read_starts(path)
+    return Run(
+        path=path,
+        recipe=(path / "recipe.yaml").read_text("utf-8", errors="replace"),
+        summary=summary,
+        state=state,
+        environment={key: value for key, value in starts[-1].items() if key != "data"} if starts else {},
+        trainings=tuple(_read_trainings(path, summary, state, notes)),
+        reference_validation=_read_record(Validation, path / "reference" / "validation.json"),
+        samples=tuple(_parse(Sample, sample, str(path / "samples.json")) for sample in samples),
+        evaluation=load_evaluation(evaluation) if evaluation.is_file() else None,
+        notes=tuple(notes),
+    )
+
+
+def parse_summary(summary: Summary | Mapping[str, Any]) -> Summary:
+    """Check the content of a `summary.json`.
+
+    Raises UserError naming the first thing that is wrong.
+    """
+    return _parse(Summary, summary, "the summary")
+
+
+def read_metrics(directory: Path, notes: list[str]) -> Metrics | None:
+    """The rows of `metrics.jsonl` in this directory, or None if no step of training or validation is there yet.
+
+    A line that cannot be read, such as one cut off in the middle, is left out and counted in `notes`. A run that
+    was killed and started again writes the steps after its checkpoint once more: the later row counts.
+    """
+    file = directory / METRICS
+    if not file.is_file():
+        return None
+    rows: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "validation": {}, "gradients": {}}
+    unreadable = 0
+    for line in filter(str.strip, file.read_text("utf-8", errors="replace").splitlines()):
+        try:
+            row = json.loads(line)
+            rows[row["kind"]][int(row["step"])] = row
+        except (ValueError, KeyError, TypeError, OverflowError):
+            unreadable += 1
+    if unreadable:
+        lines = "1 line" if unreadable == 1 else f"{unreadable} lines"
+        notes.append(f"Left out of {directory.name}/{METRICS}: {lines} that could not be read.")
+    steps = rows["validation"] | rows["train"]
+    if not steps:
+        return None
+    gradients = dict.fromkeys(name for row in rows["gradients"].values() for name in row if name != "kind")
+    return Metrics(
+        _columns(rows["train"], TRAIN_COLUMNS),
+        _columns(rows["validation"], VALIDATION_COLUMNS),
+        _columns(rows["gradients"], gradients),
+        steps[max(steps)],
+    )
+
+
+def read_entries(runs: Sequence[tuple[str | None, Path]]) -> list[Entry]:
+    """Every model of these directories, in their order; a label of None becomes the directory's name.
+
+    Unnamed directories of the same name are told apart by their parents. A run of Algorithm 1 gives
+    `NAME/reference` and `NAME/round-...`. A training without `validation.json` is unfinished: it has a curve, but
+    no losses.
+
+    Raises:
+        UserError: a directory is missing, not a run or given twice, a file in it is damaged, or no training
+            has begun in any.
+    """
+    if not runs:
+        raise UserError("there is nothing to compare: give the directories of at least one run")
+    for _, path in runs:
+        if not path.is_dir():
+            state = "is not a directory" if path.exists() else "does not exist"
+            raise UserError(
+                f"{path} {state}; give directories that `inheritune train` or `inheritune run` wrote"
+            )
+    labels = _labels(runs)
+    entries = [
+        entry
+        for label, (_, path) in zip(labels, runs, strict=True)
+        for entry in _entries_of(label, path, _read_recipe(path))
+    ]
+    if not entries:
+        raise UserError(f"no training has begun in {', '.join(str(path) for _, path in runs)}")
+    return entries
+
+
+def _read_trainings(path: Path, summary: Summary, state: State | None, notes: list[str]) -> Iterator[Trained]:
+    """The reference and every round with metrics; a round's FLOPs begin where those of the ones before ended."""
+    metrics = read_metrics(path / "reference", notes)
+    if metrics is not None:
+        layers = None if summary.reference is None else summary.reference.layers
+        finished = summary.reference is not None if state is None else state.phase != "reference"
+        yield Trained(0, layers, metrics, before=0.0, finished=finished)
+    finished_rounds = {entry.directory for entry in summary.rounds}
+    measured = 0.0
+    for number, depth, name in _round_directories(path):
+        metrics = read_metrics(path / name, notes)
+        if metrics is None:
+            continue
+        # The summary also knows the rounds whose metrics are gone.
+        paid = (entry.total_training_flops for entry in summary.rounds if entry.round < number)
+        training = Trained(number, depth, metrics, max(measured, *paid, 0.0), name in finished_rounds)
+        measured = training.before + training.flops
+        yield training
+
+
+def _round_directories(path: Path) -> list[tuple[int, int, str]]:
+    """Number, layers and name of every round, in their order."""
+    names = (ROUND_DIRECTORY.fullmatch(entry.name) for entry in path.iterdir())
+    return sorted((int(name[1]), int(name[2]), name[0]) for name in names if name)
+
+
+def _columns(rows: Mapping[int, Mapping[str, Any]], names: Iterable[str]) -> dict[str, FloatArray]:
+    ordered = [rows[step] for step in sorted(rows)]
+    # None becomes NaN.
+    return {name: np.array([_number(row.get(name)) for row in ordered], dtype=np.float64) for name in names}
+
+
+def _labels(runs: Sequence[tuple[str | None, Path]]) -> list[str]:
+    """The user's labels; else as much of the end of each path as no other run shares."""
+    given = [(None if label is None else _one_line(label), path.resolve()) for label, path in runs]
+    for index, (one, (_, path)) in enumerate(zip(given, runs, strict=True)):
+        if one in given[:index]:
+            raise UserError(f"{path} is given twice; a run can be compared once under one name")
+    taken = {label for label, _ in given if label is not None}
+    unnamed = [path.parts for label, path in given if label is None]
+    labels = []
+    for label, path in given:
+        depth, name = 1, label
+        while name is None:
+            end = path.parts[-depth:]
+            alone = sum(parts[-depth:] == end for parts in unnamed) == 1
+            if (alone and _one_line("/".join(end)) not in taken) or depth > len(path.parts):
+                name = _one_line("/".join(end))
+            depth += 1
+        labels.append(name)
+    return labels
+
+
+def _one_line(name: str) -> str:
+    """Names of directories may hold what no table can show, such as line breaks and bytes that are not UTF-8."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+
+
+def _entries_of(label: str, path: Path, recipe: Mapping[str, Any]) -> Iterator[Entry]:
+    """The model of `inheritune train`, or the reference and the rounds of `inheritune run`."""
+    seed = _seed(path, recipe)
+    if "model" in recipe or not ("reference" in recipe or (path / "summary.json").is_file()):
+        yield _read_entry(label, path, path, "model", seed, {})
+        return
+    summary = _read_object(path / "summary.json")
+    reference = path / "reference"
+    if _has_begun(reference):
+        own = _seed(path, recipe.get("reference"))
+        known = summary.get("reference") or {}
+        yield _read_entry(
+            f"{label}/reference", reference, path, "reference", seed if own is None else own, known
+        )
+    known_rounds = {known.get("directory"): known for known in summary.get("rounds") or []}
+    before: float | None = 0.0
+    for _, _, name in _round_directories(path):
+        if _has_begun(path / name):
+            known = known_rounds.get(name, {})
+            entry = _read_entry(f"{label}/{name}", path / name, path, "round", seed, known, before)
+            yield entry
+            before = entry.total_flops
+
+
+def _has_begun(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("validation.json", METRICS))
+
+
+def _read_entry(
+    label: str,
+    path: Path,
+    run: Path,
+    kind: Literal["model", "reference", "round"],
+    seed: int | None,
+    known: Mapping[str, Any],
+    before: float | None = 0.0,
+) -> Entry:
+    """One training; `known` is what the run's summary says of it, `before` the FLOPs of earlier rounds."""
+    notes: list[str] = []
+    rows = read_metrics(path, notes)
+    outcome = {**known, **_read_object(path / "training.json")}
+    last = rows.last if rows else {}
+    flops = _number(outcome.get("flops", known.get("training_flops", last.get("flops"))))
+    total = _number(known.get("total_training_flops"))
+    if total is None and flops is not None and before is not None:
+        total = before + flops
+    start = np.nan if total is None or flops is None else total - flops
+    layers, parameters = _size(path, outcome)
+    validation = rows.validation if rows else {name: np.empty(0) for name in VALIDATION_COLUMNS}
+    return Entry(
+        label=label,
+        path=path,
+        run=run,
+        kind=kind,
+        seed=seed,
+        layers=layers,
+        parameters=parameters,
+        steps=_whole(outcome.get("steps", last.get("step"))),
+        tokens=_whole(outcome.get("tokens", last.get("tokens"))),
+        flops=flops,
+        total_flops=total,
+        losses=_read_losses(path / "validation.json"),
+        curve=Curve(validation["step"], start + validation["flops"], validation["loss"]),
+        notes=tuple(notes),
+    )
+
+
+def _size(path: Path, outcome: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Layers and parameters as they were recorded, else of the model that was saved."""
+    from inheritune.models.architecture import layer_count, parameter_count
+    from inheritune.models.pretrained import load_config
+    from inheritune.models.size import on_meta
+
+    layers, parameters = _whole(outcome.get("layers")), _whole(outcome.get("parameters"))
+    if (layers is None or parameters is None) and (path / "model" / "config.json").is_file():
+        try:
+            config = load_config(path / "model")
+            return layer_count(config), parameter_count(on_meta(config))
+        except UserError:  # of a type that needs code of its own, or too new for this transformers
+            pass
+    name = ROUND_DIRECTORY.fullmatch(path.name)
+    return (int(name[2]) if layers is None and name else layers), parameters
+
+
+def _read_losses(path: Path) -> WindowLosses | None:
+    from inheritune.evaluation.validation import WindowLosses
+
+    if not path.is_file():
+        return None
+    try:
+        losses = WindowLosses.load(path)
+        if losses.losses.ndim == 1 and len(losses.losses) and np.isfinite(losses.losses).all():
+            return losses
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{path} is damaged: it must hold `losses`, one number a window, and `window_tokens`")
+
+
+def _read_recipe(path: Path) -> Mapping[str, Any]:
+    file = path / "recipe.yaml"
+    if not file.is_file():
+        raise UserError(
+            f"{path} is not the directory of a run: it has no recipe.yaml; give one that `inheritune train` or "
+            "`inheritune run` wrote"
+        )
+    try:
+        recipe = yaml.safe_load(file.read_text("utf-8", errors="replace"))
+    except yaml.YAMLError:
+        recipe = None
+    if not isinstance(recipe, dict):
+        raise UserError(f"{file} is damaged: it must hold a mapping, as YAML")
+    return recipe
+
+
+def _seed(path: Path, recipe: Any) -> int | None:
+    """N of the nearest `seed-N` in the path, else of the part's own `training`."""
+    for part in reversed(path.resolve().parts):
+        number = part.removeprefix("seed-")
+        if number != part and number.isdecimal():
+            return int(number)
+    training = recipe.get("training") if isinstance(recipe, dict) else None
+    return _whole(training.get("seed")) if isinstance(training, dict) else None
+
+
+def _read_json(path: Path) -> Any:
+    """The file's value, or None if there is no such file."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged, it is not valid JSON: {error}") from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file, empty if there is no such file."""
+    value = _read_json(path) if path.is_file() else {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged: it must hold one JSON object")
+    return value
+
+
+def _read_record(model: type[R], path: Path) -> R | None:
+    value = _read_json(path)
+    return _parse(model, value, str(path)) if path.is_file() else None
+
+
+def _parse(model: type[R], value: Any, source: str) -> R:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        what = first["msg"].removeprefix("Value error, ")
+        raise UserError(
+            f"{source} is not as `inheritune run` writes it: {where + ': ' if where else ''}{what}"
+        ) from None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and number.is_integer() else None
+
+
+def _number(value: Any) -> float | None:
+    """The value if it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
