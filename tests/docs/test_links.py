@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ def broken(page: Path, text: str) -> list[str]:
     return found
 
 
+@cache
 def _read(page: Path) -> str:
     return str(generate.with_sections(page.read_text(encoding="utf-8")))
 
