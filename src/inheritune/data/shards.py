@@ -29,6 +29,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from inheritune import UserError, atomic
+from inheritune.plain_yaml import shown
 from inheritune.data.tokenizer import AUTO, NONE, bos_id, load_tokenizer, tokens_in_front
 
 logger = logging.getLogger(__name__)
@@ -278,7 +279,7 @@ def _bos(directory: Path, manifest: Manifest, bos: str) -> int | None:
         return None
     if not (directory / TOKENIZER).is_dir():
         raise UserError(
-            f"{directory} has no tokenizer in which the beginning-of-text token {bos!r} could be looked up"
+            f"{directory} has no tokenizer in which the beginning-of-text token {shown(bos)} could be looked up"
         )
     return bos_id(load_tokenizer(str(directory / TOKENIZER)), bos)
 
