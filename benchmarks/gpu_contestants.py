@@ -90,7 +90,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
         state = TrainState()
         meter = Meter(metrics, training, hardware, flops * training.tokens_per_step, state)
         coming = range(training.steps)
-        read = training_steps(data, order, coming, batch, hardware.device, hardware.world)
+        read = training_steps(data, order, coming, batch, hardware.device)
         steps = ahead(read)
         timed = iter(meter.timed(steps, state))
 

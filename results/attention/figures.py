@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from inheritune import atomic
-from inheritune.evaluation.validation import WindowLosses, compare
 from inheritune.report import drawing
 from inheritune.report.svg import to_svg
 from inheritune.training import metrics
+from inheritune.training.validation import WindowLosses, compare
 
 HERE = Path(__file__).parent
 STARTS = {"last": "layers 13-24", "random": "random", "first": "layers 1-12"}

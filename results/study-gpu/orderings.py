@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from inheritune.evaluation.validation import WindowLosses, compare
+from inheritune.training.validation import WindowLosses, compare
 
 RUNS = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "runs"
 INHERIT_6, INHERIT_8 = "inheritune-6/round-1-6-layers", "inheritune-6/round-2-8-layers"

@@ -16,13 +16,13 @@ import numpy as np
 import yaml
 
 from inheritune import UserError
-from inheritune.evaluation.validation import WindowLosses
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.pretrained import load_config
 from inheritune.models.size import on_meta
 from inheritune.report.metrics import FloatArray, read_metrics
 from inheritune.report.run_directory import ROUND_DIRECTORY
 from inheritune.training import metrics
+from inheritune.training.validation import WindowLosses
 
 
 @dataclass(frozen=True, eq=False)

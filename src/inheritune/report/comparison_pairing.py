@@ -10,9 +10,9 @@ from statistics import fmean, stdev
 from typing import Literal
 
 from inheritune import UserError
-from inheritune.evaluation import validation
 from inheritune.report.comparison_entries import Entry
 from inheritune.report.quantities import loss_decimals
+from inheritune.training import validation
 
 Verdict = Literal["reference", "better", "worse", "not told apart", "not paired", "unfinished"]
 """`better` and `worse` mean only that the 95% interval over windows excludes 0."""

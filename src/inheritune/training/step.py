@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from inheritune import UserError
-from inheritune.analysis.gradients import QueryKeyGradients
 from inheritune.config import Training
 from inheritune.data.loader import Batch
 from inheritune.training.device import Hardware
+from inheritune.training.gradients import QueryKeyGradients
 from inheritune.training.micro_batch import smaller
 from inheritune.training.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory, ran_out_of_memory
 from inheritune.training.parallel import Placed, whole
