@@ -68,7 +68,9 @@ def test_preparing_shows_how_much_is_left(
     clock: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = tmp_path / "source.jsonl"
-    source.write_text("".join(f'{{"text": "document number {n} {"of many words " * 20}"}}\n' for n in range(3000)))
+    source.write_text(
+        "".join(f'{{"text": "document number {n} {"of many words " * 20}"}}\n' for n in range(3000))
+    )
     prepare([source], tmp_path / "out", train_tokenizer=300, validation=0.1)
     lines = capsys.readouterr().err.splitlines()
     assert any(line.startswith("reading for the tokenizer: 2,000/") for line in lines)

@@ -104,10 +104,7 @@ def place(loss: NextTokenLoss, training: Training, hardware: Hardware, window: i
         loss.to(hardware.device)
         return Placed(loss, torch.compile(loss) if hardware.compile else loss, "single", hardware.world)
     strategy = choose_strategy(training.parallel, loss, hardware)
-    if strategy == "fsdp" and training.float8:
-        raise UserError(
-            "`float8` was only tried on whole weights, and fsdp shares them out: use `parallel: ddp`"
-        )
+    check_strategy(strategy, training)
     return spread(loss, strategy, hardware)
 
 
@@ -173,6 +170,24 @@ def choose_strategy(settings: Parallel, loss: NextTokenLoss, hardware: Hardware)
 def fitting_strategy(size: int, room: int) -> Literal["ddp", "fsdp"]:
     """How to spread models that take so many bytes in training, over devices of so many bytes."""
     return "ddp" if size <= SHARE_OF_MEMORY * room else "fsdp"
+
+
+def check_strategy(strategy: Strategy, training: Training) -> None:
+    """Refuse what does not go together with weights that are shared out.
+
+    Raises:
+        UserError: float8 or Muon under fsdp.
+    """
+    if strategy != "fsdp":
+        return
+    if training.float8:
+        raise UserError(
+            "`float8` was only tried on whole weights, and fsdp shares them out: use `parallel: ddp`"
+        )
+    if training.optimizer.name == "muon":
+        raise UserError(
+            "Muon needs whole matrices, and fsdp shares them out: use `parallel: ddp`, or `optimizer.name: adamw`"
+        )
 
 
 def checkpoint_activations(model: PreTrainedModel, training: Training) -> None:
