@@ -73,8 +73,9 @@ class ProgressBar:
         if self.bar:
             self.bar.update(self.task, completed=done, total=self.total, counts=counts, note=note)
             return
-        known = self.total is not None and rate > 0
-        left = f"{duration(max(0, self.total - done) / rate)} left" if known else ""
+        left = ""
+        if self.total is not None and rate > 0:
+            left = f"{duration(max(0, self.total - done) / rate)} left"
         self.last_line = now
         self._line(", ".join(filter(None, (counts, left, note))))
 

@@ -184,6 +184,7 @@ def trained_here(this: Run) -> tuple[Path, Outcome]:
         training,
         this.folder.reference,
         hardware=this.hardware,
+        run=this.folder.path,
         dtype=type_left(training, None),
         title=f"reference, {layer_count(config)} layers",
     )
@@ -265,6 +266,7 @@ def one_round(this: Run, reference: Reference, number: int, layers: int, previou
         this.recipe.training,
         directory,
         hardware=this.hardware,
+        run=this.folder.path,
         loss=objective(this, reference),
         stop=at_parity,
         dtype=type_left(this.recipe.training, reference.config),

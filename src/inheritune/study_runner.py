@@ -18,7 +18,7 @@ from inheritune import UserError, atomic
 from inheritune.config import Recipe, Study, TrainRecipe
 from inheritune.data.loader import open_data
 from inheritune.data.shards import NoShardsError
-from inheritune.planning import affordable_steps
+from inheritune.plan import affordable_steps
 from inheritune.progress import duration
 from inheritune.recipe import complete
 from inheritune.recipe_file import to_yaml

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -32,7 +33,7 @@ from inheritune.training.left_behind import (
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.meter import Meter
 from inheritune.training.metrics import Metrics
-from inheritune.training.micro_batch import windows_per_process
+from inheritune.training.micro_batch import remember, windows_per_process
 from inheritune.training.start import start_or_resume
 from inheritune.training.step import NonFiniteError, Stepper
 from inheritune.training.validation import WindowLosses, validate
@@ -49,6 +50,7 @@ def train(
     directory: Path,
     *,
     hardware: Hardware,
+    run: Path | None = None,
     loss: Callable[[PreTrainedModel, World], NextTokenLoss] = NextTokenLoss,
     stop: Callable[[WindowLosses], bool] = lambda losses: False,
     dtype: torch.dtype = torch.float32,
@@ -67,6 +69,7 @@ def train(
         directory: gets `metrics.jsonl` and `checkpoints/`, and in the end `validation.json` (the losses of `model/`
             on all validation windows), `training.json` and `model/`, which takes the place of `checkpoints/`.
         hardware: where, and with which other processes.
+        run: directory of a run of several trainings, which keeps what fits its device; by default `directory`.
         loss: what is minimised; cross entropy of the next token, or distillation.
         stop: told each validation's losses; True ends the training there.
         dtype: of the weights in `model/`; checkpoints are float32.
@@ -95,13 +98,20 @@ def train(
         loss,
         training,
         folder,
+        run=run or directory,
         data=data,
         hardware=hardware,
         trust_remote_code=trust_remote_code,
     )
     model, placed, state = started.model, started.placed, started.state
 
-    stepper = Stepper(placed, started.optimizer, training, hardware)
+    stepper = Stepper(
+        placed,
+        started.optimizer,
+        training,
+        hardware,
+        fitted=partial(remember, run or directory, hardware, started.step),
+    )
     saver = Saver(folder, training.checkpoints.keep, world)
     flops = placed.loss.flops_per_token(data.window) * training.tokens_per_step
     meter = Meter(Metrics(directory, training, state.step, world.first), training, hardware, flops, state)
@@ -109,7 +119,7 @@ def train(
         data,
         order,
         range(state.step, training.steps),
-        started.micro_batch,
+        started.step.micro_batch,
         hardware.device,
         rank=world.rank,
         processes=world.size,

@@ -26,18 +26,15 @@ from transformers import PreTrainedModel
 from inheritune import UserError
 from inheritune.config import Parallel, Training
 from inheritune.initialization import choose
-from inheritune.models.architecture import blocks, parameter_count
+from inheritune.models.architecture import blocks
 from inheritune.models.attention import attend, fitting_attention
-from inheritune.models.size import on_meta
+from inheritune.models.size import on_meta, training_memory
 from inheritune.training.device import Hardware
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory
 from inheritune.training.world import World
 
 Strategy = Literal["single", "ddp", "fsdp"]
-
-TRAINED_BYTES = 16
-"""Of a parameter in training: weight, gradient and AdamW's two moments, all float32."""
 
 SHARE_OF_MEMORY = 0.5
 """Of a device, that a whole model in training may take; the rest is for activations."""
@@ -162,9 +159,7 @@ def choose_strategy(settings: Parallel, loss: NextTokenLoss, hardware: Hardware)
     """DDP or FSDP, as the recipe says, or by what fits."""
     if settings.strategy != "auto":
         return settings.strategy
-    trained = TRAINED_BYTES * parameter_count(loss.model)
-    teachers = 4 * sum(p.numel() for p in loss.parameters() if not p.requires_grad)
-    return fitting_strategy(trained + teachers, min(hardware.world.gather(device_memory(hardware))))
+    return fitting_strategy(training_memory(loss), min(hardware.world.gather(device_memory(hardware))))
 
 
 def fitting_strategy(size: int, room: int) -> Literal["ddp", "fsdp"]:
