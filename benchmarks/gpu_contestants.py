@@ -90,7 +90,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
         state = TrainState()
         meter = Meter(metrics, training, hardware, flops * training.tokens_per_step, state)
         coming = range(training.steps)
-        read = training_steps(data, order, coming, batch, hardware.device, hardware.world)
+        read = training_steps(data, order, coming, batch, hardware.device)
         steps = ahead(read)
         timed = iter(meter.timed(steps, state))
 
@@ -181,7 +181,7 @@ def micro_batch_of(model: Any, training: Any, hardware: Any, size: Size) -> int:
     from inheritune.training.micro_batch import fitting_step, step_of
     from inheritune.training.parallel import device_memory
 
-    step = step_of(training, model.config, size.window, hardware.device, hardware.bf16)
+    step = step_of(model, training, size.window, hardware.device, hardware.bf16)
     return fitting_step(step, training, "single", room=device_memory(hardware)).micro_batch
 
 

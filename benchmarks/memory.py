@@ -24,14 +24,15 @@ from transformers.utils import logging as transformers_logging
 
 from inheritune.config import Distillation, Training
 from inheritune.models.presets import architecture_config, from_config
+from inheritune.models.size import on_meta
 from inheritune.training.device import Hardware, choose_hardware
 from inheritune.training.distillation import DistillationLoss
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.memory import memory_per_process
+from inheritune.training.micro_batch import fitting_step, step_of
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.parallel import place
 from inheritune.training.step import Stepper
-from inheritune.training.traced_step import Step
 from inheritune.training.world import joined
 
 GLIBC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
@@ -89,19 +90,12 @@ def training_of(case: dict[str, Any], device: str, strategy: str, processes: int
 
 def told(case: dict[str, Any], device: str, strategy: str, processes: int) -> int:
     """What the plan says."""
-    teacher = case.get("teacher")
-    step = Step(
-        config=architecture_config(case["model"]),
-        window=case["window"],
-        micro_batch=case["size"],
-        accumulates=case.get("count", 1) > 1,
-        bf16=case.get("bf16", False),
-        gpu=device == "cuda",
-        checkpointing=case.get("checkpointing", "none"),
-        teacher=architecture_config(teacher) if teacher else None,
-        distillation=Distillation() if teacher else None,
-    )
-    return memory_per_process(step, strategy, processes)  # type: ignore[arg-type]
+    training = training_of(case, device, strategy, processes)
+    model = on_meta(architecture_config(case["model"]))
+    teacher = on_meta(architecture_config(case["teacher"])) if case.get("teacher") else None
+    step = step_of(model, training, case["window"], torch.device(device), case.get("bf16", False), teacher)
+    kind: Any = strategy
+    return memory_per_process(fitting_step(step, training, kind, processes), kind, processes)
 
 
 def stepper_of(case: dict[str, Any], training: Training, hardware: Hardware) -> Stepper:

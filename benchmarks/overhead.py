@@ -18,16 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from inheritune.analysis.gradients import QueryKeyGradients
 from inheritune.config import Data, Recipe
 from inheritune.data import loader
 from inheritune.data.loader import open_data
-from inheritune.evaluation.validation import validator
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.quickstart import quickstart_recipe
 from inheritune.recipe_file import parse_recipe
 from inheritune.training import checkpoint, loop
 from inheritune.training.device import choose_hardware, describe
+from inheritune.training.gradients import QueryKeyGradients
 from inheritune.training.metrics import Metrics
 
 VOCABULARY = 4096
@@ -58,6 +57,7 @@ def main() -> None:
     loop.Metrics.__init__ = timed("logging", Metrics.__init__)
     checkpoint.Saver.save = timed("checkpoints", checkpoint.Saver.save)
     QueryKeyGradients.norms = timed("gradient norms", QueryKeyGradients.norms)
+    loop.validate = timed("validation", loop.validate)
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
@@ -79,7 +79,6 @@ def main() -> None:
             recipe.training,
             path / "run",
             hardware=hardware,
-            validate=timed("validation", validator(data, hardware)),
         )
         total = time.perf_counter() - started
 

@@ -40,7 +40,6 @@ from inheritune.training.optimizer import make_optimizer
 from inheritune.training.parallel import place
 from inheritune.training.schedule import learning_rate
 from inheritune.training.step import Stepper
-from inheritune.training.world import ALONE
 
 SIZES = [  # layers, hidden size, heads, window, windows per step, vocabulary
     (8, 128, 4, 128, 16, 4096),
@@ -88,7 +87,7 @@ def our_step(
     state = TrainState()
     flops = flops_per_token(model, data.window) * training.tokens_per_step
     meter = Meter(Metrics(Path(tempfile.mkdtemp()), training, 0), training, hardware, flops, state)
-    steps = training_steps(data, order, range(training.steps), batch, hardware.device, ALONE)
+    steps = training_steps(data, order, range(training.steps), batch, hardware.device)
     turns = meter.timed(ahead(steps), state)
 
     def step() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tables
 
-from inheritune.evaluation.validation import Comparison, compare
+from inheritune.training.validation import Comparison, compare
 
 INHERIT_6, INHERIT_8 = "inheritune-6/round-1-6-layers", "inheritune-6/round-2-8-layers"
 PAPER = [

@@ -21,11 +21,11 @@ import yaml
 
 from inheritune import UserError, atomic
 from inheritune.data.shards import DataIdentity
-from inheritune.evaluation.validation import WindowLosses
 from inheritune.report.comparison import Comparison, pair, to_csv
 from inheritune.report.runs import Curve, Entry
 from inheritune.run_directory import read_starts
 from inheritune.training import metrics
+from inheritune.training.validation import WindowLosses
 
 TABLE, CURVES, WINDOWS, PROVENANCE = "table.csv", "curves.parquet", "windows.parquet", "provenance.json"
 MEASURED = ("kind", "path", "windows", "window_tokens", "data")

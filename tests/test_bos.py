@@ -27,13 +27,13 @@ from inheritune.data.prepare import prepare
 from inheritune.data.shards import open_split, read_manifest
 from inheritune.evaluation.evaluate import evaluate
 from inheritune.evaluation.samples import continuations, prompts_from
-from inheritune.evaluation.validation import WindowLosses, validate
 from inheritune.recipe import run
 from inheritune.recipe_file import parse_recipe
 from inheritune.single import scratch_config
 from inheritune.training import loop
 from inheritune.training.device import choose_hardware
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.validation import WindowLosses, validate
 from tiny_models import tiny_model
 from tiny_recipes import training
 

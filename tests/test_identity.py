@@ -19,7 +19,6 @@ from inheritune.data import shards
 from inheritune.data.prepare import prepare
 from inheritune.data.shards import DataIdentity, open_split
 from inheritune.evaluation.evaluate import evaluate
-from inheritune.evaluation.validation import WindowLosses, compare
 from inheritune.recipe import run
 from inheritune.recipe_file import deciding_settings, parse_recipe
 from inheritune.report.comparison import compare_runs
@@ -29,6 +28,7 @@ from inheritune.study_runner import run_study
 from inheritune.training import checkpoint
 from inheritune.training.checkpoint import TrainState
 from inheritune.training.interruption import Interrupted
+from inheritune.training.validation import WindowLosses, compare
 from tiny_models import tiny_model
 from tiny_recipes import ARCHITECTURE, recipe, stop_after, training, values
 

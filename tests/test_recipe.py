@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 import tiny_data
 from inheritune.config import Recipe, TrainRecipe
 from inheritune.data.shards import open_split
-from inheritune.evaluation.validation import WindowLosses
 from inheritune.models.pretrained import load_model
 from inheritune.models.size import flops_per_token
 from inheritune.recipe import first_cut, run
@@ -23,6 +22,7 @@ from inheritune.run_directory import RunDirectory, Summary, read_starts
 from inheritune.single import train_model
 from inheritune.training import metrics
 from inheritune.training.step import NonFiniteError
+from inheritune.training.validation import WindowLosses
 from tiny_models import tiny_model
 from tiny_recipes import ARCHITECTURE, recipe, training, values
 

@@ -24,8 +24,7 @@ from inheritune import UserError
 from inheritune.config import EvaluationSettings, Recipe, Study, TrainRecipe
 from inheritune.evaluation.evaluate import check_settings
 from inheritune.plain_yaml import parse
-from inheritune.planned_memory import plan_memory
-from inheritune.planning import Plan, plan
+from inheritune.plan import Plan, plan, plan_memory
 from inheritune.recipe import run
 from inheritune.recipe_file import load_any, load_recipe, parse_recipe, to_yaml
 from inheritune.single import train_model

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import tiny_data
 from inheritune import UserError, study_runner
 from inheritune.config import Recipe, Study, TrainRecipe
-from inheritune.planning import plan_study
+from inheritune.plan import plan_study
 from inheritune.recipe import run
 from inheritune.recipe_file import load_recipe, parse_recipe
 from inheritune.report.comparison import FILES

@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from inheritune.quantities import duration
 
@@ -20,15 +20,16 @@ class ProgressBar:
 
     Args:
         title: what is being done.
-        total: units of work in all.
+        total: units of work in all; None where that is not known.
         unit: what one of them is, in the plural.
-        done: units done before this start of the program; they do not count for the rate.
+        done: units done before this start of the program.
     """
 
-    def __init__(self, title: str, total: int, unit: str, done: int = 0) -> None:
+    def __init__(self, title: str, total: int | None, unit: str, done: int = 0) -> None:
         self.title, self.total, self.unit = title, total, unit
-        self.first = self.done = done
-        self.started = self.last_line = time.monotonic()
+        self.done = done
+        self.last_line = time.monotonic()
+        self.first: tuple[float, int] | None = None  # when the first update came, and what was done then
         console = Console(stderr=True)
         self.silent = not first_process()
         self.bar: Progress | None = None
@@ -36,15 +37,14 @@ class ProgressBar:
             self.bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
+                TextColumn("{task.fields[counts]}"),
                 TimeRemainingColumn(compact=True),
                 TextColumn("{task.fields[note]}"),
                 console=console,
                 expand=True,
                 refresh_per_second=4,
             )
-            self.task = self.bar.add_task(title, total=total, completed=done, rate="", note="")
+            self.task = self.bar.add_task(title, total=total, completed=done, counts="", note="")
 
     def __enter__(self) -> ProgressBar:
         if self.bar:
@@ -59,20 +59,30 @@ class ProgressBar:
         elif kind is None:
             self._line("done")
 
-    def update(self, done: int, note: str = "") -> None:
-        """Say that `done` units are done in all."""
-        self.done = done
-        rate = (done - self.first) / max(1e-9, time.monotonic() - self.started)
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+        """Say that `done` units are done in all, and if that is known better now, of how many."""
+        self.done, self.total = done, self.total if total is None else total
+        now = time.monotonic()
+        # What came before it (skipping what an earlier start did, compiling) says nothing about the rest.
+        self.first = self.first or (now, done)
+        if self.bar is None and now - self.last_line < SECONDS_BETWEEN_LINES:
+            return
+        rate = (done - self.first[1]) / max(1e-9, now - self.first[0])
+        counts = f"{done:,}{'' if self.total is None else f'/{self.total:,}'} {self.unit}"
+        if rate > 0:
+            counts += f", {rate:,.0f}/s" if rate >= 1000 else f", {rate:.3g}/s"
         if self.bar:
-            self.bar.update(self.task, completed=done, rate=f"{rate:,.3g} {self.unit}/s", note=note)
-        elif time.monotonic() - self.last_line >= SECONDS_BETWEEN_LINES:
-            left = (self.total - done) / rate if rate > 0 else float("nan")
-            self._line(f"{done}/{self.total} {self.unit}, {rate:,.3g}/s, {duration(left)} left, {note}")
+            self.bar.update(self.task, completed=done, total=self.total, counts=counts, note=note)
+            return
+        left = ""
+        if self.total is not None and rate > 0:
+            left = f"{duration(max(0, self.total - done) / rate)} left"
+        self.last_line = now
+        self._line(", ".join(filter(None, (counts, left, note))))
 
     def _line(self, text: str) -> None:
-        self.last_line = time.monotonic()
         if not self.silent:
-            print(f"{self.title}: {text.rstrip(', ')}", file=sys.stderr, flush=True)
+            print(f"{self.title}: {text}", file=sys.stderr, flush=True)
 
 
 def first_process() -> bool:

@@ -32,7 +32,6 @@ from inheritune.data.shards import NoShardsError
 from inheritune.evaluation.evaluate import DIRECTORY as EVALUATION
 from inheritune.evaluation.evaluate import check_settings, evaluate
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
-from inheritune.evaluation.validation import WindowLosses, compare, validator
 from inheritune.initialization import append, inherit
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.presets import from_config
@@ -48,6 +47,7 @@ from inheritune.training.left_behind import Outcome, type_left
 from inheritune.training.loop import train
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.parallel import made_by_first, place
+from inheritune.training.validation import WindowLosses, compare, validate
 from inheritune.training.world import World, check_same, joined
 
 
@@ -186,7 +186,7 @@ def trained_here(this: Run) -> tuple[Path, Outcome]:
         training,
         this.folder.reference,
         hardware=this.hardware,
-        validate=validator(this.data, this.hardware),
+        run=this.folder.path,
         dtype=type_left(training, None),
         title=f"reference, {layer_count(config)} layers",
     )
@@ -210,7 +210,7 @@ def found(this: Run) -> tuple[str, None]:
         placed = place(
             NextTokenLoss(model, this.world), this.recipe.training, this.hardware, this.data.window
         )
-        losses = validator(this.data, this.hardware)(placed.loss, "all")
+        losses = validate(placed.loss, this.data.validation, this.data.window, this.hardware)
         this.world.on_first(lambda: losses.save(path))
     return source.pretrained, None
 
@@ -268,7 +268,7 @@ def one_round(this: Run, reference: Reference, number: int, layers: int, previou
         this.recipe.training,
         directory,
         hardware=this.hardware,
-        validate=validator(this.data, this.hardware),
+        run=this.folder.path,
         loss=objective(this, reference),
         stop=at_parity,
         dtype=type_left(this.recipe.training, reference.config),

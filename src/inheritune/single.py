@@ -13,7 +13,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 from inheritune import __version__
 from inheritune.config import Data, ModelSource, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
-from inheritune.evaluation.validation import WindowLosses, validator
 from inheritune.initialization import choose, half_width, select
 from inheritune.models.architecture import choose_layers, layer_count
 from inheritune.models.parts import PARTS
@@ -27,6 +26,7 @@ from inheritune.training.distillation import check_teacher, taught_by
 from inheritune.training.left_behind import type_left
 from inheritune.training.loop import train
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.validation import WindowLosses
 from inheritune.training.world import World, check_same, joined
 
 
@@ -53,7 +53,6 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
             recipe.training,
             directory,
             hardware=hardware,
-            validate=validator(data, hardware),
             loss=loss,
             dtype=type_left(
                 recipe.training, source_config(recipe.model) if recipe.model.pretrained else None

@@ -17,7 +17,7 @@ import torch
 from inheritune import UserError, atomic
 from inheritune.config import Recipe, Study, TrainRecipe
 from inheritune.data.loader import open_data
-from inheritune.planning import affordable_steps
+from inheritune.plan import affordable_steps
 from inheritune.quantities import duration
 from inheritune.recipe import check_finished, complete
 from inheritune.recipe_file import load_recipe, to_yaml

@@ -215,8 +215,8 @@ def test_plan_tells_the_memory_of_each_process(command, data: Path, tmp_path: Pa
     result = command("plan", path, "--processes", 2)
     assert result.code == 0, result.err
     assert "Largest: reference, with 2 windows in one forward pass." in result.out
-    assert "In each of 2 processes: ddp" in result.out
-    assert "(2 windows); the recipe takes fsdp. One process alone: 1.81 MiB (4 windows)." in result.out
+    assert "In each of 2 processes about: ddp" in result.out
+    assert "(2 windows); the recipe takes fsdp. One process alone: 1.79 MiB (4 windows)." in result.out
     none, odd = command("plan", path, "--processes", 0), command("plan", path, "--processes", 3)
     assert none.err == "error: --processes is 0, but must be at least 1\n"
     assert "cannot be shared evenly by 3 processes" in odd.err

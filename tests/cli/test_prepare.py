@@ -1,16 +1,13 @@
-import io
 import json
 import subprocess
 import sys
 
 import pytest
 import typer
-from rich.console import Console
 from typer.testing import CliRunner
 
 from inheritune import UserError
 from inheritune.cli.prepare import prepare_command
-from inheritune.data.progress import Progress, shown
 from inheritune.data.shards import read_manifest
 
 app = typer.Typer()
@@ -114,39 +111,3 @@ def test_help_is_quick():
         subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
         == "[]\n"
     )
-
-
-def reports():
-    for number in range(5):
-        yield Progress("encoding", number * 10, number * 1000, number / 4)
-
-
-def test_lines_where_there_is_no_terminal():
-    out = io.StringIO()
-    with shown(Console(file=out, width=40)) as show:
-        for report in reports():
-            show(report)
-    # One line for each stage at least, no control characters, and no line for every report.
-    assert out.getvalue() == "encoding, 0 documents, 0%\n"
-
-
-def test_lines_now_and_then(monkeypatch):
-    clock = iter(range(0, 10_000, 10))
-    monkeypatch.setattr("inheritune.data.progress.time.monotonic", lambda: float(next(clock)))
-    out = io.StringIO()
-    with shown(Console(file=out, width=40, soft_wrap=True)) as show:
-        for report in reports():
-            show(report)
-    lines = out.getvalue().splitlines()
-    assert len(lines) > 2
-    assert "50%" in lines[-2] or "75%" in lines[-2]
-    assert all("M tokens/s" in line and " left" in line for line in lines[1:])
-
-
-def test_a_bar_where_there_is_one():
-    out = io.StringIO()
-    with shown(Console(file=out, force_terminal=True, width=120)) as show:
-        for report in reports():
-            show(report)
-    assert "encoding" in out.getvalue()
-    assert "40 documents" in out.getvalue()

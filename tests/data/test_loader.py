@@ -16,12 +16,6 @@ from inheritune.data.loader import batches, open_data, training_steps, window_co
 from inheritune.data.order import Order
 
 
-class Alone:
-    """One process."""
-
-    rank, size = 0, 1
-
-
 class InMemory:
     """The tokens of a split, without files."""
 
@@ -106,7 +100,7 @@ def test_the_windows_of_a_step_are_the_same_with_beginning_of_text(tmp_path: Pat
         if bos == "set":
             data.train.bos = 96
         order[bos] = Order(data.windows, 4, seed=3)
-        steps = list(training_steps(data, order[bos], range(5), 2, torch.device("cpu"), Alone()))
+        steps = list(training_steps(data, order[bos], range(5), 2, torch.device("cpu")))
         inputs[bos] = torch.stack([batch[0] for step in steps for batch in step])
         targets[bos] = torch.stack([batch[1] for step in steps for batch in step])
     assert torch.equal(targets["none"], targets["set"])

@@ -24,11 +24,11 @@ from inheritune.evaluation.items import TaskItems
 from inheritune.evaluation.result import load_evaluation
 from inheritune.evaluation.subjects import find_subjects
 from inheritune.evaluation.tasks import GROUPS, make_plan
-from inheritune.evaluation.validation import compare, validate
 from inheritune.recipe import run
 from inheritune.recipe_file import parse_recipe
 from inheritune.training.device import choose_hardware
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.validation import compare, validate
 from tiny_models import tiny_model
 from tiny_recipes import training, values
 

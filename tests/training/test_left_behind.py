@@ -19,7 +19,6 @@ from inheritune.config import EvaluationSettings, Recipe, Training, TrainRecipe
 from inheritune.data.loader import open_data
 from inheritune.evaluation.evaluate import default_directory, evaluate
 from inheritune.evaluation.subjects import check_memory, find_subjects
-from inheritune.evaluation.validation import WindowLosses, validator
 from inheritune.initialization import inherit
 from inheritune.initialization.cut import cut_to_folder
 from inheritune.models.pretrained import load_config, load_model, load_tokenizer
@@ -33,6 +32,7 @@ from inheritune.training.left_behind import type_left
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.parallel import place
 from inheritune.training.step import NonFiniteError
+from inheritune.training.validation import WindowLosses, validate
 from tiny_models import tiny_model
 from tiny_recipes import ARCHITECTURE, training, values
 
@@ -73,7 +73,7 @@ def measured_again(data: Path, folder: Path) -> np.ndarray:
     """Losses of the model in a folder, on all windows."""
     opened = open_data(parse_recipe(values(data), Recipe).data)
     placed = place(NextTokenLoss(load_model(folder)), Training(), CPU, 32)
-    return validator(opened, CPU)(placed.loss, "all").losses
+    return validate(placed.loss, opened.validation, opened.window, CPU).losses
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])

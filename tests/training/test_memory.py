@@ -1,144 +1,154 @@
+"""The formula of a step's memory: against what models keep, against a GPU's peaks, and what must be more or less."""
+
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig, PretrainedConfig
 
-from inheritune.config import Distillation
-from inheritune.training import memory
-from inheritune.training.memory import memory_per_process
-from inheritune.training.traced_step import Step, Traced, traced_step
-from inheritune.training.tracing import Event, Point, points
-from tiny_models import ARCHITECTURES, tiny_model
+from inheritune import UserError
+from inheritune.models.architecture import blocks
+from inheritune.models.presets import architecture_config, from_config
+from inheritune.models.size import on_meta
+from inheritune.training.loss import NextTokenLoss
+from inheritune.training.memory import How, Step, kept_of_a_token, memory_per_process, shape_of
+from tiny_models import ARCHITECTURES
+
+WIDE = {
+    "hidden_size": 64,
+    "n_embd": 64,
+    "intermediate_size": 176,
+    "ffn_dim": 256,
+    "word_embed_proj_dim": 64,
+    "sliding_window": 512,
+}
 
 
-def tiny(model_type: str, **changes: Any) -> PretrainedConfig:
-    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    return AutoConfig.for_model(model_type, **{**special, **ARCHITECTURES[model_type], **changes})
+def config_of(model_type: str, **changes: Any) -> PretrainedConfig:
+    """Wide enough for what a block keeps beside numbers of tokens not to show."""
+    fields = {k: WIDE.get(k, v) for k, v in ARCHITECTURES[model_type].items() if k != "pad_token_id"}
+    return AutoConfig.for_model(
+        model_type, **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, **fields, **changes}
+    )
 
 
+def kept(config: PretrainedConfig, how: How, windows: int = 8) -> float:
+    """Bytes of a token that a block really keeps: what is saved for the backward pass, weights apart."""
+    model = from_config(config, seed=0).train()
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def save(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage
+        return tensor
+
+    tokens = torch.zeros(windows, how.window, dtype=torch.long)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=how.bf16),
+        torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor),
+    ):
+        hidden_btd = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+    own = [p.untyped_storage().data_ptr() for p in model.parameters()]
+    casts = 2 * sum(p.numel() for p in blocks(model).parameters() if p.dim() >= 2) if how.bf16 else 0
+    total = sum(s.nbytes() for pointer, s in storages.items() if pointer not in own) - casts
+    assert hidden_btd.requires_grad
+    return total / tokens.numel() / len(blocks(model))
+
+
+@pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize(
-    ("model_type", "settings"),
+    ("model_type", "changes"),
     [
-        ("gpt2", {"bf16": True}),
-        ("llama", {"checkpointing": "all"}),
-        ("llama", {"gpu": True, "optimizer": "muon"}),
-        ("opt", {}),
-        ("gemma2", {"bf16": True}),  # sliding windows, and logits that the model makes itself
-        ("gpt2", {"teacher": tiny("gpt2"), "distillation": Distillation(temperature=2.0)}),
+        ("gpt2", {}),  # dropout everywhere, and an activation in steps
+        ("gpt2", {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "activation_function": "gelu"}),
+        ("llama", {}),
+        ("qwen3", {}),
+        ("gemma3_text", {}),
+        ("olmo2", {}),
+        ("gpt_neox", {}),
+        ("phi", {}),
+        ("gpt_neo", {}),
+        ("bloom", {}),
     ],
 )
-def test_a_traced_step_holds_what_a_computed_one_holds(model_type: str, settings: dict[str, Any]) -> None:
-    step = Step(tiny(model_type), window=48, micro_batch=3, **settings)
-    traced, computed = traced_step(step), traced_step(step, fake=False)
-
-    def largest(one: Traced) -> int:
-        return max(point.rest + point.gradients for point in one.points)
-
-    assert largest(traced) == largest(computed) > 0
-    assert replace(traced, points=[]) == replace(computed, points=[])
+def test_what_eager_blocks_keep(model_type: str, changes: dict[str, Any], bf16: bool) -> None:
+    config, how = config_of(model_type, **changes), How(window=48, bf16=bf16)
+    model = on_meta(config)
+    ours = kept_of_a_token(blocks(model)[0], model.config.get_text_config(), how)
+    assert ours == pytest.approx(kept(config, how), rel=0.25)
 
 
-def test_tracing_leaves_the_configuration_alone() -> None:
-    """It may be that of a model in training."""
-    config = tiny_model("gpt2").config
-    traced_step(Step(config, window=8, micro_batch=1))
-    assert config._attn_implementation == "sdpa"
-
-
-def test_a_compiled_head_holds_logits_once() -> None:
-    config = tiny("gpt2", n_layer=1, vocab_size=20_000)
-    step = Step(config, window=64, micro_batch=4, bf16=True, gpu=True)
-    eager, compiled = traced_step(step), traced_step(replace(step, compiled=True))
-
-    def head(one: Traced) -> int:
-        return max(p.rest for p in one.points if p.moment == "head") - next(
-            p.rest for p in reversed(one.points) if p.moment == "forward 0"
-        )
-
-    logits = 64 * 4 * 20_000 * 2
-    assert logits <= head(compiled) < 1.5 * logits < 3 * logits < head(eager)
-
-
-def test_experts_are_traced_without_knowing_their_tokens() -> None:
-    step = Step(tiny("mixtral", num_hidden_layers=1), window=48, micro_batch=3)
-    traced, computed = (max(p.rest for p in traced_step(step, fake=fake).points) for fake in (True, False))
-    assert traced == pytest.approx(computed, rel=0.01)
+GPT2 = {"preset": "gpt2-medium"}
+LARGE, XLARGE = {"preset": "gpt2-large", "n_layer": 18}, {"preset": "gpt2-xlarge", "n_layer": 24}
+LLAMA = {
+    "model_type": "llama",
+    "num_hidden_layers": 13,
+    "vocab_size": 32_000,
+    "hidden_size": 3200,
+    "intermediate_size": 8640,
+    "num_attention_heads": 32,
+}
 
 
 @pytest.mark.parametrize(
-    ("model_type", "checkpointing", "micro_batch"),
-    [("gpt2", "none", 3), ("llama", "all", 1), ("llama", "none", 1)],
+    ("architecture", "window", "windows", "measured"),
+    [
+        ({**GPT2, "n_layer": 16}, 1024, 24, 20.4),
+        (GPT2, 1024, 24, 28.9),
+        (GPT2, 1024, 16, 21.3),
+        (LARGE, 1024, 24, 28.8),
+        (XLARGE, 1024, 24, 48.3),
+        (XLARGE, 1024, 16, 36.9),
+        (LLAMA, 2048, 8, 56.2),
+    ],
 )
-def test_a_deep_model_follows_from_shallow_ones(
-    model_type: str, checkpointing: str, micro_batch: int, monkeypatch: pytest.MonkeyPatch
+def test_compiled_steps_on_an_h100(
+    architecture: dict[str, Any], window: int, windows: int, measured: float
 ) -> None:
-    field = "n_layer" if model_type == "gpt2" else "num_hidden_layers"
-    config = tiny(model_type, **{field: 9})
-    step = Step(config, window=48, micro_batch=micro_batch, bf16=True, checkpointing=checkpointing)
-    strategies: list[tuple[Any, int]] = [("single", 1), ("ddp", 2), ("fsdp", 2)]
-    short = [memory_per_process(step, *strategy) for strategy in strategies]
-    monkeypatch.setattr(memory, "TRACED_LAYERS", 9)
-    whole = [memory_per_process(step, *strategy) for strategy in strategies]
-    assert short == whole
+    """Peaks of `benchmarks/gpu.py`, GiB."""
+    how = How(window, bf16=True, gpu=True, compiled=True)
+    step = Step(how, shape_of(on_meta(architecture_config(architecture)), how), windows, accumulates=True)
+    assert memory_per_process(step, "single") / 2**30 == pytest.approx(measured, rel=0.05)
 
 
-def test_points_tell_gradients_apart() -> None:
-    events = [
-        Event("start", 0, 10),
-        Event("head", 1, 5),  # gradient outside the blocks
-        Event("backward 1", 2, 7),
-        Event("backward 0", 0, -10),
-        Event("backward 0", 3, 9),
+def step_of(model_type: str = "llama", how: How | None = None, **changes: Any) -> Step:
+    how = how or How(window=48)
+    return Step(how, shape_of(on_meta(config_of(model_type)), how), micro_batch=4, **changes)
+
+
+def test_what_takes_more_and_what_less() -> None:
+    step = step_of()
+    single = memory_per_process(step, "single")
+    shares = [memory_per_process(step, "fsdp", processes) for processes in (2, 4, 8)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] < single <= memory_per_process(step, "ddp", 2) == memory_per_process(step, "ddp", 8)
+    more = [{"accumulates": True}, {"teacher": step.model}, {"micro_batch": 5}]
+    assert all(memory_per_process(replace(step, **change), "single") > single for change in more)
+    less = [{"checkpointed": 2}, {"checkpointed": 4}, {"micro_batch": 3}, {"optimizer": "muon"}]
+    found = [memory_per_process(replace(step, **change), "single") for change in less]
+    assert max(found) < single and found[1] < found[0]
+
+
+def test_a_gpu_never_holds_all_logits_in_eager_code() -> None:
+    how = How(window=1024)
+    shape = shape_of(on_meta(config_of("llama", vocab_size=50_000)), how)
+    sizes = [
+        memory_per_process(Step(replace(how, gpu=gpu), shape, micro_batch=16), "single")
+        for gpu in (False, True)
     ]
-    assert points(events, {1: None, 2: 1, 3: 0}) == [
-        Point("start", rest=10, own=0, done=0, root=0, fresh=0),
-        Point("head", rest=10, own=0, done=0, root=5, fresh=5),
-        Point("backward 1", rest=10, own=7, done=0, root=5, fresh=7),
-        Point("backward 0", rest=0, own=9, done=7, root=5, fresh=9),
-    ]
+    assert sizes[1] < sizes[0] / 2
 
 
-def test_sums_of_each_strategy_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Two blocks of 100 parameters and 50 outside, in float32: 1000 bytes of weights, 2000 of moments.
-    moments = [
-        Point("start", rest=10, own=0, done=0, root=0, fresh=0),
-        Point("forward 1", rest=300, own=0, done=0, root=0, fresh=0),
-        Point("head", rest=900, own=0, done=0, root=200, fresh=200),
-        Point("backward 1", rest=400, own=400, done=0, root=200, fresh=400),
-        Point("backward 0", rest=300, own=400, done=400, root=200, fresh=400),
-        Point("end", rest=100, own=0, done=800, root=200, fresh=0),
-        Point("update", rest=0, own=0, done=800, root=200, fresh=0),
-    ]
-    traced = Traced(moments, 1000, 500, [100, 100], root=50, teacher=0, trained=250)
-    monkeypatch.setattr(memory, "traced_step", lambda step, halved=False: traced)
-    step = Step(tiny("gpt2", n_layer=2), window=8, micro_batch=1)
-    # head: 900 + 200; backward 0: 300 + 1000
-    assert memory_per_process(step, "single") == 3000 + 1300
-    # head: gradients are there already, and a new one of 200 beside them
-    assert memory_per_process(step, "ddp", 2) == 3000 + 900 + 1000 + 200
-    assert memory_per_process(replace(step, accumulates=True), "single") == 3000 + 900 + 1000 + 200
-    # as many, since DDP's gradients of one micro-batch are added to those of the one before
-    assert memory_per_process(replace(step, accumulates=True), "ddp", 2) == 3000 + 900 + 1000 + 200
-    # Half of 3000. backward 1: 400 + 400 + 200 held, 200 + 400 gathered and 400 of the next: 2000; as it ends,
-    # 200 + 400 gathered, 400 to reduce and 200 reduced: 2200. backward 0: 300 + 400 + 200 and half of 400 done,
-    # 200 + 400 gathered, 400 of block 1 to reduce: 2100; as it ends, 200 gathered, 400 and 200: 1900.
-    assert memory_per_process(step, "fsdp", 2) == 1500 + 2200
-
-
-def test_a_share_of_the_weights_is_less_than_all_of_them() -> None:
-    step = Step(tiny("llama", vocab_size=2000), window=8, micro_batch=1)
-    ddp, two, four = (
-        memory_per_process(step, "ddp", 4),
-        memory_per_process(step, "fsdp", 2),
-        memory_per_process(step, "fsdp", 4),
-    )
-    assert four < two < ddp
+def test_a_model_that_is_placed_has_the_sizes_of_its_configuration() -> None:
+    model = from_config(config_of("mixtral"), seed=0)
+    how = How(window=48, bf16=True)
+    assert shape_of(NextTokenLoss(model).model, how) == shape_of(on_meta(config_of("mixtral")), how)
 
 
 @pytest.mark.parametrize(("strategy", "processes"), [("single", 2), ("ddp", 1), ("fsdp", 0)])
 def test_a_strategy_that_does_not_go_with_the_processes(strategy: Any, processes: int) -> None:
-    with pytest.raises(ValueError, match=f"'{strategy}' does not go with {processes} processes"):
-        memory_per_process(Step(tiny("gpt2"), window=8, micro_batch=1), strategy, processes)
+    with pytest.raises(UserError, match=f"'{strategy}' does not go with {processes} processes"):
+        memory_per_process(step_of(), strategy, processes)

@@ -15,13 +15,17 @@ from torch import Tensor
 import tiny_data
 from inheritune import UserError
 from inheritune.config import TrainRecipe
+from inheritune.recipe import run as run_recipe
 from inheritune.recipe_file import parse_recipe
 from inheritune.single import train_model
+from inheritune.training.device import Hardware
 from inheritune.training.distillation import DistillationLoss
+from inheritune.training.interruption import Interrupted
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.micro_batch import smaller
+from inheritune.training.micro_batch import FILE, remembered, smaller
 from tiny_models import tiny_model
-from tiny_recipes import training
+from tiny_recipes import recipe as tiny_recipe
+from tiny_recipes import stop_after, training
 
 WINDOWS = 12
 FULL = "CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -151,6 +155,46 @@ def test_a_resumed_training_may_have_other_windows(
     monkeypatch.undo()
     train_model(recipe(data, model, micro_batch=2, checkpoints={"every": 1}), tmp_path / "run")
     assert logged(tmp_path / "run", "micro_batch")[-1] == 2
+
+
+def test_what_fitted_is_kept_for_the_next_start(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with_room_for(monkeypatch, 5)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Interrupted):
+            train_model(recipe(data, model, checkpoints={"every": 1}), run)
+    assert (run / FILE).exists()
+    sizes = with_room_for(monkeypatch, 5)
+    train_model(recipe(data, model, checkpoints={"every": 1}), run)
+    assert max(sizes) == 3, "it does not run out of memory again"
+    assert logged(run, "micro_batch") == [3] * 4
+    monkeypatch.undo()
+    train_model(recipe(data, model, micro_batch=3), tmp_path / "small")
+    assert weights(run) == weights(tmp_path / "small")
+
+
+def test_every_training_of_a_run_goes_by_what_fitted(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the memory that it takes: of a smaller model more windows may fit."""
+    sizes = with_room_for(monkeypatch, 3)
+    run_recipe(tiny_recipe(data, training=training(tokens_per_step=32 * WINDOWS)), tmp_path / "run")
+    assert [size for size in sizes if size > 3] == [12, 6, 6], "the round, of half the layers, begins with 6"
+    assert logged(tmp_path / "run/reference", "micro_batch")[-1] == 3
+    assert logged(tmp_path / "run/round-1-2-layers", "micro_batch")[0] == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '{"device": "cpu", "bytes": null}', '{"device": "another", "bytes": 1}']
+)
+def test_a_file_that_says_nothing_of_this_device(tmp_path: Path, text: str) -> None:
+    hardware = Hardware(torch.device("cpu"), bf16=False, compile=False)
+    assert remembered(tmp_path, hardware) is None
+    (tmp_path / FILE).write_text(text)
+    assert remembered(tmp_path, hardware) is None
 
 
 def test_distillation(data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 import tiny_data
 from inheritune.config import TrainRecipe
 from inheritune.data.loader import open_data
-from inheritune.evaluation.validation import WindowLosses, validator
 from inheritune.models.pretrained import load_model
 from inheritune.recipe_file import parse_recipe
 from inheritune.training.device import Hardware
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.validation import WindowLosses, validate
 from tiny_recipes import ARCHITECTURE, training
 from worlds import free_port, run_jobs
 
@@ -122,7 +122,7 @@ def test_what_is_left_behind_is_rounded_in_shares_too(data: Path, tmp_path: Path
         tensors = load_file(tmp_path / layout / "model/model.safetensors")
         assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
         loss = NextTokenLoss(load_model(tmp_path / layout / "model"))
-        again = validator(opened, hardware)(loss, "all").losses
+        again = validate(loss, opened.validation, opened.window, hardware).losses
         found = WindowLosses.load(tmp_path / layout / "validation.json").losses
         np.testing.assert_allclose(again, found, rtol=0, atol=1e-6)
         assert not (tmp_path / layout / "checkpoints").exists()

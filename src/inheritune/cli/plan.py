@@ -11,7 +11,7 @@ import typer
 from inheritune import UserError
 
 if TYPE_CHECKING:
-    from inheritune.planned_memory import StageMemory
+    from inheritune.plan import StageMemory
 
 WIDTHS = {"layers": 6, "params": 6, "tokens": 7, "epochs": 6, "FLOPs": 6, "memory": 8, "time": 11}
 """Least columns of a terminal for each figure: in a narrow one the names are folded, not the numbers."""
@@ -38,8 +38,7 @@ def plan_command(
 
     from inheritune.cli.console import console, print_line, quiet
     from inheritune.config import Study
-    from inheritune.planned_memory import plan_memory
-    from inheritune.planning import known_rate, measured_rate, plan
+    from inheritune.plan import known_rate, measured_rate, plan, plan_memory
     from inheritune.quantities import count, duration, memory
     from inheritune.recipe_file import load_any
 
@@ -52,7 +51,7 @@ def plan_command(
         raise UserError(f"--device is {device!r}, but must be cpu or cuda")
     settings = load_any(recipe)
     planned = plan(settings)
-    needs, warnings = plan_memory(planned, processes, device)
+    needs = plan_memory(planned, processes, device)
     if measure and isinstance(settings, Study):
         raise UserError("--measure is for a single recipe; give a study's rate with --flops-per-second")
     whence = "measured here" if measure else "given"
@@ -72,21 +71,21 @@ def plan_command(
             count(stage.tokens) if stage.tokens else "trained",
             f"{stage.epochs:.2f}" if stage.epochs is not None else "?",
             f"{stage.flops:.1e}".replace("e+", "e"),
-            memory(needs[stage.name].chosen if stage.name in needs else stage.memory) if stage.work else "-",
+            memory(needs[stage.name].chosen) if stage.work else "-",
         ]
         table.add_row(*cells, *([duration(stage.seconds(rate))] if rate else []))
     console.print(table)
     print_line(
-        "Rounds end at the first that reaches parity. Memory: a process's tensors at the peak of a step;"
+        "Rounds end at the first that reaches parity. Memory: about what a process's tensors take at the peak"
     )
     print_line(
-        "the program, a GPU's context and an allocator's reserve come on top; compiled steps can take less."
+        "of a step, by a formula; the program, a GPU's context and an allocator's reserve come on top."
     )
     for line in memory_lines(needs, processes):
         print_line(line)
     if rate:
         print_line(f"Times at {rate:.3g} FLOP/s ({whence}).")
-    for warning in [*planned.warnings, *warnings]:
+    for warning in planned.warnings:
         print_line(f"note: {warning}")
 
 
@@ -105,7 +104,7 @@ def memory_lines(needs: dict[str, StageMemory], processes: int) -> list[str]:
             for strategy, size in largest.needs.items()
         }
         lines.append(
-            f"In each of {processes} processes: ddp {told['ddp']}, fsdp {told['fsdp']}; the recipe takes "
+            f"In each of {processes} processes about: ddp {told['ddp']}, fsdp {told['fsdp']}; the recipe takes "
             f"{largest.strategy}. One process alone: {told['single']}."
         )
     return lines

@@ -60,30 +60,27 @@ def prepare_command(
 
     from inheritune.cli.console import quiet
     from inheritune.data.prepare import prepare, rows_left_out
-    from inheritune.data.progress import shown
     from inheritune.data.shards import MANIFEST
 
     quiet()
     already = (output / MANIFEST).exists()
-    with shown() as progress:
-        manifest = prepare(
-            sources,
-            output,
-            tokenizer=tokenizer,
-            train_tokenizer=train_tokenizer,
-            validation=validation,
-            workers=workers,
-            text_field=text_field,
-            split=split,
-            config=config,
-            seed=seed,
-            max_documents=max_documents,
-            end_of_text=end_of_text,
-            bos=bos,
-            skip_invalid=skip_invalid,
-            trust_remote_code=trust_remote_code,
-            progress=progress,
-        )
+    manifest = prepare(
+        sources,
+        output,
+        tokenizer=tokenizer,
+        train_tokenizer=train_tokenizer,
+        validation=validation,
+        workers=workers,
+        text_field=text_field,
+        split=split,
+        config=config,
+        seed=seed,
+        max_documents=max_documents,
+        end_of_text=end_of_text,
+        bos=bos,
+        skip_invalid=skip_invalid,
+        trust_remote_code=trust_remote_code,
+    )
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{output} {'was finished already; nothing is changed' if already else 'is finished'}")
     for name, split_record in manifest.splits.items():

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,18 +20,6 @@ from inheritune.data.shards import DataIdentity, Split, open_split, verify
 T = TypeVar("T")
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, int64 [B, T] each."""
-
-
-class Share(Protocol):
-    """Which of several processes one is: a `training.world.World`."""
-
-    @property
-    def rank(self) -> int:
-        """Number of the process, from 0."""
-
-    @property
-    def size(self) -> int:
-        """How many there are."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +134,18 @@ def batches(
 
 
 def training_steps(
-    data: TrainingData, order: Order, steps: range, size: int, device: torch.device, share: Share
+    data: TrainingData,
+    order: Order,
+    steps: range,
+    size: int,
+    device: torch.device,
+    *,
+    rank: int = 0,
+    processes: int = 1,
 ) -> Iterator[list[Batch]]:
-    """For each of these steps, the micro-batches of `size` windows that one process (`share`) works on."""
+    """For each of these steps, the micro-batches of `size` windows that the process of this rank works on."""
     for step in steps:
-        windows = data.training_windows(order.share(step, share.rank, share.size))
+        windows = data.training_windows(order.share(step, rank, processes))
         yield list(batches(data.train, windows, data.window, size, device))
 
 

@@ -14,14 +14,13 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
 from inheritune import UserError, atomic
 from inheritune.data import tokenizer as tokenizers
 from inheritune.data.pipeline import Position, in_order, key_and_hash, read_batches
-from inheritune.data.progress import Progress, Reporter
 from inheritune.data.shards import (
     MANIFEST,
     TOKENIZER,
@@ -43,6 +42,7 @@ from inheritune.data.unfinished import (
     work_directory,
 )
 from inheritune.data.writer import SplitWriter
+from inheritune.progress import ProgressBar
 
 _SMALLEST_VOCABULARY = 257  # all bytes, and end-of-text
 
@@ -66,7 +66,6 @@ def prepare(
     trust_remote_code: bool = False,
     shard_tokens: int = 100_000_000,
     save_every: float = 15.0,
-    progress: Callable[[Progress], None] | None = None,
 ) -> Manifest:
     """Tokenize documents into shards, and give the manifest.
 
@@ -122,14 +121,11 @@ def prepare(
             return finished(output, arguments)
         saved = load_saved(work, arguments)
         if not (work / MANIFEST).exists():
-            report = Reporter(opened, max_documents, progress)
             if not (work / TOKENIZER).exists():
-                _make_tokenizer(work / TOKENIZER, arguments, opened, trust_remote_code, report)
+                _make_tokenizer(work / TOKENIZER, arguments, opened, trust_remote_code)
             encoder = tokenizers.Encoder(work / TOKENIZER, end_of_text, bos, trust_remote_code)
             with tokenizers.one_thread_per_call():
-                splits, without_text = _write_splits(
-                    work, saved, opened, encoder, workers, save_every, report
-                )
+                splits, without_text = _write_splits(work, saved, opened, encoder, workers, save_every)
             manifest = Manifest(
                 tokenizer=TokenizerRecord(
                     name=arguments.tokenizer or f"byte-level BPE of {encoder.vocabulary} tokens",
@@ -163,7 +159,6 @@ def _write_splits(
     encoder: tokenizers.Encoder,
     workers: int,
     save_every: float,
-    report: Reporter,
 ) -> tuple[dict[SplitName, SplitRecord], int]:
     """Encode all documents after those of `saved`, saving now and then; also gives how many rows had no text."""
     arguments = saved.arguments
@@ -191,9 +186,10 @@ def _write_splits(
 
     batches = read_batches(sources, position, arguments.seed, spent)
     threads = workers if encoder.is_parallel else 1
+    bar = ProgressBar("encoding", None, "tokens", train.tokens + validation.tokens)
     last_saved = time.monotonic()
     try:
-        with closing(in_order(batches, encoder, threads)) as encoded:
+        with bar, closing(in_order(batches, encoder, threads)) as encoded:
             for batch, documents in encoded:
                 if train.documents + validation.documents == arguments.max_documents:
                     break
@@ -215,7 +211,12 @@ def _write_splits(
                 position = Position(source=index + 1) if index in spent else batch.end
                 if position.source > index:
                     source_tokens = 0
-                report("encoding", train.documents + validation.documents, train.tokens + validation.tokens)
+                count, tokens_so_far = (
+                    train.documents + validation.documents,
+                    train.tokens + validation.tokens,
+                )
+                total = _expected(tokens_so_far, sources, count, arguments.max_documents)
+                bar.update(tokens_so_far, f"{count:,} documents", total)
                 if time.monotonic() - last_saved >= save_every:
                     save()
                     last_saved = time.monotonic()
@@ -229,7 +230,7 @@ def _write_splits(
 
 
 def _make_tokenizer(
-    directory: Path, arguments: Arguments, sources: list[Source], trust_remote_code: bool, report: Reporter
+    directory: Path, arguments: Arguments, sources: list[Source], trust_remote_code: bool
 ) -> None:
     if arguments.train_tokenizer is None:
         assert arguments.tokenizer is not None
@@ -238,16 +239,27 @@ def _make_tokenizer(
     if any(isinstance(source, Documents) and source.once for source in sources):
         raise UserError("a tokenizer can only be trained on documents that can be read twice: give a list")
     sample = tokenizers.Sample()
-    count = 0
     texts = filter(None, itertools.chain.from_iterable(source.documents() for source in sources))
-    for count, text in enumerate(itertools.islice(texts, arguments.max_documents), start=1):
-        key, _ = key_and_hash(text, arguments.seed)
-        if key >= arguments.validation:
-            sample.offer(key, text)
-        if count % 1000 == 0:
-            report("reading for the tokenizer", count, 0)
-    report("training the tokenizer", count, 0)
-    tokenizers.train(sample.texts(), arguments.train_tokenizer, directory)
+    most = arguments.max_documents
+    with ProgressBar("reading for the tokenizer", None, "documents") as bar:
+        for count, text in enumerate(itertools.islice(texts, most), start=1):
+            key, _ = key_and_hash(text, arguments.seed)
+            if key >= arguments.validation:
+                sample.offer(key, text)
+            if count % 1000 == 0:
+                bar.update(count, total=_expected(count, sources, count, most))
+    with ProgressBar("training the tokenizer", None, "tokens"):
+        tokenizers.train(sample.texts(), arguments.train_tokenizer, directory)
+
+
+def _expected(done: int, sources: list[Source], documents: int, max_documents: int | None) -> int | None:
+    """About how many units there will be in all, when so many are done; None where that cannot be known."""
+    sizes = [source.size for source in sources if source.size is not None]
+    known = len(sizes) == len(sources) and sum(sizes) > 0
+    share = sum(source.read for source in sources) / sum(sizes) if known else 0.0
+    if max_documents is not None:
+        share = max(share, documents / max_documents)
+    return round(done / share) if share > 0 else None
 
 
 def _check(arguments: Arguments, workers: int) -> None:

@@ -24,11 +24,11 @@ from inheritune.evaluation.speed import checkpoint_bytes, measure_speed, memory_
 from inheritune.evaluation.subjects import Subject, check_memory, find_subjects, tokenizer_hash
 from inheritune.evaluation.summary import group_result, task_result, validation_result
 from inheritune.evaluation.tasks import Plan, Unit, check_names, make_plan
-from inheritune.evaluation.validation import WindowLosses, validate
 from inheritune.models.architecture import context_length
 from inheritune.training.checks import check_tokens
 from inheritune.training.device import Hardware, choose_device, describe
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.validation import WindowLosses, validate
 
 if TYPE_CHECKING:
     from inheritune.evaluation.items import TaskItems

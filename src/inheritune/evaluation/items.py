@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from inheritune import atomic
 from inheritune.evaluation.result import Paired, Score, judge
-from inheritune.evaluation.validation import Z95
+from inheritune.training.validation import Z95
 
 Kind = Literal["mean", "perplexity", "weighted_perplexity", "bits_per_byte", "other"]
 """How the harness makes one figure of the items: the mean; exp(-mean); exp(-sum / sum of weights);

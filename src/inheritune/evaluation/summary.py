@@ -18,7 +18,7 @@ from inheritune.evaluation.result import (
     judge,
 )
 from inheritune.evaluation.tasks import GROUPS, Unit
-from inheritune.evaluation.validation import WindowLosses, compare
+from inheritune.training.validation import WindowLosses, compare
 
 
 def task_result(unit: Unit, names: Sequence[str], answers: Sequence[TaskItems]) -> TaskResult:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -210,15 +209,12 @@ def head_is_linear(model: PreTrainedModel) -> bool:
     """Whether logits are just `head(last hidden state)`: no soft-capping, scaling or projection around it.
 
     Tried on the model itself with a few tokens, so it holds for architectures nobody listed. The head's output
-    is made large for the trial, because soft-capping leaves the small logits of an untrained model alone. A model on
-    fake tensors has no numbers to compare; there it is tried whether the tensors are the same ones.
+    is made large for the trial, because soft-capping leaves the small logits of an untrained model alone.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         return False
     seen: dict[str, Tensor] = {}
-    if isinstance(head.weight, FakeTensor):
-        return _passes_tensors_on(model, head)
 
     def enlarge(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         seen["hidden"], seen["logits"] = inputs[0], 1000 * output
@@ -244,30 +240,6 @@ def head_is_linear(model: PreTrainedModel) -> bool:
 def _few(model: PreTrainedModel) -> int:
     """Tokens to try a model with."""
     return min(4, context_length(model.config) or 4)
-
-
-def _passes_tensors_on(model: PreTrainedModel, head: nn.Linear) -> bool:
-    """Whether the last hidden state, of the base model or its decoder, goes into the head, and logits come out."""
-    hidden: list[torch.UntypedStorage] = []
-    passed: list[torch.UntypedStorage] = []
-
-    def note_hidden(module: nn.Module, inputs: Any, output: Any) -> None:
-        if hasattr(output, "last_hidden_state"):
-            hidden.append(output.last_hidden_state.untyped_storage())
-
-    def note_head(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        passed.extend((inputs[0].untyped_storage(), output.untyped_storage()))
-
-    handles = [module.register_forward_hook(note_hidden) for module in model.base_model.modules()]
-    handles.append(head.register_forward_hook(note_head))
-    try:
-        with torch.no_grad():
-            tokens = torch.zeros(1, _few(model), dtype=torch.long, device=head.weight.device)
-            logits = model(input_ids=tokens, use_cache=False).logits.untyped_storage()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return any(storage is passed[0] for storage in hidden) and passed[1] is logits
 
 
 def parameter_count(model: PreTrainedModel) -> int:

@@ -29,7 +29,7 @@ def flops_per_token(model: PreTrainedModel, window: int) -> float:
     the context they see; the causal half is not subtracted.
     """
     config = model.config.get_text_config()
-    matrices = sum(_active_weights(block, config) for block in blocks(model))
+    matrices = sum(active_weights(block, config) for block in blocks(model))
     head = model.get_output_embeddings()
     matrices += head.weight.numel()
     heads = config.num_attention_heads if hasattr(config, "num_attention_heads") else 0
@@ -40,14 +40,14 @@ def flops_per_token(model: PreTrainedModel, window: int) -> float:
     return 6.0 * matrices + attention
 
 
-def training_memory(model: PreTrainedModel) -> int:
+def training_memory(model: nn.Module) -> int:
     """Bytes of weights, gradients and AdamW's two moments, all float32; activations come on top."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     return 16 * trained + 4 * frozen
 
 
-def _active_weights(block: nn.Module, config: PretrainedConfig) -> int:
+def active_weights(block: nn.Module, config: PretrainedConfig) -> int:
     """Entries of the block's weight matrices that one token meets."""
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     per_token = getattr(config, "num_experts_per_tok", None)

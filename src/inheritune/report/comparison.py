@@ -17,7 +17,6 @@ import numpy as np
 import rich.table
 
 from inheritune import UserError
-from inheritune.evaluation import validation
 from inheritune.quantities import count, flop_scale, flops, loss_decimals, signed_interval
 from inheritune.report.figures import (
     PANELS_FROM,
@@ -35,6 +34,7 @@ from inheritune.report.figures import (
 from inheritune.report.pages import Figures, Page, Section, write_files
 from inheritune.report.runs import Entry, read_entries
 from inheritune.report.table import Row, Table, csv_text, escaped
+from inheritune.training import validation
 
 FILES = (
     "comparison.html",

@@ -28,7 +28,7 @@ from inheritune.evaluation.result import Evaluation, load_evaluation
 from inheritune.run_directory import Record, State, Summary, read_starts
 
 if TYPE_CHECKING:  # the page of a run is written without torch
-    from inheritune.evaluation.validation import WindowLosses
+    from inheritune.training.validation import WindowLosses
 
 FloatArray = NDArray[np.float64]
 R = TypeVar("R", bound=Record)
@@ -427,7 +427,7 @@ def _size(path: Path, outcome: Mapping[str, Any]) -> tuple[int | None, int | Non
 
 
 def _read_losses(path: Path) -> WindowLosses | None:
-    from inheritune.evaluation.validation import WindowLosses
+    from inheritune.training.validation import WindowLosses
 
     if not path.is_file():
         return None

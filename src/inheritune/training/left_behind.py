@@ -11,7 +11,6 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +22,8 @@ from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.pretrained import load_config, tokenizer_in
 from inheritune.models.size import on_meta
 from inheritune.training.checkpoint import weights_on_host
+from inheritune.training.validation import WindowLosses
 from inheritune.training.world import World
-
-if TYPE_CHECKING:
-    from inheritune.evaluation.validation import WindowLosses
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODEL, CHECKPOINTS = "model", "checkpoints"

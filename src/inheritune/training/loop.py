@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -32,23 +33,14 @@ from inheritune.training.left_behind import (
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.meter import Meter
 from inheritune.training.metrics import Metrics
-from inheritune.training.micro_batch import windows_per_process
+from inheritune.training.micro_batch import remember, windows_per_process
 from inheritune.training.start import start_or_resume
 from inheritune.training.step import NonFiniteError, Stepper
+from inheritune.training.validation import WindowLosses, validate
 from inheritune.training.world import World
-
-if TYPE_CHECKING:
-    from inheritune.evaluation.validation import WindowLosses
 
 VALIDATION_SHARE = 0.025
 """How much of the training's FLOPs validations may cost when the recipe leaves their number open."""
-
-
-class Validate(Protocol):
-    """Measures a model's loss on held-out windows."""
-
-    def __call__(self, loss: NextTokenLoss, windows: int | Literal["all"]) -> WindowLosses:
-        """Losses on all windows of the validation split, or on so many of them."""
 
 
 def train(
@@ -58,7 +50,7 @@ def train(
     directory: Path,
     *,
     hardware: Hardware,
-    validate: Validate,
+    run: Path | None = None,
     loss: Callable[[PreTrainedModel, World], NextTokenLoss] = NextTokenLoss,
     stop: Callable[[WindowLosses], bool] = lambda losses: False,
     dtype: torch.dtype = torch.float32,
@@ -77,7 +69,7 @@ def train(
         directory: gets `metrics.jsonl` and `checkpoints/`, and in the end `validation.json` (the losses of `model/`
             on all validation windows), `training.json` and `model/`, which takes the place of `checkpoints/`.
         hardware: where, and with which other processes.
-        validate: called before the first step and every `validation.every` steps.
+        run: directory of a run of several trainings, which keeps what fits its device; by default `directory`.
         loss: what is minimised; cross entropy of the next token, or distillation.
         stop: told each validation's losses; True ends the training there.
         dtype: of the weights in `model/`; checkpoints are float32.
@@ -106,24 +98,37 @@ def train(
         loss,
         training,
         folder,
+        run=run or directory,
         data=data,
         hardware=hardware,
         trust_remote_code=trust_remote_code,
     )
     model, placed, state = started.model, started.placed, started.state
 
-    stepper = Stepper(placed, started.optimizer, training, hardware)
+    stepper = Stepper(
+        placed,
+        started.optimizer,
+        training,
+        hardware,
+        fitted=partial(remember, run or directory, hardware, started.step),
+    )
     saver = Saver(folder, training.checkpoints.keep, world)
     flops = placed.loss.flops_per_token(data.window) * training.tokens_per_step
     meter = Meter(Metrics(directory, training, state.step, world.first), training, hardware, flops, state)
     coming = training_steps(
-        data, order, range(state.step, training.steps), started.micro_batch, hardware.device, world
+        data,
+        order,
+        range(state.step, training.steps),
+        started.step.micro_batch,
+        hardware.device,
+        rank=world.rank,
+        processes=world.size,
     )
     bar = ProgressBar(title, training.steps, "steps", state.step)
 
     def measure(windows: int | Literal["all"]) -> WindowLosses:
         with without_float8(model) if training.float8 else nullcontext():
-            return validate(placed.loss, windows)
+            return validate(placed.loss, data.validation, data.window, hardware, windows)
 
     with bar, signals() as interrupted, closing(meter), closing(ahead(coming)) as steps:
         try:

@@ -1,128 +1,239 @@
-"""How much memory a training step takes in each process, for each way to spread it over processes.
+"""About how much memory a training step takes in each process, by a formula.
 
-One step is traced (`traced_step`) at the micro-batch, window and precision of the training. To that is added, moment
-by moment, what weights, gradients and optimizer take, whole or in shares, and what the processes put together and
-send: by what torch's engines do (`DistributedDataParallel`; FSDP2's `fully_shard`, grouped as in `parallel`). The
-largest sum is the answer.
+A process holds weights, gradients and the optimizer's moments, whole or in shares; of every token what the blocks
+keep for the backward pass; and, at its turn, the largest of the logits, a block's backward pass and the embedding's
+gradient. How near this comes to what was measured is in `benchmarks/README.md`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import UserError
-from inheritune.models.architecture import blocks, cut_config, layer_count
-from inheritune.models.layer_fields import per_layer_fields
-from inheritune.models.size import on_meta
+from inheritune.models.architecture import blocks
+from inheritune.models.size import active_weights
+from inheritune.training.distillation import CHUNK as TAUGHT_CHUNK
+from inheritune.training.loss import CHUNK, WHOLE
 from inheritune.training.parallel import Strategy
-from inheritune.training.traced_step import Step, Traced, traced_step
 
-TRACED_LAYERS = 3
-"""Of a deeper model whose blocks are alike so many blocks, and one more, are traced; the rest follows."""
+BACKWARD = 0.25
+"""What the backward pass of a block takes for itself, in parts of what the block keeps."""
+
+IN_STEPS = ("gelu_new", "gelu_fast", "gelu_accurate")
+"""Activations that eager code computes in several operations, three of which keep what they make."""
+
+
+@dataclass(frozen=True)
+class How:
+    """How a training computes.
+
+    Args:
+        window: tokens.
+        bf16: whether matrix products are in bfloat16.
+        gpu: whether on a GPU.
+        compiled: whether the code is compiled.
+    """
+
+    window: int
+    bf16: bool = False
+    gpu: bool = False
+    compiled: bool = False
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number in matrix products."""
+        return 2 if self.bf16 else 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model that decide what its training takes.
+
+    Args:
+        hidden: width of the residual stream.
+        vocabulary: rows of the embedding.
+        layers: number of blocks.
+        trained: parameters that get a gradient.
+        parameters: all of them.
+        in_blocks: those of all blocks.
+        block: those of the largest block.
+        kept: bytes that a block keeps of a token for the backward pass.
+        linear_head: whether logits are a linear map of the last hidden state and nothing more.
+        tied: whether the head is the embedding.
+    """
+
+    hidden: int
+    vocabulary: int
+    layers: int
+    trained: int
+    parameters: int
+    in_blocks: int
+    block: int
+    kept: float
+    linear_head: bool
+    tied: bool
+
+
+def shape_of(model: PreTrainedModel, how: How) -> Shape:
+    """The sizes of a model, with or without its weights, whole or in shares."""
+    text, own = model.config.get_text_config(), blocks(model)
+    scales = (_first(text, "logit_scale", "logits_scaling"), _first(text, "final_logit_softcapping"))
+    sizes = [sum(p.numel() for p in block.parameters()) for block in own]
+    return Shape(
+        hidden=text.hidden_size,
+        vocabulary=text.vocab_size,
+        layers=len(own),
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        parameters=sum(p.numel() for p in model.parameters()),
+        in_blocks=sum(sizes),
+        block=max(sizes),
+        kept=sum(kept_of_a_token(block, text, how) for block in own) / len(own),
+        linear_head=all(scale in (None, 1) for scale in scales),
+        tied=bool(text.tie_word_embeddings),
+    )
+
+
+def kept_of_a_token(block: nn.Module, text: PretrainedConfig, how: How) -> float:
+    """Bytes that a block keeps of a token for its backward pass.
+
+    The residual stream in front of its two halves, in float32; what both halves read of it; and for every matrix
+    between the stream and something else the numbers at the other end: queries, keys, values, what attention gives,
+    what goes into and comes out of the activation. A matrix of E entries has E / hidden of those, so together they
+    are the entries of the block's matrices over the hidden size (of experts, those of the ones that a token is sent
+    to; autocast leaves them in float32). Compiled code keeps no more.
+
+    Eager code also keeps what lies between the operations that compiled code makes one of: what the gate of a gated
+    activation was made to; the steps of an activation in several; RMS norms before their scale; where dropout struck;
+    in bfloat16 the stream once for each matrix that reads it.
+    """
+    hidden, width = text.hidden_size, how.width
+    matrices = [p for p in block.parameters() if p.dim() == 2]
+    plain = sum(p.numel() for p in matrices)
+    experts = max(0, active_weights(block, text) - plain)
+    kept = 8 * hidden + 2 * width * hidden + (width * plain + 4 * experts) / hidden
+    heads = _first(text, "num_attention_heads", "num_heads") or 1
+    drops_attention = bool(_first(text, "attn_pdrop", "attention_dropout"))
+    if text._attn_implementation == "eager" or (drops_attention and not how.gpu):
+        # No flash attention: probabilities of every token, and with dropout where it struck and what it left.
+        kept += 4 * heads * how.window * (3 if drops_attention else 1)
+    if how.compiled:
+        return kept
+    widest = max(max(matrix.shape) for matrix in matrices)
+    gated = sum(widest in matrix.shape for matrix in matrices) > 2
+    in_steps = _first(text, "hidden_act", "activation_function", "hidden_activation") in IN_STEPS
+    kept += width * widest * (gated + 3 * in_steps)
+    kept += 4 * _rms_norm_widths(block, hidden, heads)
+    if experts:
+        kept += 12 * hidden * text.num_experts_per_tok  # sorted by expert, and back
+    if _first(text, "resid_pdrop", "resid_dropout", "hidden_dropout", "dropout"):
+        kept += 2 * width * hidden
+    return kept + (2 * hidden * (len(matrices) - 2) if how.bf16 else 0)
+
+
+def _rms_norm_widths(block: nn.Module, hidden: int, heads: int) -> int:
+    """Numbers of a token that go through norms which torch has no operation for; one of a head goes over all."""
+    weights = [getattr(m, "weight", None) for m in block.modules() if not isinstance(m, nn.LayerNorm)]
+    widths = [w.numel() for w in weights if isinstance(w, nn.Parameter) and w.dim() == 1]
+    return sum(width if width >= hidden else heads * width for width in widths)
+
+
+def _first(config: PretrainedConfig, *fields: str) -> Any:
+    """The first of these fields that the configuration has, and that says something."""
+    return next((value for field in fields if (value := getattr(config, field, None))), None)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step of one process.
+
+    Args:
+        how: it computes.
+        model: that is trained.
+        micro_batch: windows in one forward pass.
+        accumulates: whether there are more than one in a step.
+        checkpointed: blocks that make their activations again in the backward pass.
+        optimizer: as `training.optimizer.name`.
+        teacher: whose logits are learnt.
+    """
+
+    how: How
+    model: Shape
+    micro_batch: int
+    accumulates: bool = False
+    checkpointed: int = 0
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    teacher: Shape | None = None
+
+    @property
+    def tokens(self) -> int:
+        """In one forward pass."""
+        return self.micro_batch * self.how.window
 
 
 def memory_per_process(step: Step, strategy: Strategy, processes: int = 1) -> int:
-    """Bytes that the tensors of a step take in each process when it takes most.
+    """About how many bytes the tensors of a step take in each process when they take most.
 
     Beside them stand the program itself, what kernels take while they run and what an allocator keeps in reserve
-    (on a GPU also the CUDA context). All but the head is traced as eager code; compiled code may keep less of it.
+    (on a GPU also the CUDA context).
 
     Raises:
         UserError: a number of processes that the strategy does not go with.
     """
     if processes < 1 or (processes == 1) != (strategy == "single"):
         raise UserError(f"the strategy {strategy!r} does not go with {processes} processes")
-    depth = layer_count(step.config)
-    if depth <= TRACED_LAYERS + 1 or not _alike(step):
-        return round(max(value for _, value in _sums(step, strategy, processes)))
-    few, more = (
-        _peaks(replace(step, config=cut_config(step.config, layers)), strategy, processes)
-        for layers in (TRACED_LAYERS, TRACED_LAYERS + 1)
-    )
-    # A block more adds as much at any point of a moment, but not the same in all moments, so the depth decides
-    # which of them is the largest.
-    return round(max(few[m] + (depth - TRACED_LAYERS) * (more[m] - few[m]) for m in few))
+    model, teacher, how = step.model, step.teacher, step.how
+    sharded = strategy == "fsdp"
+    gradients = 4 * model.trained
+    head_weight = 4 * model.vocabulary * model.hidden  # also what its gradient and the embedding's take
+    fixed = 4 * model.parameters + (4 if step.optimizer == "muon" else 8) * model.trained
+    fixed += 4 * teacher.parameters if teacher else 0
+
+    block = model.kept * step.tokens
+    plain = model.layers - step.checkpointed
+    activations = plain * block + step.checkpointed * 4 * model.hidden * step.tokens
+    # Autocast's bfloat16 weights: all of them until the forward pass ends, then those that the backward pass needs.
+    casts = 2 * model.in_blocks if how.bf16 and not (sharded and how.gpu) else 0
+    needed = casts * (plain + (step.checkpointed > 0)) / model.layers
+    taught = casts * teacher.in_blocks / model.in_blocks if teacher else 0
+    logits = _logits(step)
+    again = (1 if step.checkpointed else 0) * block
+    forward = (needed if how.compiled else casts) + taught + 5 / 6 * logits
+    backward = needed + max(logits, logits / 3 + head_weight, again + BACKWARD * block)
+    # In the end all gradients are there and the embedding's comes: beside the head's, if they are one tensor, whose
+    # sum is a third; and if there was one before, beside that.
+    held = step.accumulates or strategy == "ddp"
+    last = max((2 * model.tied + held) * head_weight, (1 + BACKWARD) * block)
+    if not sharded:
+        most = max(activations + max(forward, backward) + held * gradients, gradients + last)
+        return round(fixed + most)
+    # The root is put together all the time, and so is its gradient; of blocks two are, and one gradient is sent.
+    root = 4 * (model.parameters - model.in_blocks)
+    root += 4 * (teacher.parameters - teacher.in_blocks) if teacher else 0
+    largest = max(model.block, teacher.block if teacher else 0)
+    gathered = (2 if how.bf16 and how.gpu else 4) * largest
+    shares = (fixed + (gradients if step.accumulates else 0)) / processes
+    at_head = activations + max(forward, backward) + root + gathered
+    in_blocks = activations + needed + again + BACKWARD * block + 2 * root + 2 * gathered + 4 * largest
+    at_end = last + 2 * root + (0 if step.accumulates else gradients / processes)
+    return round(shares + max(at_head, in_blocks, at_end))
 
 
-def _alike(step: Step) -> bool:
-    """Whether all blocks take the same memory."""
-    if step.checkpointing not in ("none", "all"):
-        return False
-    text = step.config.get_text_config()
-    sliding = getattr(text, "sliding_window", None)
-    lists = per_layer_fields(text, layer_count(step.config))
-    fields = [f for f in lists if f != "layer_types" or (sliding and sliding < step.window)]
-    if any(len({str(kind) for kind in getattr(text, f)}) > 1 for f in fields):
-        return False
-    return len({tuple(p.shape for p in block.parameters()) for block in blocks(on_meta(step.config))}) == 1
-
-
-def _peaks(step: Step, strategy: Strategy, processes: int) -> dict[str, float]:
-    """The largest sum of each moment, of the two blocks at either end, named so that depths can be compared."""
-    depth = layer_count(step.config)
-    largest: dict[str, float] = {}
-    for moment, value in _sums(step, strategy, processes):
-        kind, _, number = moment.partition(" ")
-        places = [int(number), int(number) - depth] if number else []
-        names = [f"{kind} {place}" for place in places if -2 <= place <= 1] if number else [moment]
-        for name in names:
-            largest[name] = max(largest.get(name, 0.0), value)
-    return largest
-
-
-def _sums(step: Step, strategy: Strategy, processes: int) -> Iterator[tuple[str, float]]:
-    """Moments and the bytes held at each of their points."""
-    if strategy == "fsdp":
-        yield from _sharded(traced_step(step, halved=step.halved), step, processes)
-        return
-    traced = traced_step(step)
-    fixed = traced.weights + 4 * traced.state
-    for point in traced.points:
-        if strategy == "single" and not step.accumulates:
-            yield point.moment, fixed + point.rest + point.gradients
-            continue
-        # Gradients are there all the time; a new one is added to the old, or copied to where DDP averages it.
-        held = 4 * traced.trained + point.fresh
-        yield point.moment, fixed + point.rest + held
-
-
-def _sharded(traced: Traced, step: Step, processes: int) -> Iterator[tuple[str, float]]:
-    """Sums under FSDP2: shares of everything, and whole what is put together to compute.
-
-    Of every group of weights an all-gather makes one flat tensor, from which the weights are copied; the tensor is
-    kept until the next group's is there (in the backward pass, where the next is fetched ahead, the next one's is).
-    Gradients are whole until their block is through, then copied into one float32 tensor that is reduced, and is
-    kept until the next one.
-    """
-    gathered = [(2 if step.halved else 4) * count for count in traced.blocks]
-    teacher = (2 if step.halved else 4) * traced.teacher
-    root, last = 4 * traced.root, len(gathered) - 1
-    fixed = (traced.weights + 4 * traced.state) / processes
-    if step.accumulates:
-        fixed += 4 * traced.trained / processes
-    share = (2 if step.halved else 1) / processes  # of gradients that are kept as float32
-    for point, after in pairwise([*traced.points, traced.points[-1]]):
-        kind, _, number = point.moment.partition(" ")
-        block = int(number) if number else 0
-        held = fixed + point.rest + point.own + point.root + (0 if step.accumulates else share * point.done)
-        if kind == "start":
-            yield point.moment, held + root + max(root + gathered[0], 2 * teacher)
-        elif kind == "forward":
-            yield point.moment, held + root + 2 * gathered[block]
-        elif kind == "head":
-            yield point.moment, held + root + gathered[last]
-        elif kind == "backward":
-            ahead = gathered[block - 1] if block > 0 else 0
-            behind = 4 * traced.blocks[block + 1] if block < last else 0
-            yield point.moment, held + root + gathered[block] + ahead + behind
-            if after.moment != point.moment:
-                reduced = 4 * traced.blocks[block] * (1 + 1 / processes)
-                yield point.moment, held + root + ahead + reduced
-        elif kind == "end":
-            yield point.moment, held + root + 4 * traced.blocks[0]
-            if after.moment != point.moment:
-                yield point.moment, held + 4 * traced.root * (1 + 1 / processes)
-        else:
-            yield point.moment, held - point.root * (1 - 1 / processes) - point.own
+def _logits(step: Step) -> float:
+    """Bytes that are held between the last hidden state and the loss, and back."""
+    how, model = step.how, step.model
+    if step.teacher is not None:
+        chunk = min(step.tokens, TAUGHT_CHUNK["cuda" if how.gpu else "cpu"])
+        # Both models' distributions; and the gradients of hidden states and head, made in the forward pass.
+        kept = 8 * model.hidden * step.tokens + 4 * model.vocabulary * model.hidden
+        return (16 if how.compiled else 36) * model.vocabulary * chunk + kept
+    if not model.linear_head:
+        return (2 * how.width if how.compiled else 3 * how.width + 12) * model.vocabulary * step.tokens
+    if how.compiled and step.tokens * model.vocabulary <= WHOLE:
+        return how.width * model.vocabulary * step.tokens + 8 * model.hidden * step.tokens
+    # Their logarithms of probabilities in float32, and twice their gradient.
+    chunk = min(step.tokens, CHUNK) if how.gpu else step.tokens
+    return 12 * model.vocabulary * chunk + 8 * model.hidden * step.tokens

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from inheritune.config import Training
 from inheritune.training.checkpoint import TrainState
 from inheritune.training.device import Hardware
 from inheritune.training.metrics import Metrics
 from inheritune.training.step import StepResult
-
-if TYPE_CHECKING:
-    from inheritune.evaluation.validation import WindowLosses
+from inheritune.training.validation import WindowLosses
 
 T = TypeVar("T")
 

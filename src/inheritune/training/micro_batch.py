@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import logging
+import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
-from transformers import PretrainedConfig
+from transformers import PreTrainedModel
 
-from inheritune import UserError
-from inheritune.config import Distillation, Training
+from inheritune import UserError, atomic
+from inheritune.config import Training
+from inheritune.initialization import choose
 from inheritune.training.device import Hardware
 from inheritune.training.distillation import DistillationLoss
-from inheritune.training.memory import memory_per_process
+from inheritune.training.memory import How, Step, memory_per_process, shape_of
 from inheritune.training.parallel import Placed, Strategy, device_memory
-from inheritune.training.traced_step import Step
-
-logger = logging.getLogger(__name__)
 
 TOKENS = {"cpu": 8_192, "cuda": 24_576}
 """In one forward pass, at most, when the recipe leaves it open. On an H100 16,384 were 3% slower."""
 
-UNTRACED_TOKENS = 8_192
-"""The same for a model on a GPU whose memory cannot be told before it runs."""
+FILLED, FILLED_TOGETHER = 0.875, 0.75
+"""Of a GPU's memory, what a step may take by the formula. A process alone takes fewer windows when memory runs out;
+of several none can, as the others would be waiting for it."""
 
-FILLED = 0.875
-"""Of a GPU's memory, what the tensors of a step may take; the rest is for the program and for what kernels need."""
+FILE = "micro-batch.json"
+"""Where a run keeps what fitted after memory had run out; without it the formula alone decides again."""
 
 
 def windows_per_process(training: Training, window: int, processes: int = 1) -> int:
@@ -88,74 +89,109 @@ def smaller(size: int, share: int) -> int | None:
 
 
 def step_of(
+    model: PreTrainedModel,
     training: Training,
-    config: PretrainedConfig,
     window: int,
     device: torch.device,
     bf16: bool,
-    teacher: PretrainedConfig | None = None,
-    distillation: Distillation | None = None,
+    teacher: PreTrainedModel | None = None,
 ) -> Step:
-    """A step on one window, as it is traced to tell its memory."""
+    """A step on one window, of models that may be without their weights."""
+    on_gpu = device.type == "cuda"
+    how = How(window, bf16, on_gpu, on_gpu if training.compile == "auto" else training.compile)
+    shape = shape_of(model, how)
+    chosen = training.activation_checkpointing
+    named = () if chosen == "none" else choose(None if chosen == "all" else chosen, shape.layers)
     return Step(
-        config=config,
-        window=window,
+        how=how,
+        model=shape,
         micro_batch=1,
-        bf16=bf16,
-        gpu=device.type == "cuda",
-        compiled=device.type == "cuda" if training.compile == "auto" else training.compile,
-        checkpointing=training.activation_checkpointing,
+        checkpointed=len(named),
         optimizer=training.optimizer.name,
-        teacher=teacher,
-        distillation=distillation,
+        teacher=None if teacher is None else shape_of(teacher, how),
     )
 
 
 def fitting_step(
-    step: Step, training: Training, strategy: Strategy, processes: int = 1, room: int | None = None
+    step: Step,
+    training: Training,
+    strategy: Strategy,
+    processes: int = 1,
+    room: int | None = None,
+    fitted: int | None = None,
 ) -> Step:
-    """A step on as many windows as `training.micro_batch` says, or as fit a GPU.
+    """A step on as many windows as `training.micro_batch` says, or as fit.
 
     Args:
         step: on any number of windows.
         training: whose step it is.
         strategy: how it is spread over processes.
         processes: so many.
-        room: bytes of the GPU's memory; if they are not known, or on a CPU, everything fits.
+        room: bytes of a GPU's memory; if they are not known, or on a CPU, everything fits.
+        fitted: bytes, by the formula, of the largest step that fitted after memory had run out (`remembered`).
     """
+    filled = FILLED if processes == 1 else FILLED_TOGETHER
+    most = min(
+        filled * room if room is not None and step.how.gpu else math.inf,
+        math.inf if fitted is None else fitted,
+    )
 
     def of(size: int) -> Step:
-        accumulates = training.tokens_per_step > size * step.window * processes
+        accumulates = training.tokens_per_step > size * step.how.window * processes
         return replace(step, micro_batch=size, accumulates=accumulates)
 
     def fits(size: int) -> bool:
-        return memory_per_process(of(size), strategy, processes) <= FILLED * (room or 0)
+        return memory_per_process(of(size), strategy, processes) <= most
 
-    limit = TOKENS["cuda" if step.gpu else "cpu"]
-    if room is None or not step.gpu:
-        return of(micro_batch(training, step.window, limit, processes))
-    windows_per_process(training, step.window, processes)
-    try:
-        return of(micro_batch(training, step.window, limit, processes, fits))
-    except Exception as error:  # a step of any architecture is traced, with tensors that hold nothing
-        reason = str(error).strip().partition("\n")[0]
-        logger.warning(
-            "the memory of a step cannot be told (%s: %s), so it is of %d tokens at most: `micro_batch` sets another",
-            *(type(error).__name__, reason, UNTRACED_TOKENS),
-        )
-        return of(micro_batch(training, step.window, UNTRACED_TOKENS, processes))
+    limit = TOKENS["cuda" if step.how.gpu else "cpu"]
+    return of(micro_batch(training, step.how.window, limit, processes, fits))
 
 
-def choose_micro_batch(placed: Placed, training: Training, hardware: Hardware, window: int) -> int:
-    """Windows in one forward pass of each process, for a loss where it computes.
+def choose_micro_batch(
+    placed: Placed, training: Training, hardware: Hardware, window: int, run: Path | None = None
+) -> Step:
+    """The step of each process, for a loss where it computes, and with it the windows in one forward pass.
+
+    Args:
+        placed: the loss.
+        training: whose `micro_batch` counts.
+        hardware: where.
+        window: tokens.
+        run: directory in which an earlier training may have left what fitted (`remember`).
 
     Raises:
         UserError: as `windows_per_process`.
     """
     loss, world = placed.loss, hardware.world
-    taught = (
-        (loss.teacher.model.config, loss.settings) if isinstance(loss, DistillationLoss) else (None, None)
-    )
-    step = step_of(training, loss.model.config, window, hardware.device, hardware.bf16, *taught)
+    teacher = loss.teacher.model if isinstance(loss, DistillationLoss) else None
+    step = step_of(loss.model, training, window, hardware.device, hardware.bf16, teacher)
     room = min(world.gather(device_memory(hardware)))
-    return world.on_first(lambda: fitting_step(step, training, placed.strategy, world.size, room).micro_batch)
+
+    def choose_step() -> Step:
+        fitted = None if run is None else remembered(run, hardware)
+        return fitting_step(step, training, placed.strategy, world.size, room, fitted)
+
+    return world.on_first(choose_step)
+
+
+def remember(run: Path, hardware: Hardware, step: Step, size: int) -> None:
+    """Keep what fitted after memory had run out: this step with so many windows.
+
+    It is kept as what such a step takes by the formula, so that it says something about other models and windows too.
+    """
+    taken = memory_per_process(replace(step, micro_batch=size, accumulates=True), "single")
+    atomic.write_json(run / FILE, {"device": _name(hardware), "bytes": taken})
+
+
+def remembered(run: Path, hardware: Hardware) -> int | None:
+    """What `remember` kept of such a device; None if memory never ran out there."""
+    try:
+        found = json.loads((run / FILE).read_text(encoding="utf-8"))
+        return int(found["bytes"]) if found["device"] == _name(hardware) else None
+    except (OSError, ValueError, LookupError, TypeError):  # none, or not ours
+        return None
+
+
+def _name(hardware: Hardware) -> str:
+    device = hardware.device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

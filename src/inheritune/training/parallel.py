@@ -26,18 +26,15 @@ from transformers import PreTrainedModel
 from inheritune import UserError
 from inheritune.config import Parallel, Training
 from inheritune.initialization import choose
-from inheritune.models.architecture import blocks, parameter_count
+from inheritune.models.architecture import blocks
 from inheritune.models.attention import attend, fitting_attention
-from inheritune.models.size import on_meta
+from inheritune.models.size import on_meta, training_memory
 from inheritune.training.device import Hardware
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory
 from inheritune.training.world import World
 
 Strategy = Literal["single", "ddp", "fsdp"]
-
-TRAINED_BYTES = 16
-"""Of a parameter in training: weight, gradient and AdamW's two moments, all float32."""
 
 SHARE_OF_MEMORY = 0.5
 """Of a device, that a whole model in training may take; the rest is for activations."""
@@ -104,10 +101,7 @@ def place(loss: NextTokenLoss, training: Training, hardware: Hardware, window: i
         loss.to(hardware.device)
         return Placed(loss, torch.compile(loss) if hardware.compile else loss, "single", hardware.world)
     strategy = choose_strategy(training.parallel, loss, hardware)
-    if strategy == "fsdp" and training.float8:
-        raise UserError(
-            "`float8` was only tried on whole weights, and fsdp shares them out: use `parallel: ddp`"
-        )
+    check_strategy(strategy, training)
     return spread(loss, strategy, hardware)
 
 
@@ -165,14 +159,30 @@ def choose_strategy(settings: Parallel, loss: NextTokenLoss, hardware: Hardware)
     """DDP or FSDP, as the recipe says, or by what fits."""
     if settings.strategy != "auto":
         return settings.strategy
-    trained = TRAINED_BYTES * parameter_count(loss.model)
-    teachers = 4 * sum(p.numel() for p in loss.parameters() if not p.requires_grad)
-    return fitting_strategy(trained + teachers, min(hardware.world.gather(device_memory(hardware))))
+    return fitting_strategy(training_memory(loss), min(hardware.world.gather(device_memory(hardware))))
 
 
 def fitting_strategy(size: int, room: int) -> Literal["ddp", "fsdp"]:
     """How to spread models that take so many bytes in training, over devices of so many bytes."""
     return "ddp" if size <= SHARE_OF_MEMORY * room else "fsdp"
+
+
+def check_strategy(strategy: Strategy, training: Training) -> None:
+    """Refuse what does not go together with weights that are shared out.
+
+    Raises:
+        UserError: float8 or Muon under fsdp.
+    """
+    if strategy != "fsdp":
+        return
+    if training.float8:
+        raise UserError(
+            "`float8` was only tried on whole weights, and fsdp shares them out: use `parallel: ddp`"
+        )
+    if training.optimizer.name == "muon":
+        raise UserError(
+            "Muon needs whole matrices, and fsdp shares them out: use `parallel: ddp`, or `optimizer.name: adamw`"
+        )
 
 
 def checkpoint_activations(model: PreTrainedModel, training: Training) -> None:

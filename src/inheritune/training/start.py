@@ -18,6 +18,7 @@ from inheritune.training.checkpoint import TrainState
 from inheritune.training.device import Hardware
 from inheritune.training.float8 import convert
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.memory import Step
 from inheritune.training.micro_batch import choose_micro_batch
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.parallel import Placed, made_by_first, place, settle
@@ -28,14 +29,14 @@ from inheritune.training.world import World
 class Started:
     """A model that is ready to be trained, where it computes; spread over the processes of its world.
 
-    `micro_batch` are the windows that each process computes at once.
+    `step` says among others how many windows each process computes at once.
     """
 
     model: PreTrainedModel
     placed: Placed
     optimizer: torch.optim.Optimizer
     state: TrainState
-    micro_batch: int
+    step: Step
 
 
 def start_or_resume(
@@ -44,6 +45,7 @@ def start_or_resume(
     training: Training,
     checkpoints: Path,
     *,
+    run: Path,
     data: TrainingData,
     hardware: Hardware,
     trust_remote_code: bool = False,
@@ -55,6 +57,7 @@ def start_or_resume(
         loss: what is minimised.
         training: how.
         checkpoints: their folder.
+        run: directory that keeps what fitted after memory had run out.
         data: to train on.
         hardware: where, and with which other processes.
         trust_remote_code: for checkpoints of a model that needs it.
@@ -81,6 +84,6 @@ def start_or_resume(
     optimizer = make_optimizer(model, training.optimizer)
     if path is not None:
         checkpoint.restore_optimizer(path, model, optimizer, world)
-    micro_batch = choose_micro_batch(placed, training, hardware, window)
-    settle(placed, hardware, (micro_batch, window))
-    return Started(model, placed, optimizer, state, micro_batch)
+    step = choose_micro_batch(placed, training, hardware, window, run)
+    settle(placed, hardware, (step.micro_batch, window))
+    return Started(model, placed, optimizer, state, step)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from inheritune import UserError
-from inheritune.analysis.gradients import QueryKeyGradients
 from inheritune.config import Training
 from inheritune.data.loader import Batch
 from inheritune.training.device import Hardware
+from inheritune.training.gradients import QueryKeyGradients
 from inheritune.training.micro_batch import smaller
 from inheritune.training.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory, ran_out_of_memory
 from inheritune.training.parallel import Placed, whole
@@ -97,15 +97,22 @@ class Stepper:
         optimizer: over those parameters.
         training: learning rate schedule and gradient clip.
         hardware: precision.
+        fitted: given the windows that fitted after memory ran out with more.
     """
 
     def __init__(
-        self, placed: Placed, optimizer: torch.optim.Optimizer, training: Training, hardware: Hardware
+        self,
+        placed: Placed,
+        optimizer: torch.optim.Optimizer,
+        training: Training,
+        hardware: Hardware,
+        fitted: Callable[[int], None] = lambda windows: None,
     ) -> None:
         self.placed, self.loss = placed, placed.loss
         self.optimizer = optimizer
         self.training = training
         self.hardware = hardware
+        self.fitted = fitted
         self.parameters = [p for p in self.loss.model.parameters() if p.requires_grad]
         self.gradients = QueryKeyGradients(self.loss.model) if training.gradient_norms else None
         self.last: StepResult | None = None
@@ -157,17 +164,22 @@ class Stepper:
         Returns:
             Loss and gradient norm, the norms of query and key weights, and the windows in a forward pass.
         """
+        before = self.most
         while True:
             batches = _split(micro_batches, self.most)
             size, share = len(batches[0][0]), sum(len(inputs_bt) for inputs_bt, _ in batches)
             try:
-                return *self._backward(step, batches, gradient_norms), size
+                found = self._backward(step, batches, gradient_norms)
             except RuntimeError as error:
                 if not ran_out_of_memory(error):
                     raise
                 fewer = smaller(size, share)
                 if fewer is None or self.placed.world.size > 1:
                     raise UserError(self._advice(step, size, fewer)) from error
+            else:
+                if self.most != before:
+                    self.fitted(size)
+                return *found, size
             # Only here: the error held on to the tensors of what was tried.
             self._clear_gradients()
             if self.hardware.device.type == "cuda":

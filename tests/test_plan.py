@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from inheritune.planned_memory import plan_memory, stage_memory
-from inheritune.planning import KNOWN_RATES, known_rate, plan
+from inheritune import UserError
+from inheritune.models.size import on_meta
+from inheritune.plan import KNOWN_RATES, known_rate, plan, plan_memory, stage_memory
 from inheritune.training.memory import memory_per_process
 from inheritune.training.micro_batch import fitting_step, step_of
 from tiny_data import write_shards
@@ -26,9 +27,8 @@ def reference(data: Path, **changes: Any) -> Any:
 
 def test_every_stage_and_strategy(data: Path) -> None:
     planned = plan(recipe(data, distillation={}))
-    needs, warnings = plan_memory(planned, processes=2)
+    needs = plan_memory(planned, processes=2)
     assert list(needs) == ["reference", "round 1"]
-    assert not warnings
     for stage in planned.stages:
         assert list(needs[stage.name].needs) == ["single", "ddp", "fsdp"]
         assert needs[stage.name].strategy == "ddp"
@@ -53,26 +53,41 @@ def test_a_gpu_that_is_not_here(data: Path) -> None:
     assert on_gpu.chosen < 3 * on_cpu.chosen  # logits are not held all at once
 
 
-def test_the_micro_batch_is_what_the_gpu_has_room_for(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_micro_batch_is_what_the_gpu_has_room_for(data: Path) -> None:
     stage = reference(data, device="cuda", precision="auto", tokens_per_step=24_576)
     work = stage.work
-    step = step_of(work.training, work.config, work.window, torch.device("cuda"), bf16=True)
+    step = step_of(on_meta(work.config), work.training, work.window, torch.device("cuda"), bf16=True)
     need = {size: memory_per_process(replace(step, micro_batch=size), "single") for size in (384, 768)}
 
-    def chosen(room: int | None, **changes: Any) -> int:
+    def chosen(room: int | None, fitted: int | None = None, **changes: Any) -> int:
         settings = work.training.model_copy(update=changes)
-        return fitting_step(step, settings, "single", room=room).micro_batch
+        return fitting_step(step, settings, "single", room=room, fitted=fitted).micro_batch
 
     assert chosen(None) == chosen(2 * need[768]) == 768
     assert chosen(need[768]) == 384  # it is not filled to the brim
     assert chosen(1) == 1
     assert chosen(1, micro_batch=256) == 256  # the recipe knows better
+    assert chosen(None, need[768] - 1) == chosen(2 * need[768], need[768] - 1) == 384
 
-    def refuse(*arguments: object) -> int:
-        raise RuntimeError("depends on data")
 
-    monkeypatch.setattr("inheritune.training.micro_batch.memory_per_process", refuse)
-    assert chosen(2 * need[768]) == 256
+def test_several_processes_need_more_of_a_margin(data: Path) -> None:
+    """None of them can take fewer windows when memory runs out."""
+    stage = reference(data, device="cuda", precision="auto", tokens_per_step=49_152)
+    work = stage.work
+    step = step_of(on_meta(work.config), work.training, work.window, torch.device("cuda"), bf16=True)
+    taken = memory_per_process(replace(step, micro_batch=768), "ddp", 2)
+    sizes = [
+        fitting_step(step, work.training, "ddp", 2, room=round(taken / share)).micro_batch
+        for share in (0.7, 0.8)
+    ]
+    assert sizes == [768, 384]
+
+
+def test_what_training_refuses_is_refused(data: Path) -> None:
+    stage = reference(data, optimizer={"name": "muon"}, parallel="fsdp")
+    assert stage_memory(stage) is not None
+    with pytest.raises(UserError, match="Muon needs whole matrices"):
+        stage_memory(stage, processes=2)
 
 
 @pytest.mark.parametrize(
@@ -82,18 +97,6 @@ def test_the_micro_batch_is_what_the_gpu_has_room_for(data: Path, monkeypatch: p
 def test_processes_that_cannot_share_a_step(data: Path, processes: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         stage_memory(reference(data), processes)
-
-
-def test_a_model_that_cannot_be_traced(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: object) -> int:
-        raise RuntimeError("depends on data\nand more")
-
-    monkeypatch.setattr("inheritune.planned_memory.memory_per_process", refuse)
-    needs, warnings = plan_memory(plan(recipe(data)))
-    assert not needs
-    assert warnings[0] == (
-        "reference: memory is without activations, as a step cannot be traced (depends on data)"
-    )
 
 
 def test_the_rate_of_a_gpu_that_was_measured_before(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,9 +15,9 @@ import tiny_data
 from inheritune import UserError
 from inheritune.config import Training
 from inheritune.data.shards import open_split
-from inheritune.evaluation.validation import WindowLosses, compare, validate
 from inheritune.training.device import choose_hardware
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.validation import WindowLosses, compare, validate
 from tiny_models import tiny_model
 from tiny_recipes import training
 

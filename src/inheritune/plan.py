@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+import psutil
 import torch
 from transformers import PretrainedConfig
 
-from inheritune.config import Data, Distillation, ModelSource, Recipe, Study, Training, TrainRecipe
+from inheritune import UserError
+from inheritune.config import Data, ModelSource, Recipe, Study, Training, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.data.shards import NoShardsError
 from inheritune.models.architecture import cut_config, layer_count, parameter_count
@@ -22,12 +24,13 @@ from inheritune.recipe import first_cut
 from inheritune.single import initial_config, scratch_config, source_config, teacher_of
 from inheritune.study import recipe_of, rows_of
 from inheritune.training.checks import check_room
-from inheritune.training.device import choose_hardware
+from inheritune.training.device import choose_hardware, computes_in_bf16
 from inheritune.training.distillation import check_teacher
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.micro_batch import choose_micro_batch
+from inheritune.training.memory import memory_per_process
+from inheritune.training.micro_batch import choose_micro_batch, fitting_step, step_of
 from inheritune.training.optimizer import make_optimizer
-from inheritune.training.parallel import place
+from inheritune.training.parallel import Strategy, check_strategy, fitting_strategy, place
 from inheritune.training.step import Stepper
 
 MEASURED_LAYERS = 2
@@ -43,13 +46,12 @@ Configs = Callable[[ModelSource], PretrainedConfig]
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage computes with: a model, how it is trained, on windows of so many tokens, and who teaches it."""
+    """What a stage computes with: a model, how it is trained, on windows of so many tokens, and its teacher."""
 
     config: PretrainedConfig
     training: Training
     window: int
     teacher: PretrainedConfig | None = None
-    distillation: Distillation | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Stage:
         epochs: over the training windows; None where the data is not there yet, and its size not in the recipe.
         flops: of the training.
         memory: bytes of weights, gradients and optimizer, and of a teacher's weights; activations come on top, for
-            which see `planned_memory`.
+            which see `stage_memory`.
         work: what is trained; None of a reference that is trained already.
     """
 
@@ -173,9 +175,7 @@ def _rounds(recipe: Recipe, data: TrainingData | None, config_of: Configs) -> li
         if layers >= depth:
             break
         cut = cut_config(config, layers)
-        stages.append(
-            stage(f"round {number}", cut, recipe.training, recipe.data, data, teacher, recipe.distillation)
-        )
+        stages.append(stage(f"round {number}", cut, recipe.training, recipe.data, data, teacher))
     return stages
 
 
@@ -188,7 +188,7 @@ def _training(
     taught_by = config_of(teacher) if teacher is not None else None
     if taught_by is not None:
         check_teacher(taught_by, config)
-    planned = stage(recipe.name, config, recipe.training, recipe.data, data, taught_by, recipe.distillation)
+    planned = stage(recipe.name, config, recipe.training, recipe.data, data, taught_by)
     return planned, config
 
 
@@ -206,7 +206,7 @@ def measured_rate(recipe: Recipe | TrainRecipe) -> float:
     model = from_config(shallow, seed=0).to(hardware.device)
     placed = place(NextTokenLoss(model), training, hardware, window)
     stepper = Stepper(placed, make_optimizer(model, training.optimizer), training, hardware)
-    size = choose_micro_batch(placed, training, hardware, window)
+    size = choose_micro_batch(placed, training, hardware, window).micro_batch
     vocabulary = config.get_text_config().vocab_size
     tokens = torch.randint(vocabulary, (size, window), device=hardware.device)
     seconds = []
@@ -243,7 +243,6 @@ def stage(
     settings: Data,
     data: TrainingData | None,
     teacher: PretrainedConfig | None = None,
-    distillation: Distillation | None = None,
 ) -> Stage:
     """Cost of one training; of none, if the model is trained already."""
     model, window = on_meta(config), settings.window
@@ -264,5 +263,83 @@ def stage(
         epochs=tokens / available if available and tokens else None,
         flops=flops * tokens,
         memory=memory,
-        work=Work(config, training, window, teacher, distillation) if training else None,
+        work=Work(config, training, window, teacher) if training else None,
     )
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """About how many bytes the tensors of a step take in each process at their peak.
+
+    Args:
+        strategy: what the training would use.
+        needs: strategy -> bytes; of one process alone too.
+        windows: strategy -> windows in one forward pass.
+    """
+
+    strategy: Strategy
+    needs: Mapping[Strategy, int]
+    windows: Mapping[Strategy, int]
+
+    @property
+    def chosen(self) -> int:
+        """What the training would take."""
+        return self.needs[self.strategy]
+
+    @property
+    def micro_batch(self) -> int:
+        """Windows in one forward pass of the training."""
+        return self.windows[self.strategy]
+
+
+def plan_memory(planned: Plan, processes: int = 1, device: str | None = None) -> dict[str, StageMemory]:
+    """Memory of every stage that trains, by name; arguments and errors as of `stage_memory`."""
+    found = {stage.name: stage_memory(stage, processes, device) for stage in planned.stages}
+    return {name: memory for name, memory in found.items() if memory is not None}
+
+
+def stage_memory(stage: Stage, processes: int = 1, device: str | None = None) -> StageMemory | None:
+    """Memory of a stage's steps; None of a model that is not trained.
+
+    Args:
+        stage: of a plan.
+        processes: that train together.
+        device: "cpu" or "cuda", where the recipe leaves it open; by default what is here. A GPU need not be here.
+
+    Raises:
+        UserError: a number of processes that does not divide the windows of a step, or what else training refuses.
+    """
+    if processes < 1:
+        raise UserError(f"{processes} processes cannot train: give 1 or more")
+    work = stage.work
+    if work is None:
+        return None
+    training = work.training
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    on = torch.device(training.device if training.device != "auto" else device or here)
+    automatic = on.type == "cuda" or computes_in_bf16(on)
+    bf16 = automatic if training.precision == "auto" else training.precision == "bf16"
+    teacher = None if work.teacher is None else on_meta(work.teacher)
+    step = step_of(on_meta(work.config), training, work.window, on, bf16, teacher)
+    room = _room(on, processes)
+    counts: dict[Strategy, int] = {"single": 1}
+    strategy: Strategy = "single"
+    if processes > 1:
+        counts |= {"ddp": processes, "fsdp": processes}
+        wanted = training.parallel.strategy
+        # A GPU that is not here is taken to have room for a whole model.
+        strategy = fitting_strategy(stage.memory, room or 2**63) if wanted == "auto" else wanted
+        check_strategy(strategy, training)
+    steps = {each: fitting_step(step, training, each, count, room) for each, count in counts.items()}
+    return StageMemory(
+        strategy,
+        {each: memory_per_process(steps[each], each, count) for each, count in counts.items()},
+        {each: steps[each].micro_batch for each in steps},
+    )
+
+
+def _room(on: torch.device, processes: int) -> int | None:
+    """Bytes of the device of each process; None of a GPU that is not here. Processes on CPUs share this machine."""
+    if on.type == "cpu":
+        return psutil.virtual_memory().total // processes
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from inheritune import UserError, atomic
-from inheritune.data.loader import Batch, TrainingData, batches, window_count
+from inheritune.data.loader import Batch, batches, window_count
 from inheritune.data.shards import DataIdentity, Split, check_same_data
 from inheritune.training.device import Hardware
-from inheritune.training.loop import Validate
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.out_of_memory import SHARED_OUT, needing_memory
 
@@ -165,15 +164,6 @@ def _batches_of(
 ) -> Iterator[Batch]:
     for start in starts:
         yield from batches(split, numbers[start : start + size], window, size, hardware.device)
-
-
-def validator(data: TrainingData, hardware: Hardware) -> Validate:
-    """Validation on this data, as the training loop calls it."""
-
-    def validate_on(loss: NextTokenLoss, windows: int | Literal["all"]) -> WindowLosses:
-        return validate(loss, data.validation, data.window, hardware, windows)
-
-    return validate_on
 
 
 def compare(target: WindowLosses, reference: WindowLosses, margin: float = 0.0) -> Comparison:
