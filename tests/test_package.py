@@ -144,7 +144,7 @@ import importlib.metadata, sys
 import inheritune
 from inheritune.cli.main import main
 from inheritune.evaluation.local_data import local_tasks
-from inheritune.report.paper_tables import paper_tables
+from inheritune.report.evaluation_report import paper_tables
 
 print(inheritune.__file__, importlib.metadata.version("inheritune"), len(local_tasks()), len(paper_tables()))
 sys.argv = ["inheritune", "report", "run"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from inheritune import atomic
-from inheritune.report.figures import WIDE, Level, Line, curves
+from inheritune.report.figures import WIDE, Level, Line, Picture, curves
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))
@@ -23,15 +23,15 @@ ENTRIES = {entry.label: entry for entry in tables.read_study(HERE).entries}
 STARTS = {"last": "layers 13-24", "random": "random", "first": "layers 1-12"}
 
 
-def draw() -> None:
-    """Write transfer.svg: validation loss over the steps of the three transfer runs."""
+def picture() -> Picture:
+    """Validation loss over the steps of the three transfer runs."""
     losses = ENTRIES["reference"].losses
     assert losses is not None
     lines = []
     for place, (start, label) in enumerate(STARTS.items(), start=1):
         curve = ENTRIES[f"transfer-{start}"].curve
         lines.append(Line(f"{label} {curve.losses[-1]:.3f}", curve.steps, curve.losses, place))
-    picture = curves(
+    found = curves(
         lines,
         "validation loss, nats per token, by first weights of the twelve blocks",
         "step",
@@ -39,8 +39,8 @@ def draw() -> None:
         limits=(4.4, 7.5),
         level=Level(losses.mean, f"reference {losses.mean:.3f}"),
     )
-    assert picture is not None
-    atomic.write_text(HERE / "transfer.svg", picture.svg)
+    assert found is not None
+    return found
 
 
 def tell() -> None:
@@ -67,5 +67,5 @@ def tell() -> None:
 
 
 if __name__ == "__main__":
-    draw()
+    atomic.write_text(HERE / "transfer.svg", picture().svg)
     tell()

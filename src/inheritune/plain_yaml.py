@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from yaml.constructor import ConstructorError
 from inheritune import UserError
 
 MOST_BYTES = 2**20
+LONGEST_REASON = 500
+"""Characters of what the YAML library has to say."""
 MOST_DEPTH = 32
 MOST_VALUES = 100_000
 """With every alias written out: a few lines of them can stand for billions of values."""
@@ -91,6 +94,7 @@ def read(path: Path) -> Any:
         raise UserError(f"{path} is nested too deeply") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
+        reason = textwrap.shorten(reason, LONGEST_REASON)
         raise UserError(f"{path} is not a YAML file of plain values: {reason}") from error
 
 

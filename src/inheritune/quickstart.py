@@ -16,7 +16,7 @@ from inheritune.data.docstrings import docstring_documents
 from inheritune.data.prepare import prepare
 from inheritune.recipe import run
 from inheritune.recipe_file import parse_recipe
-from inheritune.run_directory import Summary
+from inheritune.run_directory import RunDirectory, Summary
 
 VOCABULARY = 4096
 VALIDATION_SHARE = 0.01
@@ -36,6 +36,7 @@ def quickstart(directory: Path, text: Sequence[str] = (), *, command: str = "") 
     Raises:
         UserError: text that is missing or too short, in one sentence.
     """
+    RunDirectory(directory).check_place()
     data = directory.parent / f"{directory.name}-data"
     prepare(
         own_text(text) or [list(docstring_documents())],

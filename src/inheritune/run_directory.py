@@ -147,8 +147,8 @@ class RunDirectory:
                 raise UserError(f"{self.path} is not empty and not a run; give another directory")
             if self._has_work():
                 self._check_resumable(earlier, recipe, environment, data)
-        elif self.path.exists() and not all(atomic.is_leftover(entry) for entry in self.path.iterdir()):
-            raise UserError(f"{self.path} is not empty and not a run; give another directory")
+        else:
+            self.check_place()
         self.path.mkdir(parents=True, exist_ok=True)
         self.hold()
         atomic.remove_leftovers(self.path)
@@ -173,6 +173,21 @@ class RunDirectory:
                 f"{self.path} holds a run of another recipe ({'; '.join(changed)}); "
                 "give another directory, or the recipe it was started with"
             )
+
+    def check_place(self) -> None:
+        """A run can be here: the directory has one already, is empty, or can be made.
+
+        Raises:
+            UserError: there is something else.
+        """
+        if self.path.is_symlink() and not self.path.exists():
+            raise UserError(f"{self.path} is a link that leads nowhere; give another directory")
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file; give another directory")
+        if (self.path / "recipe.yaml").exists() or not self.path.exists():
+            return
+        if not all(atomic.is_leftover(entry) for entry in self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty and not a run; give another directory")
 
     def check_data(self, data: Sequence[DataIdentity]) -> None:
         """What is in the directory was made with these data.

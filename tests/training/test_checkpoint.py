@@ -23,6 +23,7 @@ from inheritune.recipe_file import differences
 from inheritune.training import checkpoint, loop
 from inheritune.training.interruption import Interrupted
 from inheritune.training.optimizer import make_optimizer
+from inheritune.training.step import Stepper
 from inheritune.training.world import ALONE
 from tiny_models import tiny_model, tokens
 from tiny_recipes import make_stepper, recipe, stop_after, training, values
@@ -237,3 +238,30 @@ def test_how_a_training_is_computed_is_no_part_of_what_it_is() -> None:
     assert differences(plain, Training.model_validate(training(seed=1)))
     with pytest.raises(ValueError, match="it is 'most', but should be none, all, a list of block numbers"):
         Training.model_validate(training(activation_checkpointing="most"))
+
+
+def test_tensors_lie_where_new_ones_would(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read from a file they would lie elsewhere, and that may show in the last bit of what is computed."""
+    addresses: dict[str, list[int]] = {}
+
+    def note(self: Stepper, step: int, *rest: object, **options: object) -> object:
+        model, state = self.loss.model, self.optimizer.state
+        tensors = [*model.parameters(), *model.buffers()]
+        tensors += [value for of_one in state.values() for value in of_one.values() if value.dim()]
+        addresses[str(step)] = [tensor.data_ptr() % 64 for tensor in tensors]
+        return original(self, step, *rest, **options)  # type: ignore[arg-type]
+
+    settings = recipe(data, parity={"margin": 100.0})
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(Interrupted):
+            run(settings, tmp_path / "run")
+    original = Stepper.__call__
+    monkeypatch.setattr(Stepper, "__call__", note)
+    run(settings, tmp_path / "run")
+    assert "8" in addresses and "0" in addresses, (
+        "a resumed training, and one that starts with inherited weights"
+    )
+    assert {place for places in addresses.values() for place in places} == {0}

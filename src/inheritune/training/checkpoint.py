@@ -190,7 +190,7 @@ def restore_optimizer(
     for key, tensor in tensors.items():
         name, _, kind = key.removeprefix("optimizer.").rpartition(".")
         parameter = parameters[name]
-        optimizer.state[parameter][kind] = tensor.to(parameter.device)
+        optimizer.state[parameter][kind] = tensor.to(parameter.device, copy=True)  # aligned as a new one
 
 
 def all_in(folder: Path) -> list[Path]:
