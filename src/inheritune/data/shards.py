@@ -29,8 +29,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from inheritune import UserError, atomic
-from inheritune.plain_yaml import shown
 from inheritune.data.tokenizer import AUTO, NONE, bos_id, load_tokenizer, tokens_in_front
+from inheritune.plain_yaml import shown
 
 logger = logging.getLogger(__name__)
 
