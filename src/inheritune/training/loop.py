@@ -31,8 +31,7 @@ from inheritune.training.left_behind import (
     round_weights,
 )
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.meter import Meter
-from inheritune.training.metrics import Metrics
+from inheritune.training.metrics import Meter, Metrics
 from inheritune.training.micro_batch import remember, windows_per_process
 from inheritune.training.start import start_or_resume
 from inheritune.training.step import NonFiniteError, Stepper
