@@ -87,7 +87,7 @@ def train(
     """
     world = hardware.world
     if world.on_first((directory / MODEL).exists):
-        return read_outcome(directory, trust_remote_code, world)
+        return read_outcome(directory, world)
     share = windows_per_process(training, data.window, world.size)
     order = Order(data.windows, world.size * share, training.seed, data.order)
     folder = directory / CHECKPOINTS
