@@ -66,8 +66,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
     from inheritune.data.order import Order
     from inheritune.training.checkpoint import TrainState
     from inheritune.training.device import choose_hardware
-    from inheritune.training.meter import Meter
-    from inheritune.training.metrics import Metrics
+    from inheritune.training.metrics import Meter, Metrics
     from inheritune.training.optimizer import make_optimizer
     from inheritune.training.step import Stepper
 

@@ -33,12 +33,10 @@ from inheritune.models.size import flops_per_token
 from inheritune.training.checkpoint import TrainState
 from inheritune.training.device import Hardware, choose_hardware, describe
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.meter import Meter
-from inheritune.training.metrics import Metrics
+from inheritune.training.metrics import Meter, Metrics
 from inheritune.training.micro_batch import TOKENS, micro_batch
-from inheritune.training.optimizer import make_optimizer
+from inheritune.training.optimizer import learning_rate, make_optimizer
 from inheritune.training.parallel import place
-from inheritune.training.schedule import learning_rate
 from inheritune.training.step import Stepper
 
 SIZES = [  # layers, hidden size, heads, window, windows per step, vocabulary

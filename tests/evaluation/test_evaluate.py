@@ -20,8 +20,8 @@ from inheritune.data.shards import open_split
 from inheritune.evaluation import harness, subjects
 from inheritune.evaluation.evaluate import default_directory, evaluate
 from inheritune.evaluation.harness import Scorer, ask
-from inheritune.evaluation.items import TaskItems
 from inheritune.evaluation.result import load_evaluation
+from inheritune.evaluation.statistics import TaskItems
 from inheritune.evaluation.subjects import find_subjects
 from inheritune.evaluation.tasks import GROUPS, make_plan
 from inheritune.recipe import run

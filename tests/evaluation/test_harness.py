@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +23,8 @@ from bos_tokenizers import BOS, EOS, make_tokenizer
 from evaluation import tiny_items
 from inheritune.evaluation import harness
 from inheritune.evaluation.harness import Scorer, ask
-from inheritune.evaluation.items import TaskItems
 from inheritune.evaluation.local_data import local_tasks
+from inheritune.evaluation.statistics import TaskItems
 from inheritune.evaluation.tasks import Unit, make_plan
 
 FEW = ("arc_easy", "hellaswag", "lambada_openai", "sciq", "wikitext", "winogrande", "wsc273")
@@ -524,6 +523,4 @@ def test_requests_begin_as_the_tokenizer_has_it(llama: PreTrainedModel) -> None:
         assert scorer.add_bos_token is None
         theirs = HFLM(pretrained=llama, tokenizer=made, max_length=64)
         assert scorer.tok_encode("the window") == theirs.tok_encode("the window") == front + words + behind
-        scorer.ahead = deque([("the window", " of a model")])
-        assert scorer.tok_encode("the window") == front + words + behind, "encoded ahead"
         assert scorer.tok_encode("<bos>the window") == [BOS, *words]

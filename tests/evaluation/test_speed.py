@@ -10,18 +10,28 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from inheritune import UserError
 from inheritune.evaluation import speed
 from inheritune.evaluation.speed import (
-    GreedyWriter,
     checkpoint_bytes,
     fitting_prompt,
     measure_speed,
     memory_bytes,
-    turn_order,
+    read,
+    write,
 )
 from tiny_models import LAYERS, VOCABULARY, tiny_model, tokens
 
-SHORT: dict[str, Any] = {"prompt_tokens": 6, "new_tokens": 2, "turns": 1, "batches": (2,)}
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of six tokens, two new ones, one turn."""
+    set_length(monkeypatch)
+
+
+def set_length(patch: pytest.MonkeyPatch, prompt: int = 6, new: int = 2, turns: int = 1) -> None:
+    for name, value in (("PROMPT_TOKENS", prompt), ("NEW_TOKENS", new), ("TURNS", turns)):
+        patch.setattr(speed, name, value)
 
 
 def record_runs(models: list[PreTrainedModel]) -> list[tuple[int, tuple[int, ...]]]:
@@ -31,7 +41,6 @@ def record_runs(models: list[PreTrainedModel]) -> list[tuple[int, tuple[int, ...
     def record(place: int) -> Any:
         def hook(module: nn.Module, positional: Any, named: dict[str, Any]) -> None:
             assert torch.is_inference_mode_enabled()
-            assert not module.training
             seen.append((place, tuple(named["input_ids"].shape)))
 
         return hook
@@ -48,15 +57,16 @@ def record_runs(models: list[PreTrainedModel]) -> list[tuple[int, tuple[int, ...
 def test_the_cache_is_measured(model_type: str, key_value_heads: int) -> None:
     whole, half = tiny_model(model_type), tiny_model(model_type, num_hidden_layers=LAYERS // 2)
     exact = 2 * LAYERS * key_value_heads * 8 * 4
-    found = measure_speed([whole, half], [10, 5], **SHORT)
+    found = measure_speed([whole, half], [10, 5], (2,))
     assert [model.cache_bytes_per_token for model in found.models] == [exact, exact / 2]
-    halved = measure_speed([tiny_model(model_type).bfloat16()], [10], **SHORT)
+    halved = measure_speed([tiny_model(model_type).bfloat16()], [10], (2,))
     assert halved.models[0].cache_bytes_per_token == exact / 2
 
 
-def test_a_sliding_window_saves_cache_on_prompts_longer_than_it() -> None:
+def test_a_sliding_window_saves_cache_on_prompts_longer_than_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_length(monkeypatch, prompt=32)
     full, sliding = tiny_model("mistral", sliding_window=None), tiny_model("mistral")
-    found = measure_speed([full, sliding], [1, 1], **{**SHORT, "prompt_tokens": 32}).models
+    found = measure_speed([full, sliding], [1, 1], (2,)).models
     assert found[0].cache_bytes_per_token == 2 * LAYERS * 2 * 8 * 4
     assert found[1].cache_bytes_per_token <= found[0].cache_bytes_per_token * 8 / 32
 
@@ -66,21 +76,20 @@ def test_it_writes_what_generation_writes(model_type: str) -> None:
     model = tiny_model(model_type)
     model.generation_config.eos_token_id = None
     prompts = tokens(batch=3, length=12)
-    writer = GreedyWriter(model, "it")
     with torch.no_grad():
-        first, cache = writer.read(prompts)
-        written = torch.cat([first, writer.write(first, cache, 9)], dim=1)
+        first, past = read(model, prompts)
+        written = torch.cat([first, write(model, first, past, 9)], dim=1)
     expected = model.generate(
         prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=10, do_sample=False
     )
     assert written.tolist() == expected[:, 12:].tolist()
 
 
-def test_models_take_turns() -> None:
-    assert [turn_order(3, turn) for turn in range(3)] == [[0, 1, 2], [2, 1, 0], [0, 1, 2]]
+def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_length(monkeypatch, new=3, turns=3)
     models = [tiny_model("gpt2"), tiny_model("llama")]
     seen = record_runs(models)
-    found = measure_speed(models, [7, 8], prompt_tokens=6, new_tokens=3, batches=(1, 4), turns=3)
+    found = measure_speed(models, [7, 8], (1, 4))
     assert [place for place, shape in seen if shape[1] == 6] == 2 * [0, 1, 1, 0, 0, 1, 1, 0]
     assert [shape for _, shape in seen[:32]] == 8 * [(1, 6), (1, 1), (1, 1), (1, 1)]
     assert [shape for _, shape in seen[32:]] == 8 * [(4, 6), (4, 1), (4, 1), (4, 1)]
@@ -95,27 +104,24 @@ def test_models_take_turns() -> None:
 def test_rates_are_tokens_of_all_sequences_per_second(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0, 9, 9, 99, 100, 102, 102, 106, 110, 111, 111, 113, 120, 124, 124, 125])
     monkeypatch.setattr(speed, "_now", lambda device: float(next(clock)))
-    rate = measure_speed([tiny_model("gpt2")], [1], prompt_tokens=8, new_tokens=4, batches=(2,), turns=3)
+    set_length(monkeypatch, prompt=8, new=4, turns=3)
+    rate = measure_speed([tiny_model("gpt2")], [1], (2,))
     found = rate.models[0].rates[0]
     assert (found.prefill.median, found.prefill.lowest, found.prefill.highest) == (8, 4, 16)
     assert (found.decode.median, found.decode.lowest, found.decode.highest) == (4, 2, 8)
 
 
-def test_nothing_is_left_changed() -> None:
-    models = [tiny_model("gpt2").train(), tiny_model("llama", vocab_size=50), tiny_model("gpt2").train()]
+def test_prompts_are_the_same_every_time_and_known_to_every_model() -> None:
+    models = [tiny_model("gpt2"), tiny_model("llama", vocab_size=50)]
     seen: list[torch.Tensor] = []
     models[0].register_forward_pre_hook(lambda *args: seen.append(args[-1]["input_ids"]), with_kwargs=True)
-    torch.manual_seed(5)
     state = torch.get_rng_state()
-    measure_speed(models, [1, 1, 1], **SHORT)
-    measure_speed(models, [1, 1, 1], **SHORT)
-    measure_speed(models, [1, 1, 1], **SHORT, seed=1)
+    for _ in range(2):
+        measure_speed(models, [1, 1], (2,))
     assert torch.equal(torch.get_rng_state(), state)
-    assert [model.training for model in models] == [True, False, True]
     prompts = [ids for ids in seen if ids.shape[1] == 6]
-    assert torch.equal(prompts[0], prompts[2]), "the same seed asks the same"
-    assert not torch.equal(prompts[0], prompts[4])
-    assert all(ids.max() < 50 for ids in prompts), "every model knows the tokens"
+    assert len(prompts) == 4 and all(torch.equal(prompts[0], other) for other in prompts)
+    assert prompts[0].max() < 50
 
 
 def test_sizes(tmp_path: Path) -> None:
@@ -152,47 +158,22 @@ def test_weights_in_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert checkpoint_bytes(snapshot.parent) is None, "a folder without weights"
 
 
-def test_the_prompt_fits_every_context() -> None:
+def test_the_prompt_fits_every_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_length(monkeypatch, prompt=512, new=24)
     models = [tiny_model("gpt2", n_positions=2048), tiny_model("bloom")]
-    assert fitting_prompt(models, 64) == 512
-    assert fitting_prompt(models[1:], 64) == 512, "a model without an end"
-    assert fitting_prompt(models[1:], 64, 9999) == 9999
-    models.append(tiny_model("llama"))
-    assert fitting_prompt(models, 24) == 40
-    assert fitting_prompt(models, 24, 40) == 40
-    with pytest.raises(
-        ValueError, match=r"41 tokens and 24 new.* of model 3 \(llama\), 64 tokens: .* has 40"
-    ):
-        fitting_prompt(models, 24, 41)
-    with pytest.raises(ValueError, match=r"64 new tokens leave no room .* write at most 63"):
-        fitting_prompt(models, 64)
-    found = measure_speed(models[2:], [1], new_tokens=2, turns=1, batches=(1,))
-    assert found.prompt_tokens == 62
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"turns": 0}, "turns is 0, but must be at least 1"),
-        ({"new_tokens": 0}, "new_tokens is 0"),
-        ({"prompt_tokens": 0}, "prompt_tokens is 0"),
-        ({"batches": (4, 0)}, "batches is 0"),
-        ({"batches": ()}, "there is no batch"),
-    ],
-)
-def test_numbers_that_measure_nothing(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        measure_speed([tiny_model("gpt2")], [1], **{**SHORT, **changes})
+    assert fitting_prompt(models) == 512
+    assert fitting_prompt(models[1:]) == 512, "a model without an end"
+    assert fitting_prompt([*models, tiny_model("llama")]) == 40
+    set_length(monkeypatch, prompt=512, new=64)
+    with pytest.raises(UserError, match="writing 64 tokens after a prompt, and a model's context has 64"):
+        fitting_prompt([*models, tiny_model("llama")])
 
 
 def test_models_that_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, other = tiny_model("gpt2"), tiny_model("llama").train()
-    with pytest.raises(ValueError, match="there is no model"):
-        measure_speed([], [], **SHORT)
-    with pytest.raises(ValueError, match=r"several devices \(cpu, meta\)"):
-        measure_speed([model, tiny_model("llama").to("meta")], [1, 1], **SHORT)
-
-    message = r"model 2 \(llama\), of type 'llama', keeps no keys and values"
+    model, other = tiny_model("gpt2"), tiny_model("llama")
+    recurrent = tiny_model("mamba", hidden_size=32, num_hidden_layers=2, vocab_size=VOCABULARY)
+    with pytest.raises(UserError, match=r"model 2 \(mamba\), of type 'mamba', keeps no keys and values"):
+        measure_speed([model, recurrent], [1, 1], (2,))
     with monkeypatch.context() as patch:
         forward = other.forward
 
@@ -200,35 +181,30 @@ def test_models_that_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> None
             return forward(**named, use_cache=False)
 
         patch.setattr(other, "forward", forgetful)
-        with pytest.raises(ValueError, match=message):
-            measure_speed([model, other], [1, 1], **SHORT)
-        assert other.training, "the mode is put back"
-        patch.setattr(other, "forward", lambda input_ids: None)
-        with pytest.raises(ValueError, match=message):
-            measure_speed([model, other], [1, 1], **SHORT)
+        with pytest.raises(UserError, match=r"model 2 \(llama\), of type 'llama', keeps no keys and values"):
+            measure_speed([model, other], [1, 1], (2,))
 
     def too_large(past_key_values: Any = None, **named: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(other, "forward", too_large)
     with pytest.raises(
-        ValueError, match=r"too little memory for model 2 \(llama\) at a batch of 2 with 6 \+ 2"
+        UserError, match=r"too little memory for model 2 \(llama\) at a batch of 2 with 6 \+ 2"
     ):
-        measure_speed([model, other], [1, 1], **SHORT)
+        measure_speed([model, other], [1, 1], (2,))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu() -> None:
+def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     models = [tiny_model("gpt2").cuda(), tiny_model("llama").cuda()]
-    found = measure_speed(models, [1, 1], **SHORT)
+    found = measure_speed(models, [1, 1], (2,))
     assert found.models[1].cache_bytes_per_token == 2 * LAYERS * 2 * 8 * 4
-    with pytest.raises(ValueError, match="several devices"):
-        measure_speed([models[0], tiny_model("llama")], [1, 1], **SHORT)
     wide = tiny_model("gpt2", n_positions=1_000_000, vocab_size=VOCABULARY).cuda()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(500e6 / total)
+    set_length(monkeypatch, prompt=65536, new=1)
     try:
-        with pytest.raises(ValueError, match=r"model 1 \(gpt2\) at a batch of 64 with 65536 \+ 1 tokens"):
-            measure_speed([wide], [1], prompt_tokens=65536, new_tokens=1, turns=1, batches=(64,))
+        with pytest.raises(UserError, match=r"model 1 \(gpt2\) at a batch of 64 with 65536 \+ 1 tokens"):
+            measure_speed([wide], [1], (64,))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

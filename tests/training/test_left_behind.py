@@ -24,7 +24,7 @@ from inheritune.initialization.cut import cut_to_folder
 from inheritune.models.pretrained import load_config, load_model, load_tokenizer
 from inheritune.models.size import on_meta
 from inheritune.recipe import run
-from inheritune.recipe_file import differences, parse_recipe, to_yaml
+from inheritune.recipe_file import deciding_settings, differences, parse_recipe, to_yaml
 from inheritune.single import train_model
 from inheritune.training import left_behind
 from inheritune.training.device import Hardware
@@ -165,6 +165,7 @@ def test_checkpoints_stay_float32_and_know_nothing_of_the_type(
     monkeypatch.setattr(left_behind, "_remove_checkpoints", lambda directory: None)
     first, second = single(data, source, dtype="bfloat16"), single(data, source, dtype="float32")
     assert differences(first, second) == []
+    assert deciding_settings(first.training) == deciding_settings(second.training)
     train_model(first, tmp_path / "run")
     assert types(tmp_path / "run/checkpoints/step-0000012") == {"torch.float32"}
     shutil.rmtree(tmp_path / "run/model")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
@@ -18,20 +18,24 @@ from inheritune import UserError, __version__
 from inheritune.config import EvaluationSettings
 from inheritune.data.loader import window_count
 from inheritune.data.shards import Split, open_split, verify
-from inheritune.evaluation.result import FILE, Evaluation, ModelFigures, save_evaluation
+from inheritune.evaluation.result import (
+    FILE,
+    Evaluation,
+    ModelFigures,
+    Sample,
+    SpeedResult,
+    save_evaluation,
+)
 from inheritune.evaluation.samples import PROMPTS, side_by_side
 from inheritune.evaluation.speed import checkpoint_bytes, measure_speed, memory_bytes
+from inheritune.evaluation.statistics import TaskItems, group_result, task_result, validation_result
 from inheritune.evaluation.subjects import Subject, check_memory, find_subjects, tokenizer_hash
-from inheritune.evaluation.summary import group_result, task_result, validation_result
-from inheritune.evaluation.tasks import Plan, Unit, check_names, make_plan
+from inheritune.evaluation.tasks import Plan, check_names, make_plan
 from inheritune.models.architecture import context_length
 from inheritune.training.checks import check_tokens
 from inheritune.training.device import Hardware, choose_device, describe
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.validation import WindowLosses, validate
-
-if TYPE_CHECKING:
-    from inheritune.evaluation.items import TaskItems
 
 WINDOW = 1024
 DIRECTORY = "evaluation"
@@ -42,15 +46,23 @@ DIRECTORY = "evaluation"
 class Work:
     """An evaluation that was found to be possible."""
 
-    subjects: Sequence[Subject]
     settings: EvaluationSettings
-    plan: Plan | None
+    plan: Plan
     text: Split | None
     window: int
     device: torch.device
     dtype: torch.dtype | str
     items: Path | None
     """Where every model's answers are kept."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model's figures, its answers by task, and its losses on the text."""
+
+    figures: ModelFigures
+    answers: Mapping[str, TaskItems]
+    losses: WindowLosses | None
 
 
 def evaluate(
@@ -86,7 +98,29 @@ def evaluate(
     subjects = find_subjects(
         models, tokenizer=tokenizer, revision=revision, trust_remote_code=trust_remote_code
     )
-    return _evaluate(subjects, settings, directory, device, dtype, command)
+    work = _prepare(subjects, settings, directory, choose_device(device), dtype)
+    measured = [_measure(work, subject) for subject in subjects]
+    speed, samples = _side_by_side(work, subjects)
+    names = [subject.name for subject in subjects]
+    tasks = [
+        task_result(unit, names, [one.answers[unit.name] for one in measured]) for unit in work.plan.units
+    ]
+    losses = [one.losses for one in measured if one.losses is not None]
+    evaluation = Evaluation(
+        models=[one.figures for one in measured],
+        tasks=tasks,
+        groups=[group_result(name, tasks) for name in work.plan.groups],
+        skipped=dict(work.plan.skipped),
+        validation=validation_result(work.text, work.window, losses) if work.text else None,
+        speed=speed,
+        samples=samples,
+        settings=settings.model_dump(mode="json"),
+        environment=_environment(work, command),
+    )
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_evaluation(directory / FILE, evaluation)
+    return evaluation
 
 
 def default_directory(models: Sequence[str | Path]) -> Path:
@@ -108,50 +142,6 @@ def check_settings(settings: EvaluationSettings) -> None:
             raise UserError(f"evaluation: there is no folder {folder}")
 
 
-def _evaluate(
-    subjects: Sequence[Subject],
-    settings: EvaluationSettings,
-    directory: Path | None,
-    device: str | torch.device | None,
-    dtype: torch.dtype | str,
-    command: str,
-) -> Evaluation:
-    work = _prepare(subjects, settings, directory, choose_device(device), dtype)
-    measured = [_measure(work, subject) for subject in subjects]
-    speed, samples = None, []
-    if settings.speed or settings.samples:
-        check_memory(subjects, work.device, dtype)
-        loaded = [subject.load(work.device, dtype) for subject in subjects]
-        if settings.samples:
-            tokenizers = [subject.tokenizer for subject in subjects if subject.tokenizer is not None]
-            samples = side_by_side(loaded, tokenizers, settings.prompts or PROMPTS)
-        if settings.speed:
-            sizes = [
-                checkpoint_bytes(s.source, s.revision) or memory_bytes(m)
-                for s, m in zip(subjects, loaded, strict=True)
-            ]
-            speed = measure_speed(loaded, sizes, batches=settings.batches)
-    names = [subject.name for subject in subjects]
-    units, groups = (work.plan.units, work.plan.groups) if work.plan else ((), ())
-    tasks = [task_result(unit, names, [one.answers[unit.name] for one in measured]) for unit in units]
-    losses = [one.losses for one in measured if one.losses is not None]
-    evaluation = Evaluation(
-        models=[one.figures for one in measured],
-        tasks=tasks,
-        groups=[group_result(name, tasks) for name in groups],
-        skipped=dict(work.plan.skipped) if work.plan else {},
-        validation=validation_result(work.text, work.window, losses) if work.text else None,
-        speed=speed,
-        samples=samples,
-        settings=settings.model_dump(mode="json"),
-        environment=_environment(work, command),
-    )
-    if directory is not None:
-        directory.mkdir(parents=True, exist_ok=True)
-        save_evaluation(directory / FILE, evaluation)
-    return evaluation
-
-
 def _prepare(
     subjects: Sequence[Subject],
     settings: EvaluationSettings,
@@ -169,13 +159,13 @@ def _prepare(
         verify(settings.validation)
         text = open_split(settings.validation, "validation")
         window = _window(subjects, settings, text)
-    plan = None
+    plan = Plan((), (), {})
     if settings.tasks:
         plan = make_plan(
             settings.tasks, settings.data, shots=settings.shots, skip_missing=settings.skip_missing
         )
     items = None if directory is None else directory / "items"
-    return Work(subjects, settings, plan, text, window, device, dtype, items)
+    return Work(settings, plan, text, window, device, dtype, items)
 
 
 def _window(subjects: Sequence[Subject], settings: EvaluationSettings, text: Split) -> int:
@@ -194,52 +184,70 @@ def _window(subjects: Sequence[Subject], settings: EvaluationSettings, text: Spl
     return window
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """One model's figures."""
-
-    figures: ModelFigures
-    answers: Mapping[str, TaskItems]
-    losses: WindowLosses | None
-
-
-def _measure(work: Work, subject: Subject) -> _Measured:
+def _measure(work: Work, subject: Subject) -> Measured:
     model = subject.load(work.device, work.dtype)
     figures = subject.figures(model)
+    folder = None if work.items is None else work.items / _slug(subject.name)
+    losses = None
     try:
-        answers = _answers(work, subject, model, figures)
-        losses = None
+        answers = _answers(work, subject, model, figures, folder)
         if work.text is not None:
             hardware = Hardware(work.device, bf16=False, compile=False)
             losses = validate(NextTokenLoss(model), work.text, work.window, hardware)
-            if work.items is not None:
-                folder = work.items / _slug(subject.name)
-                folder.mkdir(parents=True, exist_ok=True)
-                losses.save(folder / "validation.json")
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"{subject.name} ran out of memory on {work.device} with {work.settings.batch_size} requests at once: "
             "give a smaller --batch-size"
         ) from error
-    return _Measured(figures, answers, losses)
+    if losses is not None and folder is not None:
+        losses.save(folder / "validation.json")
+    return Measured(figures, answers, losses)
+
+
+def _side_by_side(work: Work, subjects: Sequence[Subject]) -> tuple[SpeedResult | None, list[Sample]]:
+    """What needs all models at once."""
+    settings = work.settings
+    if not (settings.speed or settings.samples):
+        return None, []
+    check_memory(subjects, work.device, work.dtype)
+    models = [subject.load(work.device, work.dtype) for subject in subjects]
+    speed, samples = None, []
+    if settings.samples:
+        tokenizers = [subject.tokenizer for subject in subjects if subject.tokenizer is not None]
+        samples = side_by_side(models, tokenizers, settings.prompts or PROMPTS)
+    if settings.speed:
+        pairs = zip(subjects, models, strict=True)
+        sizes = [checkpoint_bytes(s.source, s.revision) or memory_bytes(m) for s, m in pairs]
+        speed = measure_speed(models, sizes, settings.batches)
+    return speed, samples
 
 
 def _answers(
-    work: Work, subject: Subject, model: PreTrainedModel, figures: ModelFigures
+    work: Work, subject: Subject, model: PreTrainedModel, figures: ModelFigures, folder: Path | None
 ) -> dict[str, TaskItems]:
-    """A model's answers to every task: those that are on the disk, and the others."""
-    if work.plan is None:
+    """A model's answers to every task: those that are in the folder, and the others."""
+    if not work.plan.units:
         return {}
     from inheritune.evaluation.harness import Scorer, ask  # only where the harness is needed
-    from inheritune.evaluation.items import TaskItems
 
     assert subject.tokenizer is not None, "checked before"
     scorer = Scorer(model, subject.tokenizer, work.settings.batch_size, subject.name)
     answers = {}
     for unit in work.plan.units:
-        key = {**_key(work, unit, figures), "tokenizer": tokenizer_hash(subject.tokenizer)}
-        path = None if work.items is None else work.items / _slug(subject.name) / f"{_slug(unit.name)}.json"
-        known = _stored(path, key, TaskItems)
+        key = {
+            "weights": figures.weights,
+            "dtype": figures.dtype,
+            "tokenizer": tokenizer_hash(subject.tokenizer),
+            "task": unit.name,
+            "shots": unit.shots,
+            "limit": work.settings.limit,
+            "data": {"from": unit.data, **unit.checksums},
+            "harness": version("lm_eval"),
+            "device": work.device.type,
+            "batch_size": work.settings.batch_size,
+        }
+        path = None if folder is None else folder / f"{_slug(unit.name)}.json"
+        known = _stored(path, key)
         if known is None:
             known = ask(scorer, unit, key, work.settings.limit)
             if path is not None:
@@ -248,27 +256,12 @@ def _answers(
     return answers
 
 
-def _key(work: Work, unit: Unit, figures: ModelFigures) -> dict[str, Any]:
-    """What the answers depend on."""
-    return {
-        "weights": figures.weights,
-        "dtype": figures.dtype,
-        "task": unit.name,
-        "shots": unit.shots,
-        "limit": work.settings.limit,
-        "data": {"from": unit.data, **unit.checksums},
-        "harness": version("lm_eval"),
-        "device": work.device.type,
-        "batch_size": work.settings.batch_size,
-    }
-
-
-def _stored(path: Path | None, key: Mapping[str, Any], kind: type[TaskItems]) -> TaskItems | None:
+def _stored(path: Path | None, key: Mapping[str, Any]) -> TaskItems | None:
     """Answers of an earlier start, if they are to the same questions."""
     if path is None or not path.exists():
         return None
     try:
-        found = kind.model_validate_json(path.read_bytes())
+        found = TaskItems.model_validate_json(path.read_bytes())
     except ValueError:
         return None
     return found if found.key == json.loads(json.dumps(key)) else None
@@ -276,10 +269,9 @@ def _stored(path: Path | None, key: Mapping[str, Any], kind: type[TaskItems]) ->
 
 def _environment(work: Work, command: str) -> dict[str, Any]:
     versions = {"inheritune": __version__, "transformers": transformers.__version__}
-    if work.plan is not None:
+    if work.plan.units:
         versions["lm_eval"] = version("lm_eval")
-    machine = describe(Hardware(work.device, bf16=False, compile=False))
-    return {**versions, **machine, "command": command}
+    return {**versions, **describe(Hardware(work.device, bf16=False, compile=False)), "command": command}
 
 
 def _slug(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
-from inheritune.evaluation.items import Kind, MetricItems, TaskItems
+from inheritune.evaluation.statistics import Kind, MetricItems, TaskItems
 from inheritune.evaluation.tasks import Unit
 from inheritune.models.architecture import context_length
 from inheritune.progress import ProgressBar
@@ -30,9 +30,6 @@ SEED = 1234
 
 LOGIT_BYTES = 2**30
 """Of one batch's logits, in float32."""
-
-ENCODED_AHEAD = 512
-"""Requests whose texts are turned into tokens at once."""
 
 KINDS: dict[Any, Kind] = {
     harness_metrics.mean: "mean",
@@ -60,13 +57,9 @@ class Scorer(HFLM):
         self.name, self.truncated, self.requests, self.title = name, 0, 0, ""
         self.can_keep_few = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.kept_logits = 0
-        self.ahead: deque[tuple[str, ...]] = deque()
-        self.encoded: dict[str, list[int]] = {}
-        self.start = tokenizer.decode(self.prefix_token_id)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """See `HFLM.loglikelihood`."""
-        self.ahead = deque(request.args for request in requests)
         with self._progress(requests):
             return super().loglikelihood(requests, disable_tqdm=True)
 
@@ -79,25 +72,6 @@ class Scorer(HFLM):
         """See `HFLM.generate_until`."""
         with self._progress(requests):
             return super().generate_until(requests, disable_tqdm=True)
-
-    def tok_encode(
-        self,
-        string: str,
-        add_special_tokens: bool | None = None,
-        left_truncate_len: int | None = None,
-        **options: Any,
-    ) -> list[int]:
-        """See `HFLM.tok_encode`; the texts of coming requests are encoded many at a time, which is faster."""
-        if add_special_tokens is not None or left_truncate_len or options or string.startswith(self.start):
-            return super().tok_encode(string, add_special_tokens, left_truncate_len, **options)
-        if string not in self.encoded and self.ahead:
-            pairs = [self.ahead.popleft() for _ in range(min(ENCODED_AHEAD, len(self.ahead)))]
-            # What the harness asks for: a context without the spaces at its end, and the whole text.
-            texts = list(dict.fromkeys(t for pair in pairs for t in (pair[0].rstrip(), "".join(pair[:2]))))
-            special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
-            self.encoded = dict(zip(texts, self.tokenizer(texts, **special)["input_ids"], strict=True))
-        known = self.encoded.get(string)
-        return super().tok_encode(string) if known is None else list(known)
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -116,7 +115,8 @@ def _continue(
         read = read[max(0, len(front) + len(read) - (context - tokens)) :]
     read = front + read
     ids = torch.tensor([read], device=model.device)
-    with _seeded(seed, model.device):
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
         output = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
@@ -139,18 +139,3 @@ def _first_token(tokenizer: PreTrainedTokenizerBase) -> int:
     raise UserError(
         "an empty prompt cannot be continued: the tokenizer has no token that begins or ends a text to start from"
     )
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Random numbers of this seed on the CPU and on `device`; those of before go on after it.
-
-    Other GPUs are not touched: `torch.manual_seed` would seed them too, and asking for their state would start them.
-    """
-    gpus = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(gpus, device_type="cuda"):
-        torch.default_generator.manual_seed(seed)
-        for gpu in gpus:
-            with torch.cuda.device(gpu):
-                torch.cuda.manual_seed(seed)
-        yield

@@ -33,21 +33,6 @@ class Subject:
     revision: str | None = None
     trust_remote_code: bool = False
 
-    def check(self) -> None:
-        """Refuse a tokenizer that is larger than the embedding, tokens apart that were added to it later.
-
-        Raises:
-            UserError: so it is.
-        """
-        if self.tokenizer is None:
-            return
-        size, rows = self.tokenizer.vocab_size, self.config.get_text_config().vocab_size
-        if size > rows:
-            raise UserError(
-                f"the tokenizer of {self.name} has {size} tokens, but its embedding has {rows}: "
-                "it is another model's tokenizer"
-            )
-
     def load(self, device: torch.device, dtype: torch.dtype | str) -> PreTrainedModel:
         """The model on its device, in evaluation mode.
 
@@ -100,7 +85,9 @@ def find_subjects(
     """
     if not models:
         raise UserError("no model is named")
-    shared = None if tokenizer is None else _required_tokenizer(tokenizer)
+    shared = None if tokenizer is None else load_tokenizer(tokenizer)
+    if tokenizer is not None and shared is None:
+        raise UserError(f"there is no tokenizer at {tokenizer}")
     subjects: list[Subject] = []
     for given in map(str, models):
         name, source = _name_and_source(given)
@@ -115,7 +102,14 @@ def find_subjects(
         if names.count(name) > 1:
             raise UserError(f"two models are called {name}: name them, as in A=PATH B=PATH")
     for subject in subjects:
-        subject.check()
+        # The tokenizer may be smaller, and tokens may have been added to it later.
+        size = subject.tokenizer.vocab_size if subject.tokenizer is not None else 0
+        rows = subject.config.get_text_config().vocab_size
+        if size > rows:
+            raise UserError(
+                f"the tokenizer of {subject.name} has {size} tokens, but its embedding has {rows}: "
+                "it is another model's tokenizer"
+            )
     return subjects
 
 
@@ -188,13 +182,6 @@ def _weight_bytes(config: PretrainedConfig, dtype: torch.dtype | str) -> int:
             raise UserError(f"there is no type of weights {kind!r}: give auto, float32, bfloat16 or float16")
         kind = named
     return parameter_count(on_meta(config)) * (kind or torch.float32).itemsize
-
-
-def _required_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    tokenizer = load_tokenizer(source)
-    if tokenizer is None:
-        raise UserError(f"there is no tokenizer at {source}")
-    return tokenizer
 
 
 def _name_and_source(given: str) -> tuple[str, str]:

@@ -201,10 +201,8 @@ def _from_harness(manager: Any, name: str, spec: str, shots: int | None) -> list
             raise UserError(f"the task {name} is not as the harness needs it: {_first(error)}") from error
         raise NoDataError(f"cannot load the task {name}: {_first(error)}") from error
     tasks, group = loaded["tasks"], loaded.get("groups", {}).get(name)
-    pooled = group is not None and all(
-        rule.weight_by_size for rule in group.aggregate_metric_list or [_NotPooled]
-    )
-    if pooled:
+    rules = (group and group.aggregate_metric_list) or []
+    if rules and all(rule.weight_by_size for rule in rules):  # its items are pooled
         return [_unit(name, tuple(tasks.values()), shots, "hub", {}, None)]
     return [_unit(task, (made,), shots, "hub", {}, None) for task, made in tasks.items()]
 
@@ -213,10 +211,6 @@ def _lacks_items(error: Exception) -> bool:
     """Whether the harness failed where it gets a task's items, and not at what the task says."""
     frames = (frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
     return "download" in frames and not isinstance(error, TypeError | AttributeError)
-
-
-class _NotPooled:
-    weight_by_size = False
 
 
 def _unit(

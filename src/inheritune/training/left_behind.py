@@ -18,9 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import UserError, atomic
 from inheritune.config import Training
-from inheritune.models.architecture import layer_count, parameter_count
-from inheritune.models.pretrained import load_config, tokenizer_in
-from inheritune.models.size import on_meta
+from inheritune.models.pretrained import tokenizer_in
 from inheritune.training.checkpoint import weights_on_host
 from inheritune.training.validation import WindowLosses
 from inheritune.training.world import World
@@ -130,14 +128,10 @@ def _write(
     _remove_checkpoints(directory)
 
 
-def read_outcome(directory: Path, trust_remote_code: bool, world: World) -> Outcome:
+def read_outcome(directory: Path, world: World) -> Outcome:
     """What a finished training cost. It may have ended before its checkpoints were deleted."""
     world.on_first(lambda: _remove_checkpoints(directory))
-    record = json.loads((directory / "training.json").read_text(encoding="utf-8"))
-    if "layers" not in record:  # as the first versions wrote it
-        shape = on_meta(load_config(directory / MODEL, trust_remote_code=trust_remote_code))
-        record |= {"layers": layer_count(shape.config), "parameters": parameter_count(shape)}
-    return Outcome(**record)
+    return Outcome(**json.loads((directory / "training.json").read_text(encoding="utf-8")))
 
 
 def _remove_checkpoints(directory: Path) -> None:

@@ -31,8 +31,7 @@ from inheritune.training.left_behind import (
     round_weights,
 )
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.meter import Meter
-from inheritune.training.metrics import Metrics
+from inheritune.training.metrics import Meter, Metrics
 from inheritune.training.micro_batch import remember, windows_per_process
 from inheritune.training.start import start_or_resume
 from inheritune.training.step import NonFiniteError, Stepper
@@ -88,7 +87,7 @@ def train(
     """
     world = hardware.world
     if world.on_first((directory / MODEL).exists):
-        return read_outcome(directory, trust_remote_code, world)
+        return read_outcome(directory, world)
     share = windows_per_process(training, data.window, world.size)
     order = Order(data.windows, world.size * share, training.seed, data.order)
     folder = directory / CHECKPOINTS

@@ -16,9 +16,9 @@ from inheritune.data.loader import Batch
 from inheritune.training.device import Hardware
 from inheritune.training.gradients import QueryKeyGradients
 from inheritune.training.micro_batch import smaller
+from inheritune.training.optimizer import learning_rate
 from inheritune.training.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory, ran_out_of_memory
 from inheritune.training.parallel import Placed, whole
-from inheritune.training.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What one model answered to the items of one task, and the figures that follow from it."""
+"""What models answered to the items of tasks, and the figures that follow: each one's, and pairs of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,20 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from inheritune import atomic
-from inheritune.evaluation.result import Paired, Score, judge
-from inheritune.training.validation import Z95
+from inheritune import UserError, atomic
+from inheritune.data.shards import Split
+from inheritune.evaluation.result import (
+    Cell,
+    GroupResult,
+    MetricResult,
+    Paired,
+    Score,
+    TaskResult,
+    ValidationResult,
+    judge,
+)
+from inheritune.evaluation.tasks import GROUPS, Unit
+from inheritune.training.validation import Z95, WindowLosses, compare
 
 Kind = Literal["mean", "perplexity", "weighted_perplexity", "bits_per_byte", "other"]
 """How the harness makes one figure of the items: the mean; exp(-mean); exp(-sum / sum of weights);
@@ -43,7 +54,7 @@ class MetricItems(BaseModel):
         low, high = difference - Z95 * error, difference + Z95 * error
         if self.kind in ("perplexity", "weighted_perplexity"):  # a difference of logarithms, so far
             difference, low, high = math.expm1(difference), math.expm1(low), math.expm1(high)
-        p = _mcnemar(_numbers(self), _numbers(reference)) if self.kind == "mean" else None
+        p = _mcnemar(_terms(self)[0], _terms(reference)[0]) if self.kind == "mean" else None
         outcome = judge((low, high), self.higher_is_better, p)
         return Paired(difference=difference, interval=(low, high), p=p, outcome=outcome)
 
@@ -86,19 +97,94 @@ class TaskItems(BaseModel):
         atomic.write_text(path, self.model_dump_json() + "\n")
 
 
-def average_pairs(pairs: Sequence[Paired], higher_is_better: bool = True) -> Paired:
-    """The mean of differences on several tasks; their errors are independent, as the items are different ones."""
+def task_result(unit: Unit, names: Sequence[str], answers: Sequence[TaskItems]) -> TaskResult:
+    """One task's figures for every model, and each against the first."""
+    first = answers[0]
+    for other in answers[1:]:
+        if other.hashes != first.hashes:
+            raise UserError(f"the models were not asked the same items of {unit.name}")
+    cut = [
+        f"{name}: {one.truncated:,} of {one.requests:,} requests were longer than its context, and lost "
+        "their beginnings"
+        for name, one in zip(names, answers, strict=True)
+        if one.truncated
+    ]
+    wanted = [metric for group in GROUPS.values() for task, metric in group.columns if task == unit.name]
+    return TaskResult(
+        task=unit.name,
+        metric=next((m for m in wanted if m in first.metrics), next(iter(first.metrics))),
+        items=len(first.hashes),
+        shots=first.shots,
+        version=first.version,
+        data=unit.data,
+        note="; ".join([*([unit.note] if unit.note else []), *cut]) or None,
+        metrics=[_metric_result(name, answers) for name in first.metrics],
+        parts=first.parts,
+    )
+
+
+def _metric_result(name: str, answers: Sequence[TaskItems]) -> MetricResult:
+    found = [one.metrics[name] for one in answers]
+    return MetricResult(
+        metric=name,
+        higher_is_better=found[0].higher_is_better,
+        scores=[one.score() for one in found],
+        paired=[None, *(one.paired(found[0]) for one in found[1:])],
+        chance=answers[0].chance if name == "acc" else None,  # others normalise what guessing would not
+    )
+
+
+def group_result(name: str, results: Sequence[TaskResult]) -> GroupResult:
+    """A table: the columns that there are, and their mean where the paper has one and none is missing."""
+    group, tasks = GROUPS[name], {result.task: result for result in results}
+    columns = [Cell(task=task, metric=metric) for task, metric in group.columns if task in tasks]
+    missing = list(dict.fromkeys(task for task, _ in group.columns if task not in tasks))
+    average = (
+        None if missing or not group.average else _average([tasks[c.task].of(c.metric) for c in columns])
+    )
+    return GroupResult(name=name, columns=columns, average=average, missing=missing)
+
+
+def _average(columns: Sequence[MetricResult]) -> MetricResult:
+    models = len(columns[0].scores)
+    scores = [average_scores([column.scores[i] for column in columns]) for i in range(models)]
+    pairs: list[Paired | None] = [None]
+    for i in range(1, models):
+        found = [pair for column in columns if (pair := column.paired[i]) is not None]
+        pairs.append(average_pairs(found) if len(found) == len(columns) else None)
+    return MetricResult(metric="acc", higher_is_better=True, scores=scores, paired=pairs)
+
+
+def validation_result(text: Split, window: int, losses: Sequence[WindowLosses]) -> ValidationResult:
+    """Every model's mean loss, and each against the first, window by window."""
+    pairs: list[Paired | None] = [None]
+    for one in losses[1:]:
+        comparison = compare(one, losses[0])
+        outcome = judge(comparison.interval, higher_is_better=False)
+        pairs.append(Paired(difference=comparison.difference, interval=comparison.interval, outcome=outcome))
+    return ValidationResult(
+        data=str(text.directory),
+        sha256=text.identity.sha256,
+        split=text.name,
+        windows=len(losses[0].losses),
+        window=window,
+        scores=[Score(value=one.mean, standard_error=one.standard_error) for one in losses],
+        paired=pairs,
+    )
+
+
+def average_pairs(pairs: Sequence[Paired]) -> Paired:
+    """The mean of differences of accuracies; their errors are independent, as the items are different ones."""
     difference = sum(pair.difference for pair in pairs) / len(pairs)
     errors = [(pair.interval[1] - pair.interval[0]) / 2 for pair in pairs]
     half = math.sqrt(sum(error**2 for error in errors)) / len(pairs)
     interval = (difference - half, difference + half)
-    return Paired(difference=difference, interval=interval, outcome=judge(interval, higher_is_better))
+    return Paired(difference=difference, interval=interval, outcome=judge(interval, higher_is_better=True))
 
 
 def average_scores(scores: Sequence[Score]) -> Score:
     """The mean of figures of several tasks."""
-    errors = [score.standard_error for score in scores]
-    known = [error for error in errors if error is not None]
+    known = [score.standard_error for score in scores if score.standard_error is not None]
     error = math.sqrt(sum(e**2 for e in known)) / len(scores) if len(known) == len(scores) else None
     return Score(value=sum(score.value for score in scores) / len(scores), standard_error=error)
 
@@ -126,10 +212,6 @@ def _ratio_error(values: np.ndarray, weights: np.ndarray) -> float:
     count = len(values)
     residuals = values - values.sum() / weights.sum() * weights
     return float(np.sqrt((residuals**2).sum() * count / (count - 1)) / weights.sum())
-
-
-def _numbers(metric: MetricItems) -> np.ndarray:
-    return np.asarray(metric.items, dtype=np.float64)
 
 
 def _mcnemar(model: np.ndarray, reference: np.ndarray) -> float | None:
