@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -70,6 +71,10 @@ def read_config(source: str | Path, revision: str | None, trust_remote_code: boo
         raise UserError(f"cannot read the configuration of {source}: {first_line(error)}") from error
     except MISFITS as error:
         raise UserError(_misfit(source, values, error)) from error
+    if not isinstance(config.dtype, torch.dtype | None):
+        raise UserError(
+            f"{CONFIG} of {source} says dtype: {_shown(config.dtype)}, but that is no type of weights"
+        )
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(
             f"{source} is an encoder-decoder model ({config.model_type}), not a causal language model"

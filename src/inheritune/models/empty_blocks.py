@@ -29,7 +29,9 @@ def with_only(
         UserError: it cannot be told where the blocks are.
     """
     with torch.device("meta"):
-        whole = AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=trust_remote_code)
+        whole = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), trust_remote_code=trust_remote_code, dtype=torch.float32
+        )
     blocks(whole)  # raises if they are not found
     kind = type(whole)
 
@@ -42,7 +44,7 @@ def with_only(
     sparse: type[PreTrainedModel] = type(kind.__name__, (kind,), own)
     try:
         with torch.device("meta"):
-            trial = sparse._from_config(copy.deepcopy(config))
+            trial = sparse._from_config(copy.deepcopy(config), dtype=torch.float32)
             trial.initialize_weights()
             trial.tie_weights()
     except (AttributeError, TypeError, ValueError):
