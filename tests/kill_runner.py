@@ -154,6 +154,8 @@ def result(verb: str, directory: Path) -> str:
         verb, ("model.safetensors", "validation.json", "summary.json")
     )
     digest = hashlib.sha256()
+    left = [str(path) for path in directory.rglob("*.tmp")]
+    assert verb == "evaluate" or not left, f"killed writers left {left}"
     files = (path for name in names for path in directory.rglob(name) if path.is_file())
     for path in sorted(set(files)):
         if path.parent.name.startswith("step-"):

@@ -17,7 +17,7 @@ from yaml.constructor import ConstructorError
 
 from inheritune import UserError
 
-MOST_BYTES = 2**20
+MOST_BYTES = 2**18
 LONGEST_REASON = 500
 """Characters of what the YAML library has to say."""
 MOST_DEPTH = 32
@@ -87,7 +87,7 @@ def read(path: Path) -> Any:
     with path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
-        raise UserError(f"{path} is not a recipe: it is larger than {MOST_BYTES // 2**20} MiB")
+        raise UserError(f"{path} is not a recipe: it is larger than {MOST_BYTES // 2**10} KiB")
     try:
         return parse(content.decode("utf-8"))
     except RecursionError:

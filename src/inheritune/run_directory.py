@@ -151,7 +151,8 @@ class RunDirectory:
             self.check_place()
         self.path.mkdir(parents=True, exist_ok=True)
         self.hold()
-        atomic.remove_leftovers(self.path)
+        for place in (self.path, *self.path.glob("reference/"), *self.path.glob("round-*/")):
+            atomic.remove_leftovers(place)
         atomic.write_text(path, to_yaml(recipe))  # first: it makes the directory a run
         start = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **environment}
         start["data"] = {one.split: one.model_dump() for one in data}
