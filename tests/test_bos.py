@@ -306,8 +306,8 @@ def test_training_reads_it(checkpoint: Path, shards: Path, tmp_path: Path, monke
     seen: list[torch.Tensor] = []
     steps = loop.training_steps
 
-    def recording(*given: Any) -> Any:
-        for step in steps(*given):
+    def recording(*given: Any, **named: Any) -> Any:
+        for step in steps(*given, **named):
             seen.extend(inputs_bt for inputs_bt, _ in step)
             yield step
 
