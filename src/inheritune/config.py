@@ -111,7 +111,8 @@ class Optimizer(Settings):
     """AdamW. Embeddings, norms and biases are not decayed."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """`muon` moves the matrices of the blocks by Muon, at the same learning rate, and leaves the rest to AdamW."""
+    """`muon` moves the matrices of the blocks by Muon, at the same learning rate, and leaves the rest to AdamW;
+    it needs whole matrices, so it does not go with `fsdp`."""
     learning_rate: Positive = 3e-4
     beta1: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[Number, Field(ge=0, lt=1)] = 0.95

@@ -15,7 +15,7 @@ from inheritune.models.presets import architecture_config, from_config
 from inheritune.models.size import on_meta
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.memory import How, Step, kept_of_a_token, memory_per_process, shape_of
-from tiny_models import ARCHITECTURES
+from tiny_models import ARCHITECTURES, tiny_model
 
 WIDE = {
     "hidden_size": 64,
@@ -117,6 +117,16 @@ def test_compiled_steps_on_an_h100(
 def step_of(model_type: str = "llama", how: How | None = None, **changes: Any) -> Step:
     how = how or How(window=48)
     return Step(how, shape_of(on_meta(config_of(model_type)), how), micro_batch=4, **changes)
+
+
+@pytest.mark.parametrize("model_type", [*ARCHITECTURES, "mamba", "gpt_bigcode"])
+def test_every_architecture_has_a_figure(model_type: str) -> None:
+    """Also one without attention."""
+    how = How(window=48, bf16=True)
+    shape = shape_of(
+        tiny_model(model_type, **({} if model_type in ARCHITECTURES else {"num_hidden_layers": 2})), how
+    )
+    assert memory_per_process(Step(how, shape, micro_batch=1), "single") > 16 * shape.trained
 
 
 def test_what_takes_more_and_what_less() -> None:

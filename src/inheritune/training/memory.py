@@ -112,8 +112,9 @@ def kept_of_a_token(block: nn.Module, text: PretrainedConfig, how: How) -> float
     """
     hidden, width = text.hidden_size, how.width
     matrices = [p for p in block.parameters() if p.dim() == 2]
-    plain = sum(p.numel() for p in matrices)
-    experts = max(0, active_weights(block, text) - plain)
+    active = active_weights(block, text)
+    plain = min(active, sum(p.numel() for p in matrices))
+    experts = active - plain
     kept = 8 * hidden + 2 * width * hidden + (width * plain + 4 * experts) / hidden
     heads = _first(text, "num_attention_heads", "num_heads") or 1
     drops_attention = bool(_first(text, "attn_pdrop", "attention_dropout"))
@@ -128,7 +129,7 @@ def kept_of_a_token(block: nn.Module, text: PretrainedConfig, how: How) -> float
     kept += width * widest * (gated + 3 * in_steps)
     kept += 4 * _rms_norm_widths(block, hidden, heads)
     if experts:
-        kept += 12 * hidden * text.num_experts_per_tok  # sorted by expert, and back
+        kept += 12 * hidden * (_first(text, "num_experts_per_tok") or 0)  # sorted by expert, and back
     if _first(text, "resid_pdrop", "resid_dropout", "hidden_dropout", "dropout"):
         kept += 2 * width * hidden
     return kept + (2 * hidden * (len(matrices) - 2) if how.bf16 else 0)
