@@ -52,7 +52,7 @@ def status(field: str) -> int:
 def cut(source: str, target: str) -> None:
     """In the fresh program: cut, save, and print what it took."""
     from inheritune import inherit
-    from inheritune.models.pretrained import save_model
+    from inheritune.models.load import save_model
 
     before, before_all, peak, ended = status("RssAnon"), status("VmRSS"), 0, threading.Event()
 

@@ -22,7 +22,7 @@ import torch
 
 from inheritune.config import Distillation, Training
 from inheritune.models.presets import architecture_config, from_config
-from inheritune.training.device import choose_hardware
+from inheritune.runtime.hardware import choose_hardware
 from inheritune.training.distillation import DistillationLoss, summed_loss
 from inheritune.training.loss import NextTokenLoss
 

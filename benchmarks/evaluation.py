@@ -28,7 +28,7 @@ from lm_eval.models.dummy import DummyLM
 from inheritune.evaluation.harness import Scorer, ask
 from inheritune.evaluation.local_data import local_tasks
 from inheritune.evaluation.tasks import Unit, make_plan
-from inheritune.models.pretrained import load_model, load_tokenizer
+from inheritune.models.load import load_model, load_tokenizer
 
 TIMED = ("piqa", "sciq")
 

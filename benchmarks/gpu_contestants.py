@@ -64,8 +64,8 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
     import gpu_variants
     from inheritune.data.loader import ahead, training_steps
     from inheritune.data.order import Order
+    from inheritune.runtime.hardware import choose_hardware
     from inheritune.training.checkpoint import TrainState
-    from inheritune.training.device import choose_hardware
     from inheritune.training.metrics import Meter, Metrics
     from inheritune.training.optimizer import make_optimizer
     from inheritune.training.step import Stepper
@@ -110,7 +110,7 @@ def plain(spec: dict[str, Any]) -> dict[str, Any]:
     import torch.nn.functional as F
 
     from inheritune.models.size import flops_per_token
-    from inheritune.training.device import choose_hardware
+    from inheritune.runtime.hardware import choose_hardware
     from inheritune.training.optimizer import make_optimizer
 
     size = SIZES[spec["size"]]

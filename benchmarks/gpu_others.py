@@ -25,7 +25,7 @@ from gpu_contestants import (
     training_of,
 )
 from inheritune.models.size import flops_per_token
-from inheritune.training.device import choose_hardware
+from inheritune.runtime.hardware import choose_hardware
 
 
 class Windows(torch.utils.data.Dataset):

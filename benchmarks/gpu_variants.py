@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from inheritune.config import Training
 from inheritune.models.attention import attend
+from inheritune.runtime.hardware import Hardware
 from inheritune.training import loss as losses
-from inheritune.training.device import Hardware
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.parallel import Placed, place, spread
 

@@ -25,7 +25,8 @@ from transformers.utils import logging as transformers_logging
 from inheritune.config import Distillation, Training
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.models.size import on_meta
-from inheritune.training.device import Hardware, choose_hardware
+from inheritune.runtime.hardware import Hardware, choose_hardware
+from inheritune.runtime.world import joined
 from inheritune.training.distillation import DistillationLoss
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.memory import memory_per_process
@@ -33,7 +34,6 @@ from inheritune.training.micro_batch import fitting_step, step_of
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.parallel import place
 from inheritune.training.step import Stepper
-from inheritune.training.world import joined
 
 GLIBC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 STEPS = 3

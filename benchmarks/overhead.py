@@ -24,8 +24,8 @@ from inheritune.data.loader import open_data
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.quickstart import quickstart_recipe
 from inheritune.recipe_file import parse_recipe
+from inheritune.runtime.hardware import choose_hardware, describe
 from inheritune.training import checkpoint, loop
-from inheritune.training.device import choose_hardware, describe
 from inheritune.training.gradients import QueryKeyGradients
 from inheritune.training.metrics import Metrics
 

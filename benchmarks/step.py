@@ -30,8 +30,8 @@ from inheritune.data.loader import TrainingData, ahead, open_data, training_step
 from inheritune.data.order import Order
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.models.size import flops_per_token
+from inheritune.runtime.hardware import Hardware, choose_hardware, describe
 from inheritune.training.checkpoint import TrainState
-from inheritune.training.device import Hardware, choose_hardware, describe
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.metrics import Meter, Metrics
 from inheritune.training.micro_batch import TOKENS, micro_batch

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import tables
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.evaluation.result import load_evaluation
 from inheritune.report import evaluation_report
 from inheritune.report.comparison import difference_picture, loss_picture, to_markdown
+from inheritune.runtime import files
 
 
 def publish(folder: Path) -> None:
@@ -28,7 +29,7 @@ def publish(folder: Path) -> None:
     study = tables.read_study(folder)
     tables.write_table(folder, study)
     for name, text in rendered(folder):
-        atomic.write_text(folder / name, text if text.endswith("\n") else f"{text}\n")
+        files.write_text(folder / name, text if text.endswith("\n") else f"{text}\n")
 
 
 def rendered(folder: Path) -> Iterator[tuple[str, str]]:

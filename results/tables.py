@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.data.shards import DataIdentity
 from inheritune.report.comparison import Comparison, pair, to_csv
 from inheritune.report.runs import Curve, Entry
 from inheritune.run_directory import read_starts
+from inheritune.runtime import files
 from inheritune.training import metrics
 from inheritune.training.validation import WindowLosses
 
@@ -68,7 +69,7 @@ def write_table(folder: Path, study: Results) -> None:
             data and data.sha256,
         )
         writer.writerow(line | dict(zip(MEASURED, measured, strict=True)))
-    atomic.write_text(folder / TABLE, text.getvalue())
+    files.write_text(folder / TABLE, text.getvalue())
 
 
 def write_windows(folder: Path, entries: Sequence[Entry]) -> None:
@@ -121,7 +122,7 @@ def write_provenance(folder: Path, runs: Iterable[Path], root: Path) -> None:
     own = {
         path: {key: value for key, value in run.items() if key not in shared} for path, run in flat.items()
     }
-    atomic.write_json(folder / PROVENANCE, {"shared": shared, "runs": own})
+    files.write_json(folder / PROVENANCE, {"shared": shared, "runs": own})
 
 
 def read_provenance(folder: Path) -> dict[str, dict[str, Any]]:

@@ -26,15 +26,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny_data
 from inheritune import UserError, study_runner
+from inheritune.algorithm import run
 from inheritune.cli import main as cli
 from inheritune.config import EvaluationSettings, Study, TrainRecipe
 from inheritune.data import pipeline
 from inheritune.data.prepare import prepare
 from inheritune.evaluation.evaluate import evaluate
-from inheritune.recipe import run
 from inheritune.recipe_file import parse_recipe
-from inheritune.single import train_model
 from inheritune.study_runner import run_study
+from inheritune.train import train_model
 from inheritune.training import checkpoint
 from tiny_recipes import ARCHITECTURE, recipe, training
 

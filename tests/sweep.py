@@ -30,7 +30,7 @@ from inheritune.analysis.lazy import measure_heads
 from inheritune.analysis.probe import check_attention
 from inheritune.initialization import inherit, select
 from inheritune.models.architecture import blocks
-from inheritune.models.pretrained import load_model, save_model
+from inheritune.models.load import load_model, save_model
 from tiny_types import DEPTH, VOCABULARY, tiny_of_type
 
 TYPES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from typer.testing import CliRunner
 
 from bos_tokenizers import BOS, EOS, VOCABULARY, make_tokenizer, save_tokenizer, texts
-from inheritune import UserError, atomic
+from inheritune import UserError
+from inheritune.algorithm import run
 from inheritune.analysis.analyze import analyze, analyze_run
 from inheritune.analysis.lazy import measure_heads
 from inheritune.analysis.sequences import open_text
@@ -27,11 +28,11 @@ from inheritune.data.prepare import prepare
 from inheritune.data.shards import open_split, read_manifest
 from inheritune.evaluation.evaluate import evaluate
 from inheritune.evaluation.samples import continuations, prompts_from
-from inheritune.recipe import run
 from inheritune.recipe_file import parse_recipe
-from inheritune.single import scratch_config
+from inheritune.runtime import files
+from inheritune.runtime.hardware import choose_hardware
+from inheritune.train import scratch_config
 from inheritune.training import loop
-from inheritune.training.device import choose_hardware
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.validation import WindowLosses, validate
 from tiny_models import tiny_model
@@ -65,7 +66,7 @@ def without_bos(shards: Path, directory: Path) -> Path:
     shutil.copytree(shards, directory)
     manifest = json.loads((directory / "manifest.json").read_bytes())
     del manifest["tokenizer"]["bos"], manifest["arguments"]["bos"]
-    atomic.write_json(directory / "manifest.json", manifest)
+    files.write_json(directory / "manifest.json", manifest)
     return directory
 
 

@@ -12,22 +12,23 @@ import numpy as np
 import pytest
 
 import tiny_data
-from inheritune import UserError, atomic
+from inheritune import UserError
+from inheritune.algorithm import run
 from inheritune.analysis.analyze import analyze, analyze_run
 from inheritune.config import EvaluationSettings, Recipe, Study, TrainRecipe
 from inheritune.data import shards
 from inheritune.data.prepare import prepare
 from inheritune.data.shards import DataIdentity, open_split
 from inheritune.evaluation.evaluate import evaluate
-from inheritune.recipe import run
 from inheritune.recipe_file import deciding_settings, parse_recipe
 from inheritune.report.comparison import compare_runs
 from inheritune.run_directory import RunDirectory, read_starts
-from inheritune.single import train_model
+from inheritune.runtime import files
+from inheritune.runtime.signals import Interrupted
 from inheritune.study_runner import run_study
+from inheritune.train import train_model
 from inheritune.training import checkpoint
 from inheritune.training.checkpoint import TrainState
-from inheritune.training.interruption import Interrupted
 from inheritune.training.validation import WindowLosses, compare
 from tiny_models import tiny_model
 from tiny_recipes import ARCHITECTURE, recipe, stop_after, training, values
@@ -140,7 +141,7 @@ def test_a_run_is_not_resumed_with_other_text(stopped: Path, data: Path) -> None
 def test_nor_between_its_rounds(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference is finished; only its losses say what they are of."""
     with monkeypatch.context() as patch:
-        patch.setattr("inheritune.recipe.one_round", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("inheritune.algorithm.one_round", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run(recipe(data), tmp_path / "run")
     (tmp_path / "run/starts.jsonl").unlink()  # even so
@@ -212,7 +213,7 @@ def test_rows_of_other_data_are_not_paired(data: Path, tmp_path: Path) -> None:
         data_changed = json.loads((data / "manifest.json").read_text())
         tokens = np.fromfile(data / "validation-00000.bin", "<u2")[::-1].copy()
         tokens.tofile(data / "validation-00000.bin")
-        data_changed["splits"]["validation"]["files"][0]["sha256"] = atomic.sha256(
+        data_changed["splits"]["validation"]["files"][0]["sha256"] = files.sha256(
             data / "validation-00000.bin"
         )
         (data / "manifest.json").write_text(json.dumps(data_changed))
@@ -343,7 +344,7 @@ def test_killed_while_a_run_is_opened(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, when: str
 ) -> None:
     """Each write of `open` may be the last thing that a program does."""
-    real, done = atomic.write_text, []
+    real, done = files.write_text, []
 
     def write_text(path: Path, text: str) -> None:
         done.append(path.name)
@@ -351,13 +352,13 @@ def test_killed_while_a_run_is_opened(
             if when == "after":
                 real(path, text)
             else:
-                atomic.temporary_name(path).write_text(text[:3])
+                files.temporary_name(path).write_text(text[:3])
             raise KeyboardInterrupt
         real(path, text)
 
     settings, directory = recipe(data, parity=EASY), tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, "write_text", write_text)
+        patch.setattr(files, "write_text", write_text)
         with pytest.raises(KeyboardInterrupt):
             run(settings, directory)
     assert run(settings, directory).verdict == "parity"
@@ -481,7 +482,7 @@ def test_a_tokenizer_longer_than_the_embedding_counts_by_what_occurs(
     tokens = np.fromfile(data / "validation-00000.bin", "<u2")
     tokens[5] = 270
     tokens.tofile(data / "validation-00000.bin")
-    manifest["splits"]["validation"]["files"][0]["sha256"] = atomic.sha256(data / "validation-00000.bin")
+    manifest["splits"]["validation"]["files"][0]["sha256"] = files.sha256(data / "validation-00000.bin")
     (data / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"token 270 occurs in .*, but the embedding of .* has 270 rows"):
         users(own, other, longer, tmp_path / "second")[user](data)

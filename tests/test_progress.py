@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from inheritune.data.prepare import prepare
-from inheritune.progress import ProgressBar
+from inheritune.runtime.progress import ProgressBar
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten seconds pass between two looks at it."""
     seconds = itertools.count(0, 10)
-    monkeypatch.setattr("inheritune.progress.time.monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr("inheritune.runtime.progress.time.monotonic", lambda: float(next(seconds)))
 
 
 def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

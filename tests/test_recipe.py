@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny_data
+from inheritune.algorithm import first_cut, run
 from inheritune.config import Recipe, TrainRecipe
 from inheritune.data.shards import open_split
-from inheritune.models.pretrained import load_model
+from inheritune.models.load import load_model
 from inheritune.models.size import flops_per_token
-from inheritune.recipe import first_cut, run
 from inheritune.recipe_file import parse_recipe
 from inheritune.run_directory import RunDirectory, Summary, read_starts
-from inheritune.single import train_model
+from inheritune.train import train_model
 from inheritune.training import metrics
 from inheritune.training.step import NonFiniteError
 from inheritune.training.validation import WindowLosses

@@ -21,13 +21,13 @@ from pydantic import BaseModel
 
 import tiny_data
 from inheritune import UserError
+from inheritune.algorithm import run
 from inheritune.config import EvaluationSettings, Recipe, Study, TrainRecipe
 from inheritune.evaluation.evaluate import check_settings
 from inheritune.plain_yaml import parse
 from inheritune.plan import Plan, plan, plan_memory
-from inheritune.recipe import run
 from inheritune.recipe_file import load_any, load_recipe, parse_recipe, to_yaml
-from inheritune.single import train_model
+from inheritune.train import train_model
 from tiny_models import tiny_model
 from tiny_recipes import ARCHITECTURE, training, values
 

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 
 import tiny_data
 from inheritune import UserError
+from inheritune.algorithm import run
 from inheritune.config import Recipe
-from inheritune.recipe import run
 from inheritune.recipe_file import parse_recipe
 from tiny_checkpoints import write_checkpoint, write_sentencepiece, write_tokenizer
 from tiny_recipes import recipe, values

@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 
 import tiny_data
 from inheritune import UserError, study_runner
+from inheritune.algorithm import run
 from inheritune.config import Recipe, Study, TrainRecipe
 from inheritune.plan import plan_study
-from inheritune.recipe import run
 from inheritune.recipe_file import load_recipe, parse_recipe
 from inheritune.report.comparison import FILES
 from inheritune.run_directory import RunDirectory

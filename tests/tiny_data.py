@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from inheritune import atomic
 from inheritune.data.shards import FileRecord, Manifest, SplitRecord, TokenizerRecord
+from inheritune.runtime import files
 
 
 def markov_tokens(count: int, vocabulary: int, seed: int) -> np.ndarray:
@@ -31,19 +31,21 @@ def write_shards(
     parts["validation"] = [markov_tokens(validation, vocabulary, 2)]
     splits = {}
     for name, arrays in parts.items():
-        files = []
+        records = []
         for i, array in enumerate(arrays):
             path = directory / f"{name}-{i:05d}.bin"
             path.write_bytes(array.astype("<u2").tobytes())
-            files.append(
-                FileRecord(name=path.name, tokens=len(array), documents=1, sha256=atomic.sha256(path))
+            records.append(
+                FileRecord(name=path.name, tokens=len(array), documents=1, sha256=files.sha256(path))
             )
-        splits[name] = SplitRecord(documents=len(files), tokens=sum(f.tokens for f in files), files=files)
+        splits[name] = SplitRecord(
+            documents=len(records), tokens=sum(f.tokens for f in records), files=records
+        )
     manifest = Manifest(
         tokenizer=TokenizerRecord(name="none", sha256=None, vocabulary=vocabulary, end_of_text=0),
         dtype="uint16",
         source=["tests"],
         splits=splits,  # type: ignore[arg-type]
     )
-    atomic.write_text(directory / "manifest.json", manifest.model_dump_json())
+    files.write_text(directory / "manifest.json", manifest.model_dump_json())
     return directory

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from inheritune.config import Recipe, Training
 from inheritune.recipe_file import parse_recipe
-from inheritune.training.device import choose_hardware
+from inheritune.runtime.hardware import choose_hardware
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.parallel import place
 from inheritune.training.step import Stepper

@@ -156,8 +156,8 @@ def _run_out_of_memory(windows: int) -> None:
 def main() -> None:
     import torch
 
-    import inheritune.recipe
-    import inheritune.single  # noqa: F401 - the children have it then
+    import inheritune.algorithm
+    import inheritune.train  # noqa: F401 - the children have it then
 
     torch.set_num_threads(1)
     for job in json.loads(Path(sys.argv[1]).read_text()):

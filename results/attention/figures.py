@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from inheritune import atomic
 from inheritune.report.figures import WIDE, Level, Line, Picture, curves
+from inheritune.runtime import files
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))
@@ -67,5 +67,5 @@ def tell() -> None:
 
 
 if __name__ == "__main__":
-    atomic.write_text(HERE / "transfer.svg", picture().svg)
+    files.write_text(HERE / "transfer.svg", picture().svg)
     tell()

@@ -14,17 +14,17 @@ import torch
 from transformers import PretrainedConfig
 
 from inheritune import UserError
+from inheritune.algorithm import first_cut
 from inheritune.config import Data, ModelSource, Recipe, Study, Training, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.data.shards import NoShardsError
 from inheritune.models.architecture import cut_config, layer_count, parameter_count
 from inheritune.models.presets import from_config
 from inheritune.models.size import flops_per_token, on_meta, training_memory
-from inheritune.recipe import first_cut
-from inheritune.single import initial_config, scratch_config, source_config, teacher_of
+from inheritune.runtime.hardware import choose_hardware, computes_in_bf16
 from inheritune.study import recipe_of, rows_of
+from inheritune.train import initial_config, scratch_config, source_config, teacher_of
 from inheritune.training.checks import check_room
-from inheritune.training.device import choose_hardware, computes_in_bf16
 from inheritune.training.distillation import check_teacher
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.memory import memory_per_process

@@ -10,11 +10,11 @@ import torch
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from inheritune import UserError, __version__, atomic
+from inheritune import UserError, __version__
 from inheritune.config import Recipe
 from inheritune.data.loader import TrainingData
 from inheritune.evaluation.samples import continuations, prompts_from
-from inheritune.models.pretrained import (
+from inheritune.models.load import (
     load_config,
     read_tokenizer,
     same_tokens,
@@ -22,6 +22,7 @@ from inheritune.models.pretrained import (
     tokenizer_in,
 )
 from inheritune.run_directory import Summary
+from inheritune.runtime import files
 
 logger = logging.getLogger(__name__)
 
@@ -45,17 +46,17 @@ def write_samples(
         {"prompt": prompt, "reference": of_reference, "target": of_small}
         for prompt, of_reference, of_small in zip(prompts, *texts, strict=True)
     ]
-    atomic.write_json(path, rows)
+    files.write_json(path, rows)
 
 
 def write_final(path: Path, recipe: Recipe, data: TrainingData, model: Path, summary: Summary) -> None:
     """Put the last round's model where users look for it, with its tokenizer and a model card."""
     config = load_config(model, trust_remote_code=recipe.reference.trust_remote_code)
     tokenizer = _final_tokenizer(recipe, data)
-    with atomic.directory(path) as temporary:
+    with files.directory(path) as temporary:
         copytree(model, temporary, dirs_exist_ok=True)
         save_tokenizer(tokenizer, temporary)
-        atomic.write_text(temporary / "README.md", card(recipe, summary, config.dtype))
+        files.write_text(temporary / "README.md", card(recipe, summary, config.dtype))
 
 
 def _final_tokenizer(recipe: Recipe, data: TrainingData) -> PreTrainedTokenizerBase | list[Path]:

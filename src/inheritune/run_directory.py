@@ -26,9 +26,10 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.data.shards import DataIdentity, check_same_data
 from inheritune.recipe_file import AnyRecipe, differences, load_recipe, to_yaml
+from inheritune.runtime import files
 
 STARTS = "starts.jsonl"
 
@@ -152,12 +153,12 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         self.hold()
         for place in (self.path, *self.path.glob("reference/"), *self.path.glob("round-*/")):
-            atomic.remove_leftovers(place)
-        atomic.write_text(path, to_yaml(recipe))  # first: it makes the directory a run
+            files.remove_leftovers(place)
+        files.write_text(path, to_yaml(recipe))  # first: it makes the directory a run
         start = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **environment}
         start["data"] = {one.split: one.model_dump() for one in data}
         lines = [json.dumps(line) for line in (*read_starts(self.path), start)]
-        atomic.write_text(self.path / STARTS, "\n".join(lines) + "\n")
+        files.write_text(self.path / STARTS, "\n".join(lines) + "\n")
 
     def check_recipe(self, recipe: AnyRecipe) -> None:
         """What is in the directory was made by this recipe, as far as it decides the weights.
@@ -187,7 +188,7 @@ class RunDirectory:
             raise UserError(f"{self.path} is a file; give another directory")
         if (self.path / "recipe.yaml").exists() or not self.path.exists():
             return
-        if not all(atomic.is_leftover(entry) for entry in self.path.iterdir()):
+        if not all(files.is_leftover(entry) for entry in self.path.iterdir()):
             raise UserError(f"{self.path} is not empty and not a run; give another directory")
 
     def check_data(self, data: Sequence[DataIdentity]) -> None:
@@ -255,9 +256,9 @@ class RunDirectory:
 
     def record(self, phase: Phase, number: int, summary: Summary) -> None:
         """Say how far the run is."""
-        atomic.write_json(self.path / "summary.json", summary.model_dump(mode="json"))
+        files.write_json(self.path / "summary.json", summary.model_dump(mode="json"))
         state = State(phase=phase, round=number, verdict=summary.verdict)
-        atomic.write_json(self.path / "state.json", state.model_dump(mode="json"))
+        files.write_json(self.path / "state.json", state.model_dump(mode="json"))
 
     def read_summary(self) -> Summary:
         """The figures that `record` wrote last."""

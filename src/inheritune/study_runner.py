@@ -14,16 +14,17 @@ from pathlib import Path
 
 import torch
 
-from inheritune import UserError, atomic
+from inheritune import UserError
+from inheritune.algorithm import check_finished, complete
 from inheritune.config import Recipe, Study, TrainRecipe
 from inheritune.data.loader import open_data
 from inheritune.plan import affordable_steps
 from inheritune.quantities import duration
-from inheritune.recipe import check_finished, complete
 from inheritune.recipe_file import load_recipe, to_yaml
 from inheritune.run_directory import RunDirectory
+from inheritune.runtime import files
+from inheritune.runtime.signals import STARTED_BY, Interrupted, signals
 from inheritune.study import AnyRow, Row, recipe_of, row_named, rows_of
-from inheritune.training.interruption import STARTED_BY, Interrupted, signals
 
 FILE = "study.yaml"
 POLL_SECONDS = 0.5
@@ -71,8 +72,8 @@ def run_study(
     with closing(RunDirectory(directory)) as folder:
         _hold(folder, tell)
         for place in (directory, *directory.glob("seed-*/")):
-            atomic.remove_leftovers(place)
-        atomic.write_text(directory / FILE, to_yaml(study))
+            files.remove_leftovers(place)
+        files.write_text(directory / FILE, to_yaml(study))
         runner = Runner(study, folder, rows, jobs, tell)
         with signals() as interrupted:
             while runner.at_work():
@@ -95,7 +96,7 @@ def _check_place(directory: Path) -> None:
     path = directory / FILE
     if next(directory.glob("seed-*/"), None) is not None and path.exists():
         return
-    others = [entry for entry in directory.glob("*") if not atomic.is_leftover(entry)]
+    others = [entry for entry in directory.glob("*") if not files.is_leftover(entry)]
     if others and (others != [path] or path.read_text("utf-8") != to_yaml(load_recipe(path, Study))):
         raise UserError(f"{directory} is not empty and not a study; give another directory")
 
@@ -182,7 +183,7 @@ class Runner:
             return
         folder.parent.mkdir(parents=True, exist_ok=True)
         path = folder.with_name(f"{row.name}.yaml")
-        atomic.write_text(path, to_yaml(recipe))
+        files.write_text(path, to_yaml(recipe))
         verb = "run" if isinstance(recipe, Recipe) else "train"
         command = [sys.executable, "-m", "inheritune", verb, str(path), "-o", str(folder)]
         held = () if self.folder.held is None else (self.folder.held,)

@@ -12,13 +12,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from handmade_attention import handmade_model
+from inheritune.algorithm import run
 from inheritune.analysis.analyze import Options, analyze, analyze_run, analyze_side_by_side
 from inheritune.analysis.lazy import measure_heads
 from inheritune.analysis.maps import Head, parse_heads
 from inheritune.analysis.result import load_analyses, save_analyses
 from inheritune.data.loader import read_windows
 from inheritune.data.shards import open_split
-from inheritune.recipe import run
 from tiny_data import write_shards
 from tiny_models import VOCABULARY, tiny_model
 from tiny_recipes import recipe, training
@@ -230,7 +230,7 @@ def test_a_run_may_start_where_the_analysis_suggests(
         asked.append(str(model))
         return analyze(handmade_model([(), (), (), range(4)]), data, window=options["window"], sequences=2)
 
-    monkeypatch.setattr("inheritune.recipe.analyze", analyze_lazy)
+    monkeypatch.setattr("inheritune.algorithm.analyze", analyze_lazy)
     settings = recipe(shards, start_layers=start, training=training(steps=4))
     summary = run(settings, tmp_path / "run")
     assert summary.rounds[0].layers == (3 if start == "auto" else 2)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.data.shards import (
     FileRecord,
     Manifest,
@@ -17,13 +17,14 @@ from inheritune.data.shards import (
     read_manifest,
     verify,
 )
+from inheritune.runtime import files
 
 
-def write_shards(directory, files, dtype="uint16", vocabulary=1000):
+def write_shards(directory, contents, dtype="uint16", vocabulary=1000):
     """A directory of shards whose training split has these lists of tokens as files."""
     directory.mkdir(parents=True, exist_ok=True)
     records = []
-    for number, tokens in enumerate(files):
+    for number, tokens in enumerate(contents):
         data = np.array(tokens, np.dtype(dtype).newbyteorder("<")).tobytes()
         name = f"train-{number:05d}.bin"
         (directory / name).write_bytes(data)
@@ -34,10 +35,10 @@ def write_shards(directory, files, dtype="uint16", vocabulary=1000):
         dtype=dtype,
         source=["test"],
         splits={
-            "train": SplitRecord(documents=len(files), tokens=sum(map(len, files)), files=records),
+            "train": SplitRecord(documents=len(contents), tokens=sum(map(len, contents)), files=records),
         },
     )
-    atomic.write_json(directory / "manifest.json", manifest.model_dump())
+    files.write_json(directory / "manifest.json", manifest.model_dump())
     return directory
 
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny_data
 from evaluation import tiny_items
+from inheritune.algorithm import run
 from inheritune.config import EvaluationSettings, Recipe, Training
 from inheritune.data.shards import open_split
 from inheritune.evaluation import harness, subjects
@@ -24,9 +25,8 @@ from inheritune.evaluation.result import load_evaluation
 from inheritune.evaluation.statistics import TaskItems
 from inheritune.evaluation.subjects import find_subjects
 from inheritune.evaluation.tasks import GROUPS, make_plan
-from inheritune.recipe import run
 from inheritune.recipe_file import parse_recipe
-from inheritune.training.device import choose_hardware
+from inheritune.runtime.hardware import choose_hardware
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.validation import compare, validate
 from tiny_models import tiny_model

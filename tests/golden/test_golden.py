@@ -19,9 +19,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny_data
+from inheritune.algorithm import run
 from inheritune.config import Recipe
 from inheritune.quickstart import quickstart_recipe
-from inheritune.recipe import run
 from inheritune.recipe_file import parse_recipe
 from inheritune.training import metrics
 

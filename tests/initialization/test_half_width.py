@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from inheritune.initialization.half_width import half_width
+from inheritune.initialization.narrow import half_width
+from inheritune.initialization.width import ALIBI, LAYOUTS, LEARNED_POSITIONS, Divide, narrow_config, origins
 from inheritune.models.architecture import blocks, layer_count
+from inheritune.models.load import load_model
 from inheritune.models.presets import architecture_config, from_config
-from inheritune.models.pretrained import load_model
-from inheritune.models.width import ALIBI, LAYOUTS, LEARNED_POSITIONS, Divide, narrow_config, origins
 from tiny_models import ARCHITECTURES, LAYERS, VOCABULARY, tiny_model, tokens
 
 SIZES = {"vocab_size": VOCABULARY, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "hidden_size": 32}

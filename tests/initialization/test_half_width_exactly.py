@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, silu, softmax
 
-from inheritune.initialization.half_width import half_width
+from inheritune.initialization.narrow import half_width
 from inheritune.models.presets import architecture_config, from_config
 from tiny_models import tiny_model
 

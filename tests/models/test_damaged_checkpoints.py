@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM
 from inheritune import UserError
 from inheritune.initialization.cut import cut_to_folder
 from inheritune.models.architecture import blocks
-from inheritune.models.pretrained import load_model
+from inheritune.models.load import load_model
 from tiny_checkpoints import INDEX, WEIGHTS, write_checkpoint
 from tiny_models import tokens
 

@@ -19,8 +19,8 @@ from inheritune.initialization.cut import cut_to_folder
 from inheritune.models import layer_fields
 from inheritune.models.architecture import blocks
 from inheritune.models.exactness import check_exact
+from inheritune.models.load import load_model
 from inheritune.models.presets import architecture_config, from_config
-from inheritune.models.pretrained import load_model
 from tiny_models import tiny_model, tokens
 from tiny_types import tiny_of_type
 

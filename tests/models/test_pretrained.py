@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from inheritune import UserError, inherit
-from inheritune.initialization.half_width import half_width
+from inheritune.initialization.narrow import half_width
 from inheritune.initialization.select import select
-from inheritune.models.pretrained import load_config, load_model, load_tokenizer
+from inheritune.models.load import load_config, load_model, load_tokenizer
 from inheritune.models.size import on_meta
 from tiny_checkpoints import INDEX, WEIGHTS, change_json, change_weights, write_checkpoint, write_tokenizer
 from tiny_models import LAYERS, tiny_model, tokens

@@ -16,15 +16,15 @@ import torch
 from safetensors import SafetensorError
 
 import tiny_data
+from inheritune.algorithm import run
 from inheritune.config import Training
-from inheritune.models.pretrained import load_model
-from inheritune.recipe import run
+from inheritune.models.load import load_model
 from inheritune.recipe_file import differences
+from inheritune.runtime.signals import Interrupted
+from inheritune.runtime.world import ALONE
 from inheritune.training import checkpoint, loop
-from inheritune.training.interruption import Interrupted
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.step import Stepper
-from inheritune.training.world import ALONE
 from tiny_models import tiny_model, tokens
 from tiny_recipes import make_stepper, recipe, stop_after, training, values
 

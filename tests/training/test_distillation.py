@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import tiny_data
+from inheritune.algorithm import run
 from inheritune.config import Distillation, TrainRecipe
-from inheritune.models.pretrained import save_model
-from inheritune.recipe import run
+from inheritune.models.load import save_model
 from inheritune.recipe_file import parse_recipe
-from inheritune.single import train_model
+from inheritune.train import train_model
 from inheritune.training import distillation, left_behind
 from inheritune.training.distillation import DistillationLoss
 from tiny_models import VOCABULARY, tiny_model, tokens

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 import tiny_data
-from inheritune.models.pretrained import load_model
-from inheritune.recipe import run
+from inheritune.algorithm import run
+from inheritune.models.load import load_model
+from inheritune.runtime.signals import Interrupted
 from inheritune.training import float8, start
-from inheritune.training.interruption import Interrupted
 from tiny_models import tiny_model, tokens
 from tiny_recipes import recipe, stop_after, training
 

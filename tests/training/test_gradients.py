@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from inheritune.algorithm import run
 from inheritune.analysis.probe import probe_attention
 from inheritune.config import Training
-from inheritune.recipe import run
 from inheritune.training.gradients import QueryKeyGradients
 from inheritune.training.metrics import read
 from inheritune.training.optimizer import make_optimizer

@@ -15,19 +15,19 @@ from transformers import AutoModelForCausalLM
 
 import tiny_data
 from inheritune import UserError, analyze
+from inheritune.algorithm import run
 from inheritune.config import EvaluationSettings, Recipe, Training, TrainRecipe
 from inheritune.data.loader import open_data
 from inheritune.evaluation.evaluate import default_directory, evaluate
 from inheritune.evaluation.subjects import check_memory, find_subjects
 from inheritune.initialization import inherit
 from inheritune.initialization.cut import cut_to_folder
-from inheritune.models.pretrained import load_config, load_model, load_tokenizer
+from inheritune.models.load import load_config, load_model, load_tokenizer
 from inheritune.models.size import on_meta
-from inheritune.recipe import run
 from inheritune.recipe_file import deciding_settings, differences, parse_recipe, to_yaml
-from inheritune.single import train_model
+from inheritune.runtime.hardware import Hardware
+from inheritune.train import train_model
 from inheritune.training import left_behind
-from inheritune.training.device import Hardware
 from inheritune.training.left_behind import type_left
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.parallel import place

@@ -13,8 +13,8 @@ import tiny_data
 from inheritune import UserError
 from inheritune.config import TrainRecipe
 from inheritune.recipe_file import parse_recipe
-from inheritune.single import train_model
-from inheritune.training.interruption import Interrupted
+from inheritune.runtime.signals import Interrupted
+from inheritune.train import train_model
 from tiny_recipes import ARCHITECTURE, stop_after, training
 
 

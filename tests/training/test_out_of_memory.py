@@ -14,13 +14,13 @@ from torch import Tensor
 
 import tiny_data
 from inheritune import UserError
+from inheritune.algorithm import run as run_recipe
 from inheritune.config import TrainRecipe
-from inheritune.recipe import run as run_recipe
 from inheritune.recipe_file import parse_recipe
-from inheritune.single import train_model
-from inheritune.training.device import Hardware
+from inheritune.runtime.hardware import Hardware
+from inheritune.runtime.signals import Interrupted
+from inheritune.train import train_model
 from inheritune.training.distillation import DistillationLoss
-from inheritune.training.interruption import Interrupted
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.micro_batch import FILE, remembered, smaller
 from tiny_models import tiny_model

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 import tiny_recipes
 from inheritune.config import Optimizer, Training
-from inheritune.training.device import choose_hardware
+from inheritune.runtime.hardware import choose_hardware
 from inheritune.training.loss import NextTokenLoss, chunked_cross_entropy
 from inheritune.training.micro_batch import TOKENS, micro_batch
 from inheritune.training.optimizer import learning_rate, make_optimizer

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 import tiny_data
 from inheritune.config import TrainRecipe
 from inheritune.data.loader import open_data
-from inheritune.models.pretrained import load_model
+from inheritune.models.load import load_model
 from inheritune.recipe_file import parse_recipe
-from inheritune.training.device import Hardware
+from inheritune.runtime.hardware import Hardware
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.validation import WindowLosses, validate
 from tiny_recipes import ARCHITECTURE, training

@@ -15,7 +15,7 @@ import tiny_data
 from inheritune import UserError
 from inheritune.config import Training
 from inheritune.data.shards import open_split
-from inheritune.training.device import choose_hardware
+from inheritune.runtime.hardware import choose_hardware
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.validation import WindowLosses, compare, validate
 from tiny_models import tiny_model

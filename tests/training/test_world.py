@@ -8,8 +8,8 @@ import torch.distributed as dist
 
 from inheritune import UserError
 from inheritune.config import Training
+from inheritune.runtime.world import PeerLostError, joined, tells_of_a_lost_peer
 from inheritune.training.out_of_memory import needing_memory, ran_out_of_memory
-from inheritune.training.world import PeerLostError, joined, tells_of_a_lost_peer
 
 GLOO = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp"
 NCCL = "NCCL error in: ../torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:1691, "
@@ -86,7 +86,7 @@ def test_what_tells_of_a_lost_process(error: Exception) -> None:
 def test_what_only_looks_like_it(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not tells_of_a_lost_peer(error)
     # And so it passes as it is.
-    monkeypatch.setattr("inheritune.training.world._join", lambda world, training: None)
+    monkeypatch.setattr("inheritune.runtime.world._join", lambda world, training: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
     for name, value in {"WORLD_SIZE": "2", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)

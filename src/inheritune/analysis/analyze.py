@@ -20,13 +20,13 @@ from inheritune.analysis.sequences import Sequences, Text, open_text
 from inheritune.config import Recipe
 from inheritune.data.shards import Split, open_split
 from inheritune.models.architecture import context_length, layer_count, parameter_count
-from inheritune.models.pretrained import load_config, load_model, load_tokenizer, same_tokens
-from inheritune.progress import ProgressBar
+from inheritune.models.load import load_config, load_model, load_tokenizer, same_tokens
 from inheritune.recipe_file import load_recipe
 from inheritune.run_directory import RunDirectory
+from inheritune.runtime.hardware import choose_device
+from inheritune.runtime.progress import ProgressBar
+from inheritune.runtime.world import ALONE, World
 from inheritune.training.checks import check_ids, check_tokens
-from inheritune.training.device import choose_device
-from inheritune.training.world import ALONE, World
 
 Model: TypeAlias = PreTrainedModel | str | Path
 

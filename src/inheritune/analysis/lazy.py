@@ -18,7 +18,7 @@ from inheritune.analysis.probe import probe_attention
 from inheritune.analysis.rank import approximate_rank
 from inheritune.analysis.result import Cut, LayerFigures, Spread
 from inheritune.models.architecture import layer_count
-from inheritune.training.world import ALONE, World
+from inheritune.runtime.world import ALONE, World
 
 DEGENERATE = 1.5
 """Mean k* up to which a head is degenerate: "about 1", with rank 1 on at least half of the sequences."""

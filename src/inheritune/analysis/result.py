@@ -15,7 +15,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from inheritune import UserError, atomic
+from inheritune import UserError
+from inheritune.runtime import files
 
 FILE = "analysis.json"
 
@@ -115,7 +116,7 @@ class _File(Record):
 
 def save_analyses(path: Path, analyses: Sequence[AttentionAnalysis]) -> None:
     """Write `analysis.json`, at once."""
-    atomic.write_text(path, _File(analyses=list(analyses)).model_dump_json() + "\n")
+    files.write_text(path, _File(analyses=list(analyses)).model_dump_json() + "\n")
 
 
 def load_analyses(path: Path) -> list[AttentionAnalysis]:

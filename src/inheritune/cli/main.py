@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 
 from inheritune import UserError, __version__
-from inheritune.atomic import FULL
 from inheritune.cli.analyze import analyze_command
 from inheritune.cli.compare import compare_command
 from inheritune.cli.evaluate import evaluate_command
@@ -25,7 +24,8 @@ from inheritune.cli.report import report_command
 from inheritune.cli.run import run_command
 from inheritune.cli.study import study_command
 from inheritune.cli.train import train_command
-from inheritune.progress import first_process
+from inheritune.runtime.files import FULL
+from inheritune.runtime.progress import first_process
 
 USER_ERROR = 2
 PEER_LOST = 3

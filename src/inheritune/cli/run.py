@@ -18,11 +18,11 @@ def run_command(
     import shlex
     import sys
 
+    from inheritune.algorithm import complete, run
     from inheritune.cli.console import print_line, print_result, quiet
     from inheritune.config import Recipe
-    from inheritune.progress import first_process
-    from inheritune.recipe import complete, run
     from inheritune.recipe_file import load_recipe
+    from inheritune.runtime.progress import first_process
 
     quiet()
     settings = load_recipe(recipe, Recipe)

@@ -20,9 +20,9 @@ def train_command(
 
     from inheritune.cli.console import print_line, quiet
     from inheritune.config import TrainRecipe
-    from inheritune.progress import first_process
     from inheritune.recipe_file import load_recipe
-    from inheritune.single import train_model
+    from inheritune.runtime.progress import first_process
+    from inheritune.train import train_model
 
     quiet()
     settings = load_recipe(recipe, TrainRecipe)

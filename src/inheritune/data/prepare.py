@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.data import tokenizer as tokenizers
 from inheritune.data.pipeline import Position, in_order, key_and_hash, read_batches
 from inheritune.data.shards import (
@@ -42,7 +42,8 @@ from inheritune.data.unfinished import (
     work_directory,
 )
 from inheritune.data.writer import SplitWriter
-from inheritune.progress import ProgressBar
+from inheritune.runtime import files
+from inheritune.runtime.progress import ProgressBar
 
 _SMALLEST_VOCABULARY = 257  # all bytes, and end-of-text
 
@@ -140,7 +141,7 @@ def prepare(
                 arguments=arguments.model_dump(),
                 rows_without_text=without_text,
             )
-            atomic.write_json(work / MANIFEST, manifest.model_dump())
+            files.write_json(work / MANIFEST, manifest.model_dump())
         publish(work, output)
     return read_manifest(output)
 
@@ -181,7 +182,7 @@ def _write_splits(
             rows_without_text=without_text,
             splits=splits,
         )
-        atomic.write_json(work / PROGRESS, state.model_dump())
+        files.write_json(work / PROGRESS, state.model_dump())
         return splits
 
     batches = read_batches(sources, position, arguments.seed, spent)

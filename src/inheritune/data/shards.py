@@ -28,9 +28,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.data.tokenizer import AUTO, NONE, bos_id, load_tokenizer, tokens_in_front
 from inheritune.plain_yaml import shown
+from inheritune.runtime import files
 
 logger = logging.getLogger(__name__)
 
@@ -236,16 +237,16 @@ def verify(directory: Path | str) -> None:
     directory = Path(directory)
     manifest = read_manifest(directory)
     itemsize = np.dtype(manifest.dtype).itemsize
-    files = [file for split in manifest.splits.values() for file in split.files]
+    records = [file for split in manifest.splits.values() for file in split.files]
 
     def check(file: FileRecord) -> None:
         path = directory / file.name
         _check_size(path, file.tokens * itemsize)
-        if file.sha256 is not None and atomic.sha256(path) != file.sha256:
+        if file.sha256 is not None and files.sha256(path) != file.sha256:
             raise UserError(f"{path} is damaged: its SHA-256 is not that of the manifest")
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        list(threads.map(check, files))
+        list(threads.map(check, records))
     expected = manifest.tokenizer.sha256
     if expected is not None and sha256_of_directory(directory / TOKENIZER) != expected:
         raise UserError(f"{directory / TOKENIZER} is damaged: its SHA-256 is not that of the manifest")
@@ -255,7 +256,7 @@ def sha256_of_directory(directory: Path) -> str:
     """One SHA-256 for the names and contents of all files under a directory."""
     digest = hashlib.sha256()
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(directory).as_posix()}\0{atomic.sha256(path)}\n".encode())
+        digest.update(f"{path.relative_to(directory).as_posix()}\0{files.sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

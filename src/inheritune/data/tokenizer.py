@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.data.documents import one_line
+from inheritune.runtime import files
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -228,7 +229,7 @@ def one_thread_per_call() -> Iterator[None]:
 
 def _save_checked(tokenizer: Any, directory: Path, trust_remote_code: bool = False) -> None:
     """Save, and make sure that what was saved gives the same ids."""
-    with atomic.directory(directory) as temporary:
+    with files.directory(directory) as temporary:
         tokenizer.save_pretrained(temporary)
         again = load_tokenizer(str(temporary), trust_remote_code)
         same = again.get_vocab() == tokenizer.get_vocab() and again.encode(_PROBE) == tokenizer.encode(_PROBE)

@@ -11,10 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.data.pipeline import Position
 from inheritune.data.shards import MANIFEST, Manifest, SplitName, SplitRecord, read_manifest
 from inheritune.data.tokenizer import AUTO
+from inheritune.runtime import files
 
 UNFINISHED = "unfinished"
 PROGRESS = "progress.json"
@@ -106,7 +107,7 @@ def work_directory(output: Path) -> Iterator[Path]:
         except BlockingIOError as error:
             raise UserError(f"another `prepare` is at work in {output}") from error
         for directory in (work, output):
-            atomic.remove_leftovers(directory)
+            files.remove_leftovers(directory)
         try:
             yield work
         except BaseException:
@@ -122,5 +123,5 @@ def publish(work: Path, output: Path) -> None:
     for entry in sorted(work.iterdir()):
         if entry.name not in (MANIFEST, PROGRESS, _LOCK):
             entry.rename(output / entry.name)
-    atomic.write_bytes(output / MANIFEST, (work / MANIFEST).read_bytes())
+    files.write_bytes(output / MANIFEST, (work / MANIFEST).read_bytes())
     shutil.rmtree(work)

@@ -32,8 +32,8 @@ from inheritune.evaluation.statistics import TaskItems, group_result, task_resul
 from inheritune.evaluation.subjects import Subject, check_memory, find_subjects, tokenizer_hash
 from inheritune.evaluation.tasks import Plan, check_names, make_plan
 from inheritune.models.architecture import context_length
+from inheritune.runtime.hardware import Hardware, choose_device, describe
 from inheritune.training.checks import check_tokens
-from inheritune.training.device import Hardware, choose_device, describe
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.validation import WindowLosses, validate
 

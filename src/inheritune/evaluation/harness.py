@@ -22,7 +22,7 @@ from inheritune import UserError
 from inheritune.evaluation.statistics import Kind, MetricItems, TaskItems
 from inheritune.evaluation.tasks import Unit
 from inheritune.models.architecture import context_length
-from inheritune.progress import ProgressBar
+from inheritune.runtime.progress import ProgressBar
 from inheritune.training.checks import check_ids
 
 SEED = 1234

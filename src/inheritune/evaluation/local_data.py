@@ -10,7 +10,7 @@ import lzma
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +18,8 @@ import datasets
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from inheritune import UserError, atomic
+from inheritune import UserError
+from inheritune.runtime import files
 
 SUFFIXES = (".jsonl", ".jsonl.xz")
 ROLES = {
@@ -87,7 +88,7 @@ class Items:
 @cache
 def local_tasks() -> Mapping[str, LocalTask]:
     """The tasks of `tasks.yaml` by the harness's names."""
-    table = yaml.safe_load((files(__package__) / "tasks.yaml").read_text(encoding="utf-8"))
+    table = yaml.safe_load((resources.files(__package__) / "tasks.yaml").read_text(encoding="utf-8"))
     return {name: LocalTask.model_validate(entry) for name, entry in table.items()}
 
 
@@ -104,7 +105,7 @@ def read_items(name: str, task: LocalTask, folder: Path) -> Items:
         names = " or ".join(f"{task.files.get(split, split)}.jsonl" for split in wanted)
         raise NoDataError(f"there are no items of {name} in {folder}: {task.data}/{names} is not there")
     paths = {split: path.relative_to(folder).as_posix() for split, path in found.items()}
-    checksums = {paths[split]: atomic.sha256(path) for split, path in found.items()}
+    checksums = {paths[split]: files.sha256(path) for split, path in found.items()}
     splits = {split: _read(path, task.fields, checksums[paths[split]]) for split, path in found.items()}
     return Items(splits, paths, checksums)
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from inheritune import UserError, atomic
+from inheritune import UserError
+from inheritune.runtime import files
 
 FILE = "evaluation.json"
 
@@ -209,7 +210,7 @@ def judge(interval: tuple[float, float], higher_is_better: bool, p: float | None
 
 def save_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write `evaluation.json`, at once."""
-    atomic.write_text(path, evaluation.model_dump_json(indent=1) + "\n")
+    files.write_text(path, evaluation.model_dump_json(indent=1) + "\n")
 
 
 def load_evaluation(path: Path) -> Evaluation:

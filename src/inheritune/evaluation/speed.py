@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from inheritune import UserError
 from inheritune.evaluation.result import ModelSpeed, Rate, SpeedResult, Spread
 from inheritune.models.architecture import context_length
-from inheritune.progress import ProgressBar
+from inheritune.runtime.progress import ProgressBar
 
 PROMPT_TOKENS, NEW_TOKENS, TURNS = 512, 64, 5
 """Length of the random prompts, or as much of it as leaves every model room to write; steps of writing, one token of

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.data.shards import Split
 from inheritune.evaluation.result import (
     Cell,
@@ -23,6 +23,7 @@ from inheritune.evaluation.result import (
     judge,
 )
 from inheritune.evaluation.tasks import GROUPS, Unit
+from inheritune.runtime import files
 from inheritune.training.validation import Z95, WindowLosses, compare
 
 Kind = Literal["mean", "perplexity", "weighted_perplexity", "bits_per_byte", "other"]
@@ -94,7 +95,7 @@ class TaskItems(BaseModel):
     def save(self, path: Path) -> None:
         """Write as JSON, at once."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(path, self.model_dump_json() + "\n")
+        files.write_text(path, self.model_dump_json() + "\n")
 
 
 def task_result(unit: Unit, names: Sequence[str], answers: Sequence[TaskItems]) -> TaskResult:

@@ -16,7 +16,7 @@ from inheritune import UserError
 from inheritune.config import ModelSource, Recipe, TrainRecipe
 from inheritune.evaluation.result import ModelFigures
 from inheritune.models.architecture import layer_count, parameter_count
-from inheritune.models.pretrained import load_config, load_model, load_tokenizer, tokenizer_in
+from inheritune.models.load import load_config, load_model, load_tokenizer, tokenizer_in
 from inheritune.models.size import on_meta
 from inheritune.recipe_file import load_any
 from inheritune.run_directory import RunDirectory

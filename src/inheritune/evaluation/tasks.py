@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.evaluation.local_data import ROLES, LocalTask, NoDataError, local_tasks, read_items
+from inheritune.runtime import files
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _load(name: str, data: Path | None, shots: int | None) -> list[Unit]:
     """The units that a name stands for."""
     if _is_file(name):
         units = _from_harness(_manager(only=()), name, name, shots)
-        return [replace(unit, checksums={name: atomic.sha256(Path(name))}) for unit in units]
+        return [replace(unit, checksums={name: files.sha256(Path(name))}) for unit in units]
     entry = local_tasks().get(name)
     if entry is not None:
         manager = _manager(only=(entry.harness,))

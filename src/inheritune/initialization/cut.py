@@ -10,7 +10,7 @@ from inheritune import UserError
 from inheritune.initialization.inherit import inherit
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.exactness import check_exact
-from inheritune.models.pretrained import load_config, load_model, read_tokenizer, save_model
+from inheritune.models.load import load_config, load_model, read_tokenizer, save_model
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from inheritune.initialization.assemble import assemble
 from inheritune.models.architecture import first_layers
-from inheritune.models.pretrained import load_config, load_model
+from inheritune.models.load import load_config, load_model
 
 
 def inherit(

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from inheritune.config import Part
 from inheritune.initialization.assemble import assemble
 from inheritune.models.architecture import choose_layers
+from inheritune.models.load import load_config, load_model
 from inheritune.models.parts import PARTS, check_parts, parts_of
 from inheritune.models.presets import from_config
-from inheritune.models.pretrained import load_config, load_model
 
 
 def select(

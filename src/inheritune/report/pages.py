@@ -15,9 +15,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.report.figures import Picture
 from inheritune.report.table import Table, minus, printable
+from inheritune.runtime import files
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def write_files(directory: Path, texts: Mapping[str, str | Picture | None]) -> l
         if text is None:
             path.unlink(missing_ok=True)
         else:
-            atomic.write_text(path, text.svg if isinstance(text, Picture) else text)
+            files.write_text(path, text.svg if isinstance(text, Picture) else text)
             written.append(path)
     return written
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.quantities import (
     count,
     flop_scale,
@@ -35,6 +35,7 @@ from inheritune.report.pages import (
 from inheritune.report.runs import Run, Trained, read_run
 from inheritune.report.table import Table
 from inheritune.report.verdict import reported_round, rounds_table, verdict_sentence
+from inheritune.runtime import files
 
 Axis = Literal["step", "flops"]
 
@@ -53,7 +54,7 @@ def write_report(run: Path, output: Path | None = None) -> Path:
         output = output / "report.html"
     elif not output.parent.is_dir():
         raise UserError(f"cannot write {output}: the directory {output.parent} does not exist")
-    atomic.write_text(output, run_page(read_run(run)).html())
+    files.write_text(output, run_page(read_run(run)).html())
     return output
 
 

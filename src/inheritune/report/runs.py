@@ -412,7 +412,7 @@ def _read_entry(
 def _size(path: Path, outcome: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """Layers and parameters as they were recorded, else of the model that was saved."""
     from inheritune.models.architecture import layer_count, parameter_count
-    from inheritune.models.pretrained import load_config
+    from inheritune.models.load import load_config
     from inheritune.models.size import on_meta
 
     layers, parameters = _whole(outcome.get("layers")), _whole(outcome.get("parameters"))

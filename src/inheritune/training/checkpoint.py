@@ -27,11 +27,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.data.shards import DataIdentity, check_same_data
 from inheritune.recipe_file import changes
+from inheritune.runtime import files
+from inheritune.runtime.world import World
 from inheritune.training.parallel import whole
-from inheritune.training.world import World
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class Saver:
         for rank, why in enumerate(self.world.gather(error and f"{type(error).__name__}: {error}")):
             if why:
                 told = RuntimeError(f"process {rank} could not write its part of a checkpoint: {why}")
-                raise atomic.as_disk_error(told, self.folder) or told from error
+                raise files.as_disk_error(told, self.folder) or told from error
 
     def _write(
         self,
@@ -126,18 +127,18 @@ class Saver:
     ) -> None:
         if not self.world.first:
             if shares.spread:
-                _save_shares(shares, atomic.temporary_name(path, token), self.channel)
+                _save_shares(shares, files.temporary_name(path, token), self.channel)
             return
-        with atomic.directory(path, token) as temporary:
+        with files.directory(path, token) as temporary:
             if shares.spread:
                 _save_shares(shares, temporary, self.channel)
             else:
                 save_file(shares.tensors, temporary / f"{OPTIMIZER}.safetensors")
             model.save_pretrained(temporary, state_dict=weights)
-            files = sorted(entry for entry in temporary.rglob("*") if entry.is_file())
-            sums = {entry.relative_to(temporary).as_posix(): atomic.sha256(entry) for entry in files}
+            written = sorted(entry for entry in temporary.rglob("*") if entry.is_file())
+            sums = {entry.relative_to(temporary).as_posix(): files.sha256(entry) for entry in written}
             full = {**record, "sha256": sums}
-            atomic.write_json(temporary / RECORD, {**full, "checksum": _checksum(full)})
+            files.write_json(temporary / RECORD, {**full, "checksum": _checksum(full)})
         for old in all_in(self.folder)[: -self.keep]:
             shutil.rmtree(old)
 
@@ -152,7 +153,7 @@ def newest(folder: Path, wanted: TrainState) -> tuple[Path, TrainState] | None:
     Raises:
         UserError: checkpoints exist, but they are of other settings or other data, or every one is damaged.
     """
-    atomic.remove_leftovers(folder)
+    files.remove_leftovers(folder)
     candidates = all_in(folder)
     for path in reversed(candidates):
         try:
@@ -195,7 +196,7 @@ def restore_optimizer(
 
 def all_in(folder: Path) -> list[Path]:
     """The complete checkpoints of a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if not path.name.endswith(atomic.TEMPORARY_SUFFIX))
+    return sorted(path for path in folder.glob("step-*") if not path.name.endswith(files.TEMPORARY_SUFFIX))
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,7 @@ def _verified(path: Path) -> TrainState:
         raise DamagedCheckpointError(f"the checkpoint {path} is damaged: {RECORD} cannot be read") from error
     for name, expected in checksums.items():
         file = path / name
-        if not file.is_file() or atomic.sha256(file) != expected:
+        if not file.is_file() or files.sha256(file) != expected:
             raise DamagedCheckpointError(
                 f"the checkpoint {path} is damaged: {name} has changed since it was written"
             )

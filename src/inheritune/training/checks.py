@@ -13,7 +13,7 @@ from inheritune import UserError
 from inheritune.data.loader import TrainingData
 from inheritune.data.shards import GPT2, Split
 from inheritune.models.architecture import context_length
-from inheritune.models.pretrained import same_tokens, tokenizer_in
+from inheritune.models.load import same_tokens, tokenizer_in
 from inheritune.models.size import on_meta, training_memory
 from inheritune.training.loss import uniform_loss
 

@@ -19,9 +19,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from inheritune import UserError
 from inheritune.config import Distillation
 from inheritune.models.size import flops_per_token
+from inheritune.runtime.world import ALONE, World
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.parallel import made_by_first
-from inheritune.training.world import ALONE, World
 
 CHUNK = {"cpu": 1_024, "cuda": 4_096}
 """Tokens whose logits, of both models, are held at once."""

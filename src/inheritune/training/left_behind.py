@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.config import Training
-from inheritune.models.pretrained import tokenizer_in
+from inheritune.models.load import tokenizer_in
+from inheritune.runtime import files
+from inheritune.runtime.world import World
 from inheritune.training.checkpoint import weights_on_host
 from inheritune.training.validation import WindowLosses
-from inheritune.training.world import World
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODEL, CHECKPOINTS = "model", "checkpoints"
@@ -111,14 +112,14 @@ def _write(
 ) -> None:
     """The model last: where it is, the rest is too."""
     losses.save(directory / "validation.json")
-    atomic.write_json(directory / "training.json", asdict(outcome))
+    files.write_json(directory / "training.json", asdict(outcome))
     parameters = _parameters(model)
     rounded = {id(tensor): tensor.to(dtype) for name, tensor in weights.items() if name in parameters}
     weights = {
         name: rounded.get(id(tensor), tensor) for name, tensor in weights.items()
     }  # tied ones still one
     tokenizer = tokenizer_in(shards)
-    with atomic.directory(directory / MODEL) as folder:
+    with files.directory(directory / MODEL) as folder:
         model.save_pretrained(folder, state_dict=weights)
         # It was written as of the model that was trained, which is float32.
         model.config.dtype = dtype

@@ -15,13 +15,14 @@ from inheritune.config import Training
 from inheritune.data.loader import TrainingData, ahead, training_steps
 from inheritune.data.order import Order
 from inheritune.models.architecture import layer_count, parameter_count
-from inheritune.progress import ProgressBar
+from inheritune.runtime.hardware import Hardware
+from inheritune.runtime.progress import ProgressBar
+from inheritune.runtime.signals import Interrupted, signals
+from inheritune.runtime.world import World
 from inheritune.training import checkpoint
 from inheritune.training.checkpoint import Saver
 from inheritune.training.checks import warn_if_untrained
-from inheritune.training.device import Hardware
 from inheritune.training.float8 import without_float8
-from inheritune.training.interruption import Interrupted, signals
 from inheritune.training.left_behind import (
     CHECKPOINTS,
     MODEL,
@@ -36,7 +37,6 @@ from inheritune.training.micro_batch import remember, windows_per_process
 from inheritune.training.start import start_or_resume
 from inheritune.training.step import NonFiniteError, Stepper
 from inheritune.training.validation import WindowLosses, validate
-from inheritune.training.world import World
 
 VALIDATION_SHARE = 0.025
 """How much of the training's FLOPs validations may cost when the recipe leaves their number open."""

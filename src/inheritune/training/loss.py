@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from inheritune.models.architecture import blocks, head_is_linear
 from inheritune.models.size import flops_per_token
-from inheritune.training.world import ALONE, World
+from inheritune.runtime.world import ALONE, World
 
 CHUNK = 4_096
 """Tokens whose logits are held at once where they are made in chunks."""

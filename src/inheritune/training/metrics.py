@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.config import Training
+from inheritune.runtime import files
+from inheritune.runtime.hardware import Hardware
 from inheritune.training.checkpoint import TrainState
-from inheritune.training.device import Hardware
 from inheritune.training.step import StepResult
 from inheritune.training.validation import WindowLosses
 
@@ -41,7 +42,7 @@ class Metrics:
             return
         path = directory / FILE
         kept = [row for row in read(path) if row["step"] <= step] if path.exists() and step else []
-        atomic.write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
+        files.write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
         self.file = path.open("a", encoding="utf-8")
         if training.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -176,7 +177,7 @@ def _wandb(training: Training, directory: Path) -> Any:
     # A training that continues is the same run there.
     path = directory / WANDB_RUN
     if not path.exists():
-        atomic.write_text(path, uuid.uuid4().hex[:12])
+        files.write_text(path, uuid.uuid4().hex[:12])
     return wandb.init(
         project=training.wandb,
         id=path.read_text(encoding="utf-8").strip(),

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.config import Training
 from inheritune.initialization import choose
-from inheritune.training.device import Hardware
+from inheritune.runtime import files
+from inheritune.runtime.hardware import Hardware
 from inheritune.training.distillation import DistillationLoss
 from inheritune.training.memory import How, Step, memory_per_process, shape_of
 from inheritune.training.parallel import Placed, Strategy, device_memory
@@ -180,7 +181,7 @@ def remember(run: Path, hardware: Hardware, step: Step, size: int) -> None:
     It is kept as what such a step takes by the formula, so that it says something about other models and windows too.
     """
     taken = memory_per_process(replace(step, micro_batch=size, accumulates=True), "single")
-    atomic.write_json(run / FILE, {"device": _name(hardware), "bytes": taken})
+    files.write_json(run / FILE, {"device": _name(hardware), "bytes": taken})
 
 
 def remembered(run: Path, hardware: Hardware) -> int | None:

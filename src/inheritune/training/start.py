@@ -11,18 +11,18 @@ from transformers import PreTrainedModel
 
 from inheritune.config import Training
 from inheritune.data.loader import TrainingData
-from inheritune.models.pretrained import load_model
+from inheritune.models.load import load_model
 from inheritune.recipe_file import deciding_settings
+from inheritune.runtime.hardware import Hardware
+from inheritune.runtime.world import World
 from inheritune.training import checkpoint
 from inheritune.training.checkpoint import TrainState
-from inheritune.training.device import Hardware
 from inheritune.training.float8 import convert
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.memory import Step
 from inheritune.training.micro_batch import choose_micro_batch
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.parallel import Placed, made_by_first, place, settle
-from inheritune.training.world import World
 
 ALIGNMENT = 64
 

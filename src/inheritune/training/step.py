@@ -13,7 +13,7 @@ from torch import Tensor
 from inheritune import UserError
 from inheritune.config import Training
 from inheritune.data.loader import Batch
-from inheritune.training.device import Hardware
+from inheritune.runtime.hardware import Hardware
 from inheritune.training.gradients import QueryKeyGradients
 from inheritune.training.micro_batch import smaller
 from inheritune.training.optimizer import learning_rate

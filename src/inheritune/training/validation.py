@@ -12,10 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.data.loader import Batch, batches, window_count
 from inheritune.data.shards import DataIdentity, Split, check_same_data
-from inheritune.training.device import Hardware
+from inheritune.runtime import files
+from inheritune.runtime.hardware import Hardware
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.out_of_memory import SHARED_OUT, needing_memory
 
@@ -74,7 +75,7 @@ class WindowLosses:
             "data": self.data and self.data.model_dump(),
             "losses": [float(x) for x in self.losses],
         }
-        atomic.write_json(path, values)
+        files.write_json(path, values)
 
     @classmethod
     def load(cls, path: Path) -> WindowLosses:

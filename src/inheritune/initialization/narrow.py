@@ -7,9 +7,9 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from inheritune.initialization.width import Divide, narrow_config, origins
+from inheritune.models.load import load_config, load_model
 from inheritune.models.presets import from_config
-from inheritune.models.pretrained import load_config, load_model
-from inheritune.models.width import Divide, narrow_config, origins
 
 
 def half_width(

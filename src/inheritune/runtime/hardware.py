@@ -11,7 +11,7 @@ import torch
 
 from inheritune import UserError
 from inheritune.config import Training
-from inheritune.training.world import ALONE, World, check_gpus
+from inheritune.runtime.world import ALONE, World, check_gpus
 
 
 @dataclass(frozen=True)

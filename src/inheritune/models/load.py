@@ -28,7 +28,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from inheritune import UserError, atomic
+from inheritune import UserError
 from inheritune.data.shards import TOKENIZER
 from inheritune.models.architecture import check_positions, layer_count
 from inheritune.models.checkpoint_config import read_config, without_weights
@@ -47,6 +47,7 @@ from inheritune.models.checkpoint_files import (
 from inheritune.models.checkpoint_weights import LANGUAGE_MODEL, check_size, check_weights
 from inheritune.models.empty_blocks import empty_all_but, whole_class, with_only
 from inheritune.models.presets import freeze_biases
+from inheritune.runtime import files
 
 logger = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ def save_model(
     """
     if directory.exists():
         raise UserError(f"{directory} exists already; nothing was written")
-    with atomic.directory(directory) as folder:
+    with files.directory(directory) as folder:
         model.save_pretrained(folder)
         save_tokenizer(tokenizer, folder)
         if card is not None:

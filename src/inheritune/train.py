@@ -14,20 +14,20 @@ from inheritune import __version__
 from inheritune.config import Data, ModelSource, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.initialization import choose, half_width, select
+from inheritune.initialization.width import narrow_config
 from inheritune.models.architecture import choose_layers, layer_count
+from inheritune.models.load import load_config, load_model, load_tokenizer
 from inheritune.models.parts import PARTS
 from inheritune.models.presets import architecture_config, from_config
-from inheritune.models.pretrained import load_config, load_model, load_tokenizer
-from inheritune.models.width import narrow_config
 from inheritune.run_directory import RunDirectory
+from inheritune.runtime.hardware import Hardware, choose_hardware, describe
+from inheritune.runtime.world import World, check_same, joined
 from inheritune.training.checks import check_fit, check_room
-from inheritune.training.device import Hardware, choose_hardware, describe
 from inheritune.training.distillation import check_teacher, taught_by
 from inheritune.training.left_behind import type_left
 from inheritune.training.loop import train
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.validation import WindowLosses
-from inheritune.training.world import World, check_same, joined
 
 
 def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> WindowLosses:

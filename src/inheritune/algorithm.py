@@ -34,21 +34,21 @@ from inheritune.evaluation.evaluate import check_settings, evaluate
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
 from inheritune.initialization import append, inherit
 from inheritune.models.architecture import layer_count, parameter_count
+from inheritune.models.load import load_config, load_model
 from inheritune.models.presets import from_config
-from inheritune.models.pretrained import load_config, load_model
 from inheritune.models.size import flops_per_token, on_meta
 from inheritune.result import write_final, write_samples
 from inheritune.run_directory import Phase, ReferenceFigures, RoundFigures, RunDirectory, Summary, Verdict
-from inheritune.single import check_source, environment, open_together, scratch_config
+from inheritune.runtime.hardware import Hardware, choose_hardware
+from inheritune.runtime.world import World, check_same, joined
+from inheritune.train import check_source, environment, open_together, scratch_config
 from inheritune.training.checks import check_room, check_tied
-from inheritune.training.device import Hardware, choose_hardware
 from inheritune.training.distillation import taught_by
 from inheritune.training.left_behind import Outcome, type_left
 from inheritune.training.loop import train
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.parallel import made_by_first, place
 from inheritune.training.validation import WindowLosses, compare, validate
-from inheritune.training.world import World, check_same, joined
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What everything stands on: processes, hardware, files, progress, signals."""
