@@ -89,7 +89,7 @@ def check_exact(model: PreTrainedModel, reference: PreTrainedModel, layers: Sequ
 def _both(
     model: PreTrainedModel, reference: PreTrainedModel, layers: Sequence[int], described: str
 ) -> tuple[_Pass, _Pass]:
-    tokens = _tokens(reference)
+    tokens = random_tokens(reference)
     try:
         found, shapes = _whole(model, tokens)
         run = _in_place if all(a < b for a, b in pairwise(layers)) else _one_by_one
@@ -129,7 +129,7 @@ def _whole(model: PreTrainedModel, tokens: Tensor) -> tuple[_Pass, list[Any]]:
         logits = model(input_ids=tokens, use_cache=False).logits
     if len(returned) != len(blocks(model)):
         raise RuntimeError("they do not run once each")
-    return _Pass([_hidden(output).clone() for output in returned], logits), returned
+    return _Pass([hidden_of(output).clone() for output in returned], logits), returned
 
 
 def _in_place(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, returned: list[Any]) -> _Pass:
@@ -139,20 +139,20 @@ def _in_place(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, ret
 
     def at(number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal last, expected, kept
-        _check_order(number, expected)
+        check_order(number, expected)
         expected += 1
         if number in layers:
             last = forward(*args, **kwargs)
-            kept = _hidden(last)
+            kept = hidden_of(last)
             done.hidden.append(kept.clone())
             return last
-        given = _given(args, kwargs)
+        given = given_hidden(args, kwargs)
         if kept is not None and not torch.equal(given, kept):
             raise RuntimeError("something is done to the hidden state between them")
         kept = given
-        return _with_hidden(last, given)
+        return with_hidden(last, given)
 
-    with _prepared(model), _called(model, at):
+    with _prepared(model), called(model, at):
         done.logits = model(input_ids=tokens, use_cache=False).logits
     return done
 
@@ -163,26 +163,26 @@ def _one_by_one(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, r
     calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
 
     def at(number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        _check_order(number, len(calls))
+        check_order(number, len(calls))
         calls.append((forward, args, kwargs))
-        hidden = _given(args, kwargs)
-        if not torch.equal(hidden, _given(*calls[0][1:])):
+        hidden = given_hidden(args, kwargs)
+        if not torch.equal(hidden, given_hidden(*calls[0][1:])):
             raise RuntimeError("something is done to the hidden state between them")
-        output = _with_hidden(returned[0], hidden)
+        output = with_hidden(returned[0], hidden)
         for layer in layers if number == depth - 1 else ():
             forward, args, kwargs = calls[layer]
-            output = forward(*_replaced(args, hidden), **_replaced(kwargs, hidden))
-            hidden = _hidden(output)
+            output = forward(*replaced(args, hidden), **replaced(kwargs, hidden))
+            hidden = hidden_of(output)
             done.hidden.append(hidden.clone())
         return output
 
-    with _prepared(model), _called(model, at):
+    with _prepared(model), called(model, at):
         done.logits = model(input_ids=tokens, use_cache=False).logits
     return done
 
 
 @contextmanager
-def _called(model: PreTrainedModel, at: Callable[..., Any]) -> Iterator[None]:
+def called(model: PreTrainedModel, at: Callable[..., Any]) -> Iterator[None]:
     """Within the block `at(number, forward, args, kwargs)` computes in the place of each of the model's blocks."""
     own = [vars(block).get("forward") for block in blocks(model)]
     try:
@@ -218,7 +218,7 @@ def _prepared(model: PreTrainedModel) -> Iterator[None]:
             module.training = True
 
 
-def _tokens(model: PreTrainedModel) -> Tensor:
+def random_tokens(model: PreTrainedModel) -> Tensor:
     """Random ids, int64 [2, 16], without those that stand for something other than text."""
     config = model.config.get_text_config()
     special = {
@@ -245,28 +245,28 @@ def _other_sight(block: nn.Module, reference: nn.Module) -> str | None:
     return None
 
 
-def _check_order(number: int, expected: int) -> None:
+def check_order(number: int, expected: int) -> None:
     if number != expected:
         raise RuntimeError("they do not run one after the other")
 
 
-def _hidden(output: Any) -> Tensor:
+def hidden_of(output: Any) -> Tensor:
     hidden = output[0] if isinstance(output, (tuple, list)) else output
     if not isinstance(hidden, Tensor):
         raise TypeError(f"they return {type(hidden).__name__}")
     return hidden
 
 
-def _with_hidden(output: Any, hidden: Tensor) -> Any:
+def with_hidden(output: Any, hidden: Tensor) -> Any:
     """What a block returns, with another hidden state."""
     return type(output)([hidden, *output[1:]]) if isinstance(output, (tuple, list)) else hidden
 
 
-def _given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def given_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return args[0] if args else kwargs["hidden_states"]
 
 
-def _replaced(given: Any, hidden: Tensor) -> Any:
+def replaced(given: Any, hidden: Tensor) -> Any:
     """Positional or named arguments of a block with another hidden state."""
     if isinstance(given, dict):
         return {**given, "hidden_states": hidden} if "hidden_states" in given else given
