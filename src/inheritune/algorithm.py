@@ -32,13 +32,21 @@ from inheritune.data.shards import NoShardsError
 from inheritune.evaluation.evaluate import DIRECTORY as EVALUATION
 from inheritune.evaluation.evaluate import check_settings, evaluate
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
+from inheritune.evaluation.samples import write_samples
 from inheritune.initialization import append, inherit
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.load import load_config, load_model
 from inheritune.models.presets import from_config
 from inheritune.models.size import flops_per_token, on_meta
-from inheritune.result import write_final, write_samples
-from inheritune.run_directory import Phase, ReferenceFigures, RoundFigures, RunDirectory, Summary, Verdict
+from inheritune.run_directory import (
+    Phase,
+    ReferenceFigures,
+    RoundFigures,
+    RunDirectory,
+    Summary,
+    Verdict,
+    write_final,
+)
 from inheritune.runtime.hardware import Hardware, choose_hardware
 from inheritune.runtime.world import World, check_same, joined
 from inheritune.train import check_source, environment, open_together, scratch_config

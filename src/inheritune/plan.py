@@ -23,7 +23,14 @@ from inheritune.models.presets import from_config
 from inheritune.models.size import flops_per_token, on_meta, training_memory
 from inheritune.runtime.hardware import choose_hardware, computes_in_bf16
 from inheritune.study import recipe_of, rows_of
-from inheritune.train import initial_config, scratch_config, source_config, teacher_of
+from inheritune.train import (
+    affordable_steps,
+    initial_config,
+    scratch_config,
+    source_config,
+    teacher_of,
+    training_flops,
+)
 from inheritune.training.checks import check_room
 from inheritune.training.distillation import check_teacher
 from inheritune.training.loss import NextTokenLoss
@@ -148,14 +155,6 @@ def plan_study(study: Study, known: Mapping[str, PretrainedConfig] = MappingProx
     return Plan([stage for row in stages.values() for stage in row], list(dict.fromkeys(warnings)))
 
 
-def affordable_steps(
-    recipe: TrainRecipe, flops: float, data: TrainingData | None, config_of: Configs = source_config
-) -> int:
-    """For how many steps a model can be trained with so many FLOPs."""
-    stage, _ = _training(recipe, data, config_of)
-    return max(1, round(flops / stage.flops * stage.steps))
-
-
 def _data(settings: Data, warnings: list[str]) -> TrainingData | None:
     try:
         return open_data(settings.model_copy(update={"verify": False}))
@@ -248,11 +247,8 @@ def stage(
     model, window = on_meta(config), settings.window
     steps = training.steps if training else 0
     tokens = steps * training.tokens_per_step if training else 0
-    flops, memory = flops_per_token(model, window), training_memory(model)
-    if teacher is not None:
-        taught_by = on_meta(teacher)
-        flops += flops_per_token(taught_by, window) / 3
-        memory += 4 * parameter_count(taught_by)
+    taught_by = None if teacher is None else on_meta(teacher)
+    memory = training_memory(model) + (4 * parameter_count(taught_by) if taught_by else 0)
     available = data.windows * window if data else settings.tokens
     return Stage(
         name=name,
@@ -261,7 +257,7 @@ def stage(
         steps=steps,
         tokens=tokens,
         epochs=tokens / available if available and tokens else None,
-        flops=flops * tokens,
+        flops=training_flops(model, training, window, taught_by) if training else 0.0,
         memory=memory,
         work=Work(config, training, window, teacher) if training else None,
     )

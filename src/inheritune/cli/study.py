@@ -23,8 +23,7 @@ def study_command(
     from inheritune.cli.console import print_comparison, print_line, quiet
     from inheritune.config import Study
     from inheritune.recipe_file import load_recipe
-    from inheritune.study_comparison import compare_rows
-    from inheritune.study_runner import run_study
+    from inheritune.study import compare_rows, run_study
 
     quiet()
     settings = load_recipe(study, Study)
