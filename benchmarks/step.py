@@ -33,7 +33,7 @@ from inheritune.models.size import flops_per_token
 from inheritune.runtime.hardware import Hardware, choose_hardware, describe
 from inheritune.training.checkpoint import TrainState
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.metrics import Meter, Metrics
+from inheritune.training.metrics import Metrics
 from inheritune.training.micro_batch import TOKENS, micro_batch
 from inheritune.training.optimizer import learning_rate, make_optimizer
 from inheritune.training.parallel import place
@@ -84,12 +84,12 @@ def our_step(
     order = Order(data.windows, size[4], training.seed)
     state = TrainState()
     flops = flops_per_token(model, data.window) * training.tokens_per_step
-    meter = Meter(Metrics(Path(tempfile.mkdtemp()), training, 0), training, hardware, flops, state)
+    metrics = Metrics(Path(tempfile.mkdtemp()), training, hardware, flops, state)
     steps = training_steps(data, order, range(training.steps), batch, hardware.device)
-    turns = meter.timed(ahead(steps), state)
+    turns = metrics.timed(ahead(steps))
 
     def step() -> None:
-        meter.stepped(state, stepper(state.step, next(turns)))
+        metrics.stepped(state, stepper(state.step, next(turns)))
 
     return step
 

@@ -32,7 +32,7 @@ from inheritune.training.left_behind import (
     round_weights,
 )
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.metrics import Meter, Metrics
+from inheritune.training.metrics import Metrics
 from inheritune.training.micro_batch import remember, windows_per_process
 from inheritune.training.start import start_or_resume
 from inheritune.training.step import NonFiniteError, Stepper
@@ -113,7 +113,7 @@ def train(
     )
     saver = Saver(folder, training.checkpoints.keep, world)
     flops = placed.loss.flops_per_token(data.window) * training.tokens_per_step
-    meter = Meter(Metrics(directory, training, state.step, world.first), training, hardware, flops, state)
+    metrics = Metrics(directory, training, hardware, flops, state)
     coming = training_steps(
         data,
         order,
@@ -129,25 +129,25 @@ def train(
         with without_float8(model) if training.float8 else nullcontext():
             return validate(placed.loss, data.validation, data.window, hardware, windows)
 
-    with bar, signals() as interrupted, closing(meter), closing(ahead(coming)) as steps:
+    with bar, signals() as interrupted, closing(metrics), closing(ahead(coming)) as steps:
         try:
             if state.step == 0:
                 losses = measure(training.validation.windows)
-                meter.validated(state, losses)
+                metrics.validated(state, losses)
                 if inherited:
                     warn_if_untrained(losses.mean, model.config)
-            for micro_batches in meter.timed(steps, state):
+            for micro_batches in metrics.timed(steps):
                 validates, saves = due_after(state.step + 1, training, data)
                 result = stepper(state.step, micro_batches, gradient_norms=validates)
                 stopping = world.any(interrupted())
                 if validates or saves or stopping:
                     stepper.settle()
-                meter.stepped(state, result)
-                bar.update(state.step, meter.note)
+                metrics.stepped(state, result)
+                bar.update(state.step, metrics.note)
 
                 if validates and state.step < training.steps:
                     losses = measure(training.validation.windows)
-                    meter.validated(state, losses)
+                    metrics.validated(state, losses)
                     if stop(losses):
                         break
                 if saves or stopping:
@@ -158,7 +158,7 @@ def train(
             saver.wait()
             round_weights(model, dtype, world)
             losses = measure("all")
-            meter.validated(state, losses.thinned(training.validation.windows))  # as the ones before it
+            metrics.validated(state, losses.thinned(training.validation.windows))  # as the ones before it
         except NonFiniteError as error:
             saver.wait()
             raise NonFiniteError(_explain(error, directory, data, order), error.step) from error
