@@ -24,7 +24,7 @@ from torch import Tensor
 from inheritune import UserError, __version__
 from inheritune.config import Training
 from inheritune.recipe_file import differences, settings_of
-from inheritune.training.out_of_memory import ran_out_of_memory
+from inheritune.runtime.out_of_memory import ran_out_of_memory
 
 T = TypeVar("T")
 

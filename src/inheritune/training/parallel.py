@@ -30,9 +30,9 @@ from inheritune.models.architecture import blocks
 from inheritune.models.attention import attend, fitting_attention
 from inheritune.models.size import on_meta, training_memory
 from inheritune.runtime.hardware import Hardware
+from inheritune.runtime.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory
 from inheritune.runtime.world import World
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory
 
 Strategy = Literal["single", "ddp", "fsdp"]
 

@@ -13,10 +13,10 @@ from inheritune import UserError
 from inheritune.config import Training
 from inheritune.data.loader import Batch
 from inheritune.runtime.hardware import Hardware
+from inheritune.runtime.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory, ran_out_of_memory
 from inheritune.training.gradients import QueryKeyGradients
 from inheritune.training.micro_batch import smaller
 from inheritune.training.optimizer import learning_rate
-from inheritune.training.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory, ran_out_of_memory
 from inheritune.training.parallel import Placed, whole
 
 logger = logging.getLogger(__name__)

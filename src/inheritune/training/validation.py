@@ -17,8 +17,8 @@ from inheritune.data.loader import Batch, batches, window_count
 from inheritune.data.shards import DataIdentity, Split, check_same_data
 from inheritune.runtime import files
 from inheritune.runtime.hardware import Hardware
+from inheritune.runtime.out_of_memory import SHARED_OUT, needing_memory
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.out_of_memory import SHARED_OUT, needing_memory
 
 Z95 = 1.959963984540054
 """Half-width of a 95% interval of the normal distribution, in standard errors."""
