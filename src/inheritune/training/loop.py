@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -33,9 +32,9 @@ from inheritune.training.left_behind import (
 )
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.metrics import Metrics
-from inheritune.training.micro_batch import remember, windows_per_process
+from inheritune.training.micro_batch import windows_per_process
 from inheritune.training.start import start_or_resume
-from inheritune.training.step import NonFiniteError, Stepper
+from inheritune.training.step import NonFiniteError
 from inheritune.training.validation import WindowLosses, validate
 
 VALIDATION_SHARE = 0.025
@@ -90,35 +89,25 @@ def train(
         return read_outcome(directory, world)
     share = windows_per_process(training, data.window, world.size)
     order = Order(data.windows, world.size * share, training.seed, data.order)
-    folder = directory / CHECKPOINTS
-    world.on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     started = start_or_resume(
         initial,
         loss,
         training,
-        folder,
+        directory / CHECKPOINTS,
         run=run or directory,
         data=data,
         hardware=hardware,
         trust_remote_code=trust_remote_code,
     )
-    model, placed, state = started.model, started.placed, started.state
-
-    stepper = Stepper(
-        placed,
-        started.optimizer,
-        training,
-        hardware,
-        fitted=partial(remember, run or directory, hardware, started.step),
-    )
-    saver = Saver(folder, training.checkpoints.keep, world)
-    flops = placed.loss.flops_per_token(data.window) * training.tokens_per_step
+    model, stepper, state = started.model, started.stepper, started.state
+    saver = Saver(directory / CHECKPOINTS, training.checkpoints.keep, world)
+    flops = stepper.loss.flops_per_token(data.window) * training.tokens_per_step
     metrics = Metrics(directory, training, hardware, flops, state)
     coming = training_steps(
         data,
         order,
         range(state.step, training.steps),
-        started.step.micro_batch,
+        started.micro_batch,
         hardware.device,
         rank=world.rank,
         processes=world.size,
@@ -127,13 +116,16 @@ def train(
 
     def measure(windows: int | Literal["all"]) -> WindowLosses:
         with without_float8(model) if training.float8 else nullcontext():
-            return validate(placed.loss, data.validation, data.window, hardware, windows)
+            losses = validate(stepper.loss, data.validation, data.window, hardware, windows)
+        metrics.validated(
+            state, losses.thinned(training.validation.windows)
+        )  # every line is of the same windows
+        return losses
 
     with bar, signals() as interrupted, closing(metrics), closing(ahead(coming)) as steps:
         try:
             if state.step == 0:
                 losses = measure(training.validation.windows)
-                metrics.validated(state, losses)
                 if inherited:
                     warn_if_untrained(losses.mean, model.config)
             for micro_batches in metrics.timed(steps):
@@ -145,20 +137,16 @@ def train(
                 metrics.stepped(state, result)
                 bar.update(state.step, metrics.note)
 
-                if validates and state.step < training.steps:
-                    losses = measure(training.validation.windows)
-                    metrics.validated(state, losses)
-                    if stop(losses):
-                        break
+                if validates and state.step < training.steps and stop(measure(training.validation.windows)):
+                    break
                 if saves or stopping:
-                    saver.save(model, started.optimizer, state)
+                    saver.save(model, stepper.optimizer, state)
                 if stopping:
                     saver.wait()
                     raise Interrupted(f"stopped after step {state.step}; the same command goes on from there")
             saver.wait()
             round_weights(model, dtype, world)
             losses = measure("all")
-            metrics.validated(state, losses.thinned(training.validation.windows))  # as the ones before it
         except NonFiniteError as error:
             saver.wait()
             raise NonFiniteError(_explain(error, directory, data, order), error.step) from error
