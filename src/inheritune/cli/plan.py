@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inheritune import UserError
+from inheritune.cli.options import RecipeFile
 
 if TYPE_CHECKING:
     from inheritune.plan import StageMemory
@@ -18,7 +18,7 @@ WIDTHS = {"layers": 6, "params": 6, "tokens": 7, "epochs": 6, "FLOPs": 6, "memor
 
 
 def plan_command(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    recipe: RecipeFile,
     flops: Annotated[
         float | None, typer.Option("--flops-per-second", help="Rate to plan with, such as 1.5e14.")
     ] = None,

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from inheritune.cli.options import RunFolder
+
 
 def study_command(
     study: Annotated[Path, typer.Argument(help="Study file (YAML) with `rows`.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Directory; by default runs/NAME.")
-    ] = None,
+    output: RunFolder = None,
     row: Annotated[
         list[str] | None,
         typer.Option("--row", help="Run only this row and those it needs; may be repeated."),
