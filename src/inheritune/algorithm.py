@@ -82,7 +82,7 @@ class Run:
 def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
     """Algorithm 1: inherit, train, compare, grow, until the small model is as good as the reference.
 
-    Called again on the same directory it goes on from where it stopped; on a finished one it only returns the
+    Called again on the same directory it resumes where it stopped; on a finished one it only returns the
     figures. Under torchrun every process calls it, and they work together.
 
     Args:
@@ -185,7 +185,7 @@ def trained_here(this: Run) -> tuple[Path, Outcome]:
     assert training is not None, "the recipe fills it in"
     config = scratch_config(source, this.data, this.data.window)
     check_room(config, this.hardware.device)
-    first_cut(this.recipe.start_layers, layer_count(config))  # told before anything is trained
+    first_cut(this.recipe.start_layers, layer_count(config))  # an error before anything is trained
     if this.recipe.start_layers == "auto":
         check_attention(config)
     outcome = train(

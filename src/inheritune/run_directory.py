@@ -2,7 +2,7 @@
 
     recipe.yaml            the recipe, every default filled in
     starts.jsonl           one line for each start: time, versions, hardware, precision, command, data
-    state.json             what is going on: phase, round, verdict
+    state.json             where the run stands: phase, round, verdict
     summary.json           the reference and the rounds so far, in figures
     reference/             validation.json; and if it was trained here, what a round has
     round-1-12-layers/     metrics.jsonl; checkpoints/, until it is trained; then validation.json, model/
@@ -159,7 +159,9 @@ class RunDirectory:
             if not read_starts(self.path) and path.read_text("utf-8") != to_yaml(earlier):  # a user's own
                 raise UserError(f"{self.path} is not empty and not a run; give another directory")
             if self._has_work():
-                self._check_resumable(earlier, recipe, environment, data)
+                self.check_recipe(recipe)
+                self.check_data(data)
+                self._check_precision(recipe, environment)
         else:
             self.check_place()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -178,10 +180,7 @@ class RunDirectory:
         Raises:
             UserError: by another; the differences are named.
         """
-        self._check_same(load_recipe(self.path / "recipe.yaml", type(recipe)), recipe)
-
-    def _check_same(self, earlier: AnyRecipe, recipe: AnyRecipe) -> None:
-        changed = differences(earlier, recipe)
+        changed = differences(load_recipe(self.path / "recipe.yaml", type(recipe)), recipe)
         if changed:
             raise UserError(
                 f"{self.path} holds a run of another recipe ({'; '.join(changed)}); "
@@ -216,15 +215,7 @@ class RunDirectory:
             identity = None if found is None else DataIdentity.model_validate(found)
             check_same_data(identity, wanted, f"the results in {self.path}")
 
-    def _check_resumable(
-        self,
-        earlier: AnyRecipe,
-        recipe: AnyRecipe,
-        environment: dict[str, Any],
-        data: Sequence[DataIdentity],
-    ) -> None:
-        self._check_same(earlier, recipe)
-        self.check_data(data)
+    def _check_precision(self, recipe: AnyRecipe, environment: dict[str, Any]) -> None:
         starts = read_starts(self.path)
         before, now = starts[-1].get("precision") if starts else None, environment.get("precision")
         chosen = getattr(recipe, "training").precision  # noqa: B009 - a recipe of a run or of a single training
@@ -281,13 +272,9 @@ def read_starts(directory: Path) -> list[dict[str, Any]]:
     """What each start of a run recorded, the last one last; of a run of version 0.1 the first start only."""
     path = directory / STARTS
     old = directory / "environment.json"
-    lines = (
-        path.read_text("utf-8").splitlines()
-        if path.exists()
-        else [old.read_text("utf-8")]
-        if old.exists()
-        else []
-    )
+    if not path.exists() and not old.exists():
+        return []
+    lines = path.read_text("utf-8").splitlines() if path.exists() else [old.read_text("utf-8")]
     try:
         starts = [json.loads(line) for line in lines]
         if all(isinstance(start, dict) for start in starts):

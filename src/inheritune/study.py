@@ -49,7 +49,7 @@ class Row:
         seed: of its training.
         values: its recipe, in which `row: NAME` may stand for a model.
         flops_of: rows whose FLOPs it may spend, all together; none: its recipe says for how many steps it trains.
-        starts_from: the row whose model it goes on training, wholly or in part, if there is one.
+        starts_from: the row whose model it continues to train, wholly or in part, if there is one.
         needs: rows of the same seed that must be finished before it.
     """
 
@@ -180,7 +180,7 @@ def recipe_of(study: Study, row: Row, directory: Path, steps: int | None = None)
 
 
 def _training_tokens(study: Study, row: Row, directory: Path) -> int | None:
-    """Tokens that made a row's model, if its own recipe alone tells."""
+    """Tokens that made a row's model, if its own recipe alone says so."""
     if row.flops_of or row.starts_from or row.kind is Recipe:
         return None
     training = recipe_of(study, row, directory).training
@@ -259,16 +259,16 @@ def _check_place(directory: Path) -> None:
 def _hold(folder: RunDirectory, tell: Callable[[str], None]) -> None:
     """Keep other starts out. The rows hold the directory too, so it is free once the last of them has ended."""
     started = time.monotonic()
-    told = False
+    waiting = False
     while True:
         try:
             return folder.hold()
         except UserError:
             if time.monotonic() > started + PATIENCE_SECONDS:
                 raise
-        if not told:
+        if not waiting:
             tell(f"waiting for an earlier start in {folder.path} to save and end")
-            told = True
+            waiting = True
         time.sleep(POLL_SECONDS)
 
 

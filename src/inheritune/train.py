@@ -32,7 +32,7 @@ from inheritune.training.validation import WindowLosses
 
 
 def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> WindowLosses:
-    """Train a single model; called again it goes on, finished it only returns the validation losses.
+    """Train a single model; called again it resumes, finished it only returns the validation losses.
 
     Under torchrun every process calls it, and they train together.
 
@@ -44,7 +44,7 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
         check_same(world, recipe)
         hardware = choose_hardware(recipe.training, world)
         data = open_together(recipe.data, world)
-        # What cannot be made is told before there is a directory of it.
+        # What cannot be made is an error before there is a directory of it.
         check_room(initial_config(recipe, data), hardware.device)
         initial, loss = initial_model(recipe, data), objective(recipe, data)
         world.on_first(lambda: folder.open(recipe, environment(hardware, command), data.identities))

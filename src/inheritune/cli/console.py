@@ -67,7 +67,7 @@ def print_evaluation(evaluation: Evaluation, directory: Path) -> None:
 
 
 def quiet() -> None:
-    """Leave it to us to show progress and tell of trouble."""
+    """Leave progress and warnings to us."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from transformers.utils import logging as transformers_logging
 

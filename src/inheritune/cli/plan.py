@@ -99,13 +99,13 @@ def memory_lines(needs: dict[str, StageMemory], processes: int) -> list[str]:
     largest = needs[name]
     lines = [f"Largest: {name}, with {windows(largest.micro_batch)} in one forward pass."]
     if processes > 1:
-        told = {
+        each = {
             strategy: f"{memory(size)} ({windows(largest.windows[strategy])})"
             for strategy, size in largest.needs.items()
         }
         lines.append(
-            f"In each of {processes} processes about: ddp {told['ddp']}, fsdp {told['fsdp']}; the recipe takes "
-            f"{largest.strategy}. One process alone: {told['single']}."
+            f"In each of {processes} processes about: ddp {each['ddp']}, fsdp {each['fsdp']}; the recipe takes "
+            f"{largest.strategy}. One process alone: {each['single']}."
         )
     return lines
 

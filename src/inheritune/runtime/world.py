@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class PeerLostError(RuntimeError):
-    """Another process ended or stopped answering, so that this one cannot go on."""
+    """Another process ended or stopped answering, so that this one cannot continue."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ LOST_BY_NCCL = re.compile(
     r"|(\[[^\]\n]*\] ?)*(Watchdog caught collective operation timeout|is setting up NCCL communicator)",
     re.DOTALL | re.IGNORECASE,
 )
-"""How NCCL's begin, as torch tells them; its others (of CUDA, of how it is used) are nobody's end."""
+"""How NCCL's begin, as torch words them; its others (of CUDA, of how it is used) are nobody's end."""
 
 
 def tells_of_a_lost_peer(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that training needs to go on as if it had never stopped.
+"""Checkpoints: everything that training needs to resume as if it had never stopped.
 
 A checkpoint is a folder `step-0000500` with a Hugging Face checkpoint in it (so it can be used as a model at once),
 the optimizer's state, and `training.json` with the step and the checksums of all other files. It appears under its
@@ -67,7 +67,7 @@ class DamagedCheckpointError(Exception):
 class Saver:
     """Writes checkpoints beside the training: it waits only while tensors are copied to the host's memory.
 
-    At most one checkpoint is being written. What went wrong with it is told when the next one is saved, or at the
+    At most one checkpoint is being written. What went wrong with it is raised when the next one is saved, or at the
     end, by all processes together.
 
     Args:
@@ -116,8 +116,8 @@ class Saver:
             raise error
         for rank, why in enumerate(self.world.gather(error and f"{type(error).__name__}: {error}")):
             if why:
-                told = RuntimeError(f"process {rank} could not write its part of a checkpoint: {why}")
-                raise files.as_disk_error(told, self.folder) or told from error
+                raised = RuntimeError(f"process {rank} could not write its part of a checkpoint: {why}")
+                raise files.as_disk_error(raised, self.folder) or raised from error
 
     def _write(
         self,

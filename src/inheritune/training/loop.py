@@ -56,7 +56,7 @@ def train(
     trust_remote_code: bool = False,
     title: str = "training",
 ) -> Outcome:
-    """Train a model, or go on training it, or do nothing if it is trained already.
+    """Train a model, or resume its training, or do nothing if it is trained already.
 
     Under torchrun every process calls this, and they train one model together.
 
@@ -69,7 +69,7 @@ def train(
         hardware: where, and with which other processes.
         run: directory of a run of several trainings, which keeps what fits its device; by default `directory`.
         loss: what is minimised; cross entropy of the next token, or distillation.
-        stop: told each validation's losses; True ends the training there.
+        stop: given each validation's losses; True ends the training there.
         dtype: of the weights in `model/`; checkpoints are float32.
         inherited: whether the first weights should already know something; if they do not, a warning says so.
         trust_remote_code: for checkpoints of a model that needs it.
@@ -81,7 +81,7 @@ def train(
     Raises:
         NonFiniteError: loss or gradient became NaN or infinite; names the step, its windows and the last
             checkpoint.
-        Interrupted: a signal asked to stop; the same call goes on from there.
+        Interrupted: a signal asked to stop; the same call resumes from there.
         UserError: the checkpoints belong to another recipe, or the processes cannot share the windows of a step.
     """
     world = hardware.world
