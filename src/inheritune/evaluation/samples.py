@@ -90,8 +90,11 @@ def write_samples(
         continuations(model, tokenizer, prompts, recipe.samples.tokens, front=front)
         for model in (reference, small)
     )
-    texts = zip(prompts, of_reference, of_small, strict=True)
-    files.write_json(path, [dict(zip(("prompt", "reference", "target"), row, strict=True)) for row in texts])
+    rows = [
+        {"prompt": prompt, "reference": larger, "target": smaller}
+        for prompt, larger, smaller in zip(prompts, of_reference, of_small, strict=True)
+    ]
+    files.write_json(path, rows)
 
 
 @torch.no_grad()
