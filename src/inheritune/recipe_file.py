@@ -41,8 +41,9 @@ def load_any(path: Path) -> Recipe | TrainRecipe | Study:
 def parse_recipe(values: Mapping[str, Any], kind: type[AnyRecipe], origin: str = "recipe") -> AnyRecipe:
     """Check a recipe given as plain values; errors as in `load_recipe`, with `origin` as the file."""
     if not isinstance(values, Mapping):
-        known = ", ".join(kind.model_fields)
-        raise UserError(f"{origin} is not a recipe: it must be a mapping with the keys {known}")
+        raise UserError(
+            f"{origin} is not a recipe: it must be a mapping with the keys {', '.join(kind.model_fields)}"
+        )
     try:
         return kind.model_validate(values)
     except ValidationError as error:
