@@ -163,23 +163,19 @@ def train(
     return outcome
 
 
-def validation_interval(training: Training, data: TrainingData) -> int:
-    """Steps between validations."""
-    if training.validation.every != "auto":
-        return training.validation.every
-    available = data.validation_windows
-    chosen = training.validation.windows
-    tokens = data.window * (available if chosen == "all" else min(chosen, available))
-    # A forward pass costs a third of a training step on the same tokens.
-    affordable = tokens / 3 / (VALIDATION_SHARE * training.tokens_per_step)
-    return max(1, -(-training.steps // 20), round(affordable + 0.5))
-
-
 def due_after(step: int, training: Training, data: TrainingData) -> tuple[bool, bool]:
     """Whether a validation, and whether a checkpoint, is due after so many steps; the end is validated anyway."""
-    every = training.checkpoints.every
-    validates = step % validation_interval(training, data) == 0 or step == training.steps
-    return validates, step % (max(1, -(-training.steps // 20)) if every == "auto" else every) == 0
+    validation, twentieth = training.validation, max(1, -(-training.steps // 20))
+    saves = twentieth if training.checkpoints.every == "auto" else training.checkpoints.every
+    if validation.every == "auto":
+        available = data.validation_windows
+        windows = available if validation.windows == "all" else min(validation.windows, available)
+        # A forward pass costs a third of a training step on the same tokens.
+        affordable = data.window * windows / 3 / (VALIDATION_SHARE * training.tokens_per_step)
+        validates = max(twentieth, round(affordable + 0.5))
+    else:
+        validates = validation.every
+    return step % validates == 0 or step == training.steps, step % saves == 0
 
 
 def _explain(error: NonFiniteError, directory: Path, data: TrainingData, order: Order) -> str:
