@@ -75,11 +75,7 @@ class Row:
 
 
 def rows_of(study: Study, only: tuple[str, ...] = ()) -> list[Row]:
-    """Every run of a study, each after those that it needs.
-
-    Args:
-        study: what to run.
-        only: names of rows; they and what they need are returned. All, if there are none.
+    """Every run of a study, each after those that it needs; only the rows of these names and their needs, if any.
 
     Raises:
         UserError: a recipe with a mistake, an unknown row, or rows that need each other.
@@ -195,7 +191,7 @@ def run_study(
     jobs: int = 1,
     tell: Callable[[str], None] = print,
 ) -> list[Row]:
-    """Run every row that is not finished yet, each after those that it needs.
+    """Run every row that is not finished yet, each after those that it needs; returns all rows, finished.
 
     Every row is `inheritune run` or `inheritune train` on a recipe that stands beside its directory,
     `seed-N/ROW.yaml`. With several jobs, what a row prints goes to `seed-N/ROW.log`. Rows do not outlive the study:
@@ -208,9 +204,6 @@ def run_study(
         jobs: rows at work at the same time; they share the machine's cores, and each has a GPU of its own as far as
             there are as many.
         tell: is called with a line about every row that ends.
-
-    Returns:
-        The rows, all of them finished.
 
     Raises:
         UserError: a mistake in a recipe; another start at work in the directory; or a row that failed, raised after
@@ -312,9 +305,7 @@ class Runner:
             del self.running[row]
             self.gpu_of.pop(row, None)
             if process.returncode == 0:
-                self.done.add((row.name, row.seed))
-                self.ran += 1
-                self.tell(self._standing(row))
+                self._succeed(row)
             else:
                 self._fail(row, f"failed with exit code {process.returncode}{self._last_words(row)}")
 
@@ -361,22 +352,22 @@ class Runner:
         data = open_data(recipe.data.model_copy(update={"verify": False}))
         return affordable_steps(recipe, sum(spent_flops(other, self.directory) for other in spenders), data)
 
+    def _succeed(self, row: Row) -> None:
+        self.done.add((row.name, row.seed))
+        self.ran += 1
+        left = len(self.waiting) + len(self.running)
+        each = (time.monotonic() - self.started) / self.ran
+        rest = f"; {left} left, about {duration(left * each)}" if left else ""
+        self.tell(f"{row.name}, seed {row.seed}: done{rest}")
+
     def _fail(self, row: Row, why: str) -> None:
         self.failed[row.name, row.seed] = f"{row.name}, seed {row.seed}: {why}"
         self.tell(self.failed[row.name, row.seed])
 
-    def _standing(self, row: Row) -> str:
-        left = len(self.waiting) + len(self.running)
-        each = (time.monotonic() - self.started) / self.ran
-        rest = f"; {left} left, about {duration(left * each)}" if left else ""
-        return f"{row.name}, seed {row.seed}: done{rest}"
-
     def _last_words(self, row: Row) -> str:
         log = row.folder(self.directory).with_name(f"{row.name}.log")
-        if self.jobs == 1 or not log.exists():
-            return ""
-        lines = [line for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
-        return f" ({lines[-1].strip()})" if lines else ""
+        text = log.read_text("utf-8", errors="replace").strip() if self.jobs > 1 and log.exists() else ""
+        return f" ({text.splitlines()[-1].strip()})" if text else ""
 
 
 def visible_gpus() -> list[str]:
