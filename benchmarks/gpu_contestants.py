@@ -66,7 +66,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
     from inheritune.data.order import Order
     from inheritune.runtime.hardware import choose_hardware
     from inheritune.training.checkpoint import TrainState
-    from inheritune.training.metrics import Meter, Metrics
+    from inheritune.training.metrics import Metrics
     from inheritune.training.optimizer import make_optimizer
     from inheritune.training.step import Stepper
 
@@ -85,16 +85,15 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         data = data_of(Path(folder), size)
         order = Order(data.windows, training.tokens_per_step // size.window, training.seed)
-        metrics = Metrics(Path(folder), training, 0)
         state = TrainState()
-        meter = Meter(metrics, training, hardware, flops * training.tokens_per_step, state)
+        metrics = Metrics(Path(folder), training, hardware, flops * training.tokens_per_step, state)
         coming = range(training.steps)
         read = training_steps(data, order, coming, batch, hardware.device)
         steps = ahead(read)
-        timed = iter(meter.timed(steps, state))
+        timed = iter(metrics.timed(steps))
 
         def step() -> None:
-            meter.stepped(state, stepper(state.step, next(timed)))
+            metrics.stepped(state, stepper(state.step, next(timed)))
 
         row = time_steps(step, spec, hardware.device)
         row["synchronized_at"] = _synchronizations(step, hardware.device)

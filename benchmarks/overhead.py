@@ -53,8 +53,8 @@ def main() -> None:
 
     loader.read_windows = timed("data loading", loader.read_windows)
     loop.Order.step = timed("data loading", loop.Order.step)
-    loop.Meter.stepped = timed("logging", loop.Meter.stepped)
-    loop.Metrics.__init__ = timed("logging", Metrics.__init__)
+    Metrics.stepped = timed("logging", Metrics.stepped)
+    Metrics.__init__ = timed("logging", Metrics.__init__)
     checkpoint.Saver.save = timed("checkpoints", checkpoint.Saver.save)
     QueryKeyGradients.norms = timed("gradient norms", QueryKeyGradients.norms)
     loop.validate = timed("validation", loop.validate)

@@ -33,8 +33,8 @@ from inheritune.models.size import flops_per_token
 from inheritune.runtime.hardware import Hardware, choose_hardware, describe
 from inheritune.training.checkpoint import TrainState
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.metrics import Meter, Metrics
-from inheritune.training.micro_batch import TOKENS, micro_batch
+from inheritune.training.metrics import Metrics
+from inheritune.training.micro_batch import TOKENS, sizes
 from inheritune.training.optimizer import learning_rate, make_optimizer
 from inheritune.training.parallel import place
 from inheritune.training.step import Stepper
@@ -80,16 +80,16 @@ def our_step(
     model = make_model(size, hardware)
     placed = place(NextTokenLoss(model), training, hardware, data.window)
     stepper = Stepper(placed, make_optimizer(model, training.optimizer), training, hardware)
-    batch = micro_batch(training, data.window, TOKENS[hardware.device.type])
+    batch = sizes(training, data.window, TOKENS[hardware.device.type])[0]
     order = Order(data.windows, size[4], training.seed)
     state = TrainState()
     flops = flops_per_token(model, data.window) * training.tokens_per_step
-    meter = Meter(Metrics(Path(tempfile.mkdtemp()), training, 0), training, hardware, flops, state)
+    metrics = Metrics(Path(tempfile.mkdtemp()), training, hardware, flops, state)
     steps = training_steps(data, order, range(training.steps), batch, hardware.device)
-    turns = meter.timed(ahead(steps), state)
+    turns = metrics.timed(ahead(steps))
 
     def step() -> None:
-        meter.stepped(state, stepper(state.step, next(turns)))
+        metrics.stepped(state, stepper(state.step, next(turns)))
 
     return step
 
@@ -107,7 +107,7 @@ def plain_step(
     tokens = np.memmap(data.path / "train.bin", np.uint16, mode="r")
     generator = np.random.default_rng(0)
     window, per_step = data.window, size[4]
-    batch = micro_batch(training, window, TOKENS[hardware.device.type])
+    batch = sizes(training, window, TOKENS[hardware.device.type])[0]
     count = 0
     model.train()
 
@@ -164,7 +164,7 @@ class Clock(TrainerCallback):
 def trainer_seconds(
     size: tuple[int, ...], data: TrainingData, training: Training, hardware: Hardware, steps: int
 ) -> list[float]:
-    batch = micro_batch(training, data.window, TOKENS[hardware.device.type])
+    batch = sizes(training, data.window, TOKENS[hardware.device.type])[0]
     arguments = TrainingArguments(
         output_dir=tempfile.mkdtemp(),
         max_steps=steps + WARM_UP,

@@ -20,8 +20,7 @@ from inheritune.config import Study
 from inheritune.recipe_file import load_recipe
 from inheritune.report.comparison import default_reference
 from inheritune.report.runs import Entry, read_entries
-from inheritune.study import rows_of
-from inheritune.study_comparison import study_entries
+from inheritune.study import rows_of, study_entries
 
 
 def read_runs(runs: Sequence[Path]) -> tuple[list[Entry], str, Path]:

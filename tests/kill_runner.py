@@ -25,7 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny_data
-from inheritune import UserError, study_runner
+from inheritune import UserError, study
 from inheritune.algorithm import run
 from inheritune.cli import main as cli
 from inheritune.config import EvaluationSettings, Study, TrainRecipe
@@ -33,7 +33,7 @@ from inheritune.data import pipeline
 from inheritune.data.prepare import prepare
 from inheritune.evaluation.evaluate import evaluate
 from inheritune.recipe_file import parse_recipe
-from inheritune.study_runner import run_study
+from inheritune.study import run_study
 from inheritune.train import train_model
 from inheritune.training import checkpoint
 from tiny_recipes import ARCHITECTURE, recipe, training
@@ -104,8 +104,8 @@ def do_train(work: Path, directory: Path) -> None:
 
 def do_study(work: Path, directory: Path) -> None:
     """Three rows, two at the same time."""
-    study_runner.subprocess = SimpleNamespace(Popen=Forked, STDOUT=None, DEVNULL=None)  # type: ignore[assignment]
-    study_runner.POLL_SECONDS = 0.02
+    study.subprocess = SimpleNamespace(Popen=Forked, STDOUT=None, DEVNULL=None)  # type: ignore[assignment]
+    study.POLL_SECONDS = 0.02
     values = {
         "reference": "reference",
         "shared": {"data": {"path": str(work / "data"), "window": 32}, "training": SHORT},

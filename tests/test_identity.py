@@ -25,7 +25,7 @@ from inheritune.report.comparison import compare_runs
 from inheritune.run_directory import RunDirectory, read_starts
 from inheritune.runtime import files
 from inheritune.runtime.signals import Interrupted
-from inheritune.study_runner import run_study
+from inheritune.study import run_study
 from inheritune.train import train_model
 from inheritune.training import checkpoint
 from inheritune.training.checkpoint import TrainState

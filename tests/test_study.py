@@ -19,16 +19,16 @@ import yaml
 from safetensors.torch import load_file
 
 import tiny_data
-from inheritune import UserError, study_runner
+from inheritune import UserError
+from inheritune import study as study_module
 from inheritune.algorithm import run
 from inheritune.config import Recipe, Study, TrainRecipe
 from inheritune.plan import plan_study
 from inheritune.recipe_file import load_recipe, parse_recipe
 from inheritune.report.comparison import FILES
 from inheritune.run_directory import RunDirectory
-from inheritune.study import recipe_of, rows_of
-from inheritune.study_comparison import compare_rows
-from inheritune.study_runner import run_study
+from inheritune.study import compare_rows, recipe_of, rows_of, run_study
+from inheritune.study import finished as is_finished
 from tiny_recipes import ARCHITECTURE, training
 
 
@@ -219,7 +219,7 @@ def test_a_finished_study_runs_nothing(finished: tuple[Path, list[str]], data: P
 def test_two_starts_of_a_study_do_not_meet(
     finished: tuple[Path, list[str]], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inheritune.study_runner.PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("inheritune.study.PATIENCE_SECONDS", 0.1)
     told: list[str] = []
     with closing(RunDirectory(finished[0])) as other:
         other.hold()
@@ -245,15 +245,15 @@ def test_a_row_is_done_once_its_evaluation_is(data: Path, tmp_path: Path) -> Non
     }
     recipe, folder = parse_recipe(evaluated, Recipe), tmp_path / "run"
     run(recipe, folder)
-    assert study_runner.finished(folder, recipe)
+    assert is_finished(folder, recipe)
     result = folder / "evaluation" / "evaluation.json"
     result.unlink()
     assert RunDirectory(folder).finished, "Algorithm 1 has ended"
-    assert not study_runner.finished(folder, recipe)
+    assert not is_finished(folder, recipe)
     before = (folder / "final" / "model.safetensors").stat().st_mtime_ns
     run(recipe, folder)
     assert result.exists()
-    assert study_runner.finished(folder, recipe)
+    assert is_finished(folder, recipe)
     assert (folder / "final" / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -289,8 +289,8 @@ def shown_gpus(
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(study_runner.subprocess, "Popen", _Program)
-    monkeypatch.setattr(study_runner, "POLL_SECONDS", 0)
+    monkeypatch.setattr(study_module.subprocess, "Popen", _Program)
+    monkeypatch.setattr(study_module, "POLL_SECONDS", 0)
     _Program.started.clear()
     row = {"model": {"architecture": ARCHITECTURE}}
     rows = dict.fromkeys(("reference", "short", "third", "fourth"), row)

@@ -32,13 +32,21 @@ from inheritune.data.shards import NoShardsError
 from inheritune.evaluation.evaluate import DIRECTORY as EVALUATION
 from inheritune.evaluation.evaluate import check_settings, evaluate
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
+from inheritune.evaluation.samples import write_samples
 from inheritune.initialization import append, inherit
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.load import load_config, load_model
 from inheritune.models.presets import from_config
 from inheritune.models.size import flops_per_token, on_meta
-from inheritune.result import write_final, write_samples
-from inheritune.run_directory import Phase, ReferenceFigures, RoundFigures, RunDirectory, Summary, Verdict
+from inheritune.run_directory import (
+    Phase,
+    ReferenceFigures,
+    RoundFigures,
+    RunDirectory,
+    Summary,
+    Verdict,
+    write_final,
+)
 from inheritune.runtime.hardware import Hardware, choose_hardware
 from inheritune.runtime.world import World, check_same, joined
 from inheritune.train import check_source, environment, open_together, scratch_config
@@ -74,7 +82,7 @@ class Run:
 def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
     """Algorithm 1: inherit, train, compare, grow, until the small model is as good as the reference.
 
-    Called again on the same directory it goes on from where it stopped; on a finished one it only returns the
+    Called again on the same directory it resumes where it stopped; on a finished one it only returns the
     figures. Under torchrun every process calls it, and they work together.
 
     Args:
@@ -177,7 +185,7 @@ def trained_here(this: Run) -> tuple[Path, Outcome]:
     assert training is not None, "the recipe fills it in"
     config = scratch_config(source, this.data, this.data.window)
     check_room(config, this.hardware.device)
-    first_cut(this.recipe.start_layers, layer_count(config))  # told before anything is trained
+    first_cut(this.recipe.start_layers, layer_count(config))  # an error before anything is trained
     if this.recipe.start_layers == "auto":
         check_attention(config)
     outcome = train(

@@ -23,7 +23,14 @@ from inheritune.models.presets import from_config
 from inheritune.models.size import flops_per_token, on_meta, training_memory
 from inheritune.runtime.hardware import choose_hardware, computes_in_bf16
 from inheritune.study import recipe_of, rows_of
-from inheritune.train import initial_config, scratch_config, source_config, teacher_of
+from inheritune.train import (
+    affordable_steps,
+    initial_config,
+    scratch_config,
+    source_config,
+    teacher_of,
+    training_flops,
+)
 from inheritune.training.checks import check_room
 from inheritune.training.distillation import check_teacher
 from inheritune.training.loss import NextTokenLoss
@@ -103,10 +110,7 @@ def plan(recipe: Recipe | TrainRecipe | Study) -> Plan:
     if isinstance(recipe, Study):
         return plan_study(recipe)
     warnings: list[str] = []
-    data = _data(recipe.data, warnings)
-    if isinstance(recipe, TrainRecipe):
-        return Plan([_training(recipe, data, source_config)[0]], warnings)
-    return Plan(_rounds(recipe, data, source_config), warnings)
+    return Plan(_stages(recipe, _data(recipe.data, warnings), source_config)[0], warnings)
 
 
 def plan_study(study: Study, known: Mapping[str, PretrainedConfig] = MappingProxyType({})) -> Plan:
@@ -120,7 +124,8 @@ def plan_study(study: Study, known: Mapping[str, PretrainedConfig] = MappingProx
         UserError: as running it would.
     """
     warnings: list[str] = []
-    configs, stages = dict(known), {}
+    configs = dict(known)
+    stages: dict[str, list[Stage]] = {}
     place = Path(study.name)
 
     def config_of(source: ModelSource) -> PretrainedConfig:
@@ -129,31 +134,18 @@ def plan_study(study: Study, known: Mapping[str, PretrainedConfig] = MappingProx
     for row in [row for row in rows_of(study) if row.seed == study.seeds[0]]:
         recipe = recipe_of(study, row, place)
         data = _data(recipe.data, warnings)
-        if isinstance(recipe, Recipe):
-            found = _rounds(recipe, data, config_of)
-            trained = [s for s in found if s.name != "reference" or s.steps]
-            stages[row.name] = [replace(s, name=f"{row.name}, {s.name}") for s in trained]
-            config = reference_config(recipe, data, config_of)
-            config = cut_config(config, first_cut(recipe.start_layers, layer_count(config)))
-        else:
-            if row.flops_of:
-                # Of Algorithm 1 the first round is taken; how many there are is not known before.
-                budget = sum(stages[name][0].flops for name in row.flops_of)
-                steps = affordable_steps(recipe, budget, data, config_of)
-                recipe = recipe_of(study, row, place, steps)
-                assert isinstance(recipe, TrainRecipe)
-            stage, config = _training(recipe, data, config_of)
-            stages[row.name] = [replace(stage, name=row.name)]
-        configs[str(row.model(place))] = config
+        if row.flops_of and isinstance(recipe, TrainRecipe):
+            # Of Algorithm 1 the first round is taken; how many there are is not known before.
+            budget = sum(stages[name][0].flops for name in row.flops_of)
+            recipe = recipe_of(study, row, place, affordable_steps(recipe, budget, data, config_of))
+        found, configs[str(row.model(place))] = _stages(recipe, data, config_of)
+        single = isinstance(recipe, TrainRecipe)
+        stages[row.name] = [
+            replace(stage, name=row.name if single else f"{row.name}, {stage.name}")
+            for stage in found
+            if stage.work  # a reference that is another row's is planned there
+        ]
     return Plan([stage for row in stages.values() for stage in row], list(dict.fromkeys(warnings)))
-
-
-def affordable_steps(
-    recipe: TrainRecipe, flops: float, data: TrainingData | None, config_of: Configs = source_config
-) -> int:
-    """For how many steps a model can be trained with so many FLOPs."""
-    stage, _ = _training(recipe, data, config_of)
-    return max(1, round(flops / stage.flops * stage.steps))
 
 
 def _data(settings: Data, warnings: list[str]) -> TrainingData | None:
@@ -164,32 +156,30 @@ def _data(settings: Data, warnings: list[str]) -> TrainingData | None:
         return None
 
 
-def _rounds(recipe: Recipe, data: TrainingData | None, config_of: Configs) -> list[Stage]:
-    """The reference, and every round that Algorithm 1 can come to."""
+def _stages(
+    recipe: Recipe | TrainRecipe, data: TrainingData | None, config_of: Configs
+) -> tuple[list[Stage], PretrainedConfig]:
+    """A single training, or the reference and every round that Algorithm 1 can come to; and what is left by it.
+
+    That is the configuration of the model, of Algorithm 1 the first round's.
+    """
+    if isinstance(recipe, TrainRecipe):
+        config, source = initial_config(recipe, data, config_of), teacher_of(recipe)
+        teacher = None if source is None else config_of(source)
+        if teacher is not None:
+            check_teacher(teacher, config)
+        return [stage(recipe.name, config, recipe.training, recipe.data, data, teacher)], config
     config = reference_config(recipe, data, config_of)
     depth = layer_count(config)
-    teacher = config if recipe.distillation else None
     stages = [stage("reference", config, recipe.reference.training, recipe.data, data)]
-    for number in range(1, recipe.grow.max_rounds + 1):
-        layers = first_cut(recipe.start_layers, depth) + (number - 1) * recipe.grow.layers
-        if layers >= depth:
-            break
-        cut = cut_config(config, layers)
-        stages.append(stage(f"round {number}", cut, recipe.training, recipe.data, data, teacher))
-    return stages
-
-
-def _training(
-    recipe: TrainRecipe, data: TrainingData | None, config_of: Configs
-) -> tuple[Stage, PretrainedConfig]:
-    """A single training, and the configuration of its model."""
-    config = initial_config(recipe, data, config_of)
-    teacher = teacher_of(recipe)
-    taught_by = config_of(teacher) if teacher is not None else None
-    if taught_by is not None:
-        check_teacher(taught_by, config)
-    planned = stage(recipe.name, config, recipe.training, recipe.data, data, taught_by)
-    return planned, config
+    first = first_cut(recipe.start_layers, depth)
+    teacher = config if recipe.distillation else None
+    for number in range(recipe.grow.max_rounds):
+        layers = first + number * recipe.grow.layers
+        if layers < depth:
+            cut = cut_config(config, layers)
+            stages.append(stage(f"round {number + 1}", cut, recipe.training, recipe.data, data, teacher))
+    return stages, cut_config(config, first)
 
 
 def measured_rate(recipe: Recipe | TrainRecipe) -> float:
@@ -248,11 +238,8 @@ def stage(
     model, window = on_meta(config), settings.window
     steps = training.steps if training else 0
     tokens = steps * training.tokens_per_step if training else 0
-    flops, memory = flops_per_token(model, window), training_memory(model)
-    if teacher is not None:
-        taught_by = on_meta(teacher)
-        flops += flops_per_token(taught_by, window) / 3
-        memory += 4 * parameter_count(taught_by)
+    taught_by = None if teacher is None else on_meta(teacher)
+    memory = training_memory(model) + (4 * parameter_count(taught_by) if taught_by else 0)
     available = data.windows * window if data else settings.tokens
     return Stage(
         name=name,
@@ -261,7 +248,7 @@ def stage(
         steps=steps,
         tokens=tokens,
         epochs=tokens / available if available and tokens else None,
-        flops=flops * tokens,
+        flops=training_flops(model, training, window, taught_by) if training else 0.0,
         memory=memory,
         work=Work(config, training, window, teacher) if training else None,
     )

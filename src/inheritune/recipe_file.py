@@ -16,7 +16,7 @@ from inheritune.plain_yaml import shown
 AnyRecipe = TypeVar("AnyRecipe", bound=Settings)
 
 MOST_MISTAKES = 5
-"""That one message tells."""
+"""In one message."""
 
 
 def load_recipe(path: Path, kind: type[AnyRecipe]) -> AnyRecipe:
@@ -29,7 +29,7 @@ def load_recipe(path: Path, kind: type[AnyRecipe]) -> AnyRecipe:
 
 
 def load_any(path: Path) -> Recipe | TrainRecipe | Study:
-    """Read and check a file that is a recipe of any kind, told apart by `rows`, `model` or neither of them."""
+    """Read and check a file that is a recipe of any kind, recognized by `rows`, `model` or neither of them."""
     values = plain_yaml.read(path)
     keys = values if isinstance(values, Mapping) else ()
     kind: type[Recipe | TrainRecipe | Study] = (
@@ -41,7 +41,9 @@ def load_any(path: Path) -> Recipe | TrainRecipe | Study:
 def parse_recipe(values: Mapping[str, Any], kind: type[AnyRecipe], origin: str = "recipe") -> AnyRecipe:
     """Check a recipe given as plain values; errors as in `load_recipe`, with `origin` as the file."""
     if not isinstance(values, Mapping):
-        raise UserError(f"{origin} is not a recipe: it must be a mapping with the keys {_known(kind)}")
+        raise UserError(
+            f"{origin} is not a recipe: it must be a mapping with the keys {', '.join(kind.model_fields)}"
+        )
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -82,7 +84,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     changed = {
         key: f"{before.get(key)} -> {after.get(key)}" for key in keys if before.get(key) != after.get(key)
     }
-    # The reference is trained like the rounds: what changed for both is told once.
+    # The reference is trained like the rounds: what changed for both is said once.
     return [
         f"{key}: {change}"
         for key, change in changed.items()
@@ -109,16 +111,16 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
             unknown or last in known
         )  # no union branches
         found.setdefault(tuple(path), []).append(entry)
-    # What is wrong in `training` is wrong in the reference's copy of it too: told once.
+    # What is wrong in `training` is wrong in the reference's copy of it too: said once.
     copies = {("reference", *path) for path in found}
     found = {path: entries for path, entries in found.items() if path not in copies}
-    # A misspelt key is also a missing one: told once, and first.
+    # A misspelt key is also a missing one: said once, and first.
     unknowns = [path for path, entries in found.items() if entries[0]["type"] == "extra_forbidden"]
     passed = ("extra_forbidden", "missing") if unknowns else ()
     others = [path for path, entries in found.items() if entries[0]["type"] not in passed]
-    told = [_mistake(path, found[path], kind) for path in (*unknowns, *others)]
-    more = f" (and {len(told) - MOST_MISTAKES} more)" if len(told) > MOST_MISTAKES else ""
-    return "; ".join(told[:MOST_MISTAKES]) + more
+    mistakes = [_mistake(path, found[path], kind) for path in (*unknowns, *others)]
+    more = f" (and {len(mistakes) - MOST_MISTAKES} more)" if len(mistakes) > MOST_MISTAKES else ""
+    return "; ".join(mistakes[:MOST_MISTAKES]) + more
 
 
 def _mistake(path: tuple[str, ...], entries: list[Any], kind: type[BaseModel]) -> str:
@@ -161,7 +163,3 @@ def _keys_at(kind: type[BaseModel], path: Sequence[str]) -> list[str]:
     for part in path:
         kind = _models_in(kind, part)[0]
     return list(kind.model_fields)
-
-
-def _known(kind: type[BaseModel]) -> str:
-    return ", ".join(kind.model_fields)

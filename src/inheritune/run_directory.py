@@ -2,7 +2,7 @@
 
     recipe.yaml            the recipe, every default filled in
     starts.jsonl           one line for each start: time, versions, hardware, precision, command, data
-    state.json             what is going on: phase, round, verdict
+    state.json             where the run stands: phase, round, verdict
     summary.json           the reference and the rounds so far, in figures
     reference/             validation.json; and if it was trained here, what a round has
     round-1-12-layers/     metrics.jsonl; checkpoints/, until it is trained; then validation.json, model/
@@ -18,18 +18,30 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from shutil import copytree
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from inheritune import UserError
+from inheritune import UserError, __version__
+from inheritune.card import card_name, model_card
+from inheritune.config import Recipe
 from inheritune.data.shards import DataIdentity, check_same_data
 from inheritune.recipe_file import AnyRecipe, differences, load_recipe, to_yaml
 from inheritune.runtime import files
+
+if TYPE_CHECKING:
+    import torch
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+    from inheritune.data.loader import TrainingData
+
+logger = logging.getLogger(__name__)
 
 STARTS = "starts.jsonl"
 
@@ -147,7 +159,9 @@ class RunDirectory:
             if not read_starts(self.path) and path.read_text("utf-8") != to_yaml(earlier):  # a user's own
                 raise UserError(f"{self.path} is not empty and not a run; give another directory")
             if self._has_work():
-                self._check_resumable(earlier, recipe, environment, data)
+                self.check_recipe(recipe)
+                self.check_data(data)
+                self._check_precision(recipe, environment)
         else:
             self.check_place()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -166,10 +180,7 @@ class RunDirectory:
         Raises:
             UserError: by another; the differences are named.
         """
-        self._check_same(load_recipe(self.path / "recipe.yaml", type(recipe)), recipe)
-
-    def _check_same(self, earlier: AnyRecipe, recipe: AnyRecipe) -> None:
-        changed = differences(earlier, recipe)
+        changed = differences(load_recipe(self.path / "recipe.yaml", type(recipe)), recipe)
         if changed:
             raise UserError(
                 f"{self.path} holds a run of another recipe ({'; '.join(changed)}); "
@@ -204,15 +215,7 @@ class RunDirectory:
             identity = None if found is None else DataIdentity.model_validate(found)
             check_same_data(identity, wanted, f"the results in {self.path}")
 
-    def _check_resumable(
-        self,
-        earlier: AnyRecipe,
-        recipe: AnyRecipe,
-        environment: dict[str, Any],
-        data: Sequence[DataIdentity],
-    ) -> None:
-        self._check_same(earlier, recipe)
-        self.check_data(data)
+    def _check_precision(self, recipe: AnyRecipe, environment: dict[str, Any]) -> None:
         starts = read_starts(self.path)
         before, now = starts[-1].get("precision") if starts else None, environment.get("precision")
         chosen = getattr(recipe, "training").precision  # noqa: B009 - a recipe of a run or of a single training
@@ -269,13 +272,9 @@ def read_starts(directory: Path) -> list[dict[str, Any]]:
     """What each start of a run recorded, the last one last; of a run of version 0.1 the first start only."""
     path = directory / STARTS
     old = directory / "environment.json"
-    lines = (
-        path.read_text("utf-8").splitlines()
-        if path.exists()
-        else [old.read_text("utf-8")]
-        if old.exists()
-        else []
-    )
+    if not path.exists() and not old.exists():
+        return []
+    lines = path.read_text("utf-8").splitlines() if path.exists() else [old.read_text("utf-8")]
     try:
         starts = [json.loads(line) for line in lines]
         if all(isinstance(start, dict) for start in starts):
@@ -294,3 +293,60 @@ def _read(kind: type[_R], path: Path) -> _R:
     except (OSError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is damaged or missing, so the run cannot be resumed: {reason}") from error
+
+
+def write_final(path: Path, recipe: Recipe, data: TrainingData, model: Path, summary: Summary) -> None:
+    """Put the last round's model where users look for it, with its tokenizer and a model card."""
+    from inheritune.models.load import load_config, save_tokenizer
+
+    config = load_config(model, trust_remote_code=recipe.reference.trust_remote_code)
+    tokenizer = _final_tokenizer(recipe, data)
+    with files.directory(path) as temporary:
+        copytree(model, temporary, dirs_exist_ok=True)
+        save_tokenizer(tokenizer, temporary)
+        files.write_text(temporary / "README.md", _card(recipe, summary, config.dtype))
+
+
+def _final_tokenizer(recipe: Recipe, data: TrainingData) -> PreTrainedTokenizerBase | list[Path]:
+    """The data's tokenizer with the reference's chat template; the reference's where the data has none."""
+    from inheritune.models.load import read_tokenizer, same_tokens, tokenizer_in
+
+    own, source = tokenizer_in(data.path), recipe.reference
+    if source.pretrained is None or (own is not None and own.chat_template is not None):
+        return own or []
+    try:
+        found = read_tokenizer(
+            source.pretrained, revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
+    except UserError as error:  # the run is done: its result is worth more than this
+        logger.warning("%s", error)
+        return own or []
+    if own is None:
+        return found
+    if not isinstance(found, list) and same_tokens(own, found):
+        own.chat_template = found.chat_template
+    return own
+
+
+def _card(recipe: Recipe, summary: Summary, dtype: torch.dtype) -> str:
+    """Model card of the result, whose weights have this type."""
+    reference, last = summary.reference, summary.rounds[-1]
+    assert reference is not None and reference.loss is not None
+    low, high = last.interval
+    source = recipe.reference.pretrained
+    origin = card_name(source) if source else "a reference trained by the same recipe"
+    text = f"""
+The first {last.layers} of {reference.layers} layers of {origin}, trained further by the recipe of
+*Inheritune: Training Smaller Yet More Attentive Language Models* (arXiv 2404.08634).
+
+| | reference | this model |
+|---|---|---|
+| layers | {reference.layers} | {last.layers} |
+| parameters | {reference.parameters:,} | {last.parameters:,} |
+| validation loss (nats per token) | {reference.loss:.4f} | {last.loss:.4f} |
+
+Verdict: {summary.verdict}. Difference {last.difference:+.4f}, 95% interval [{low:+.4f}, {high:+.4f}], over
+{reference.windows} paired windows, measured on these weights, which are {str(dtype).removeprefix("torch.")}.
+Made with inheritune {__version__}.
+"""
+    return model_card(summary.name, text, source)

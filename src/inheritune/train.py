@@ -11,7 +11,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import __version__
-from inheritune.config import Data, ModelSource, TrainRecipe
+from inheritune.config import Data, ModelSource, Training, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.initialization import choose, half_width, select
 from inheritune.initialization.width import narrow_config
@@ -19,6 +19,7 @@ from inheritune.models.architecture import choose_layers, layer_count
 from inheritune.models.load import load_config, load_model, load_tokenizer
 from inheritune.models.parts import PARTS
 from inheritune.models.presets import architecture_config, from_config
+from inheritune.models.size import flops_per_token, on_meta
 from inheritune.run_directory import RunDirectory
 from inheritune.runtime.hardware import Hardware, choose_hardware, describe
 from inheritune.runtime.world import World, check_same, joined
@@ -31,7 +32,7 @@ from inheritune.training.validation import WindowLosses
 
 
 def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> WindowLosses:
-    """Train a single model; called again it goes on, finished it only returns the validation losses.
+    """Train a single model; called again it resumes, finished it only returns the validation losses.
 
     Under torchrun every process calls it, and they train together.
 
@@ -43,7 +44,7 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
         check_same(world, recipe)
         hardware = choose_hardware(recipe.training, world)
         data = open_together(recipe.data, world)
-        # What cannot be made is told before there is a directory of it.
+        # What cannot be made is an error before there is a directory of it.
         check_room(initial_config(recipe, data), hardware.device)
         initial, loss = initial_model(recipe, data), objective(recipe, data)
         world.on_first(lambda: folder.open(recipe, environment(hardware, command), data.identities))
@@ -146,6 +147,30 @@ def source_config(source: ModelSource) -> PretrainedConfig:
 def teacher_of(recipe: TrainRecipe) -> ModelSource | None:
     """The model that a recipe distils."""
     return (recipe.distillation.teacher or recipe.model) if recipe.distillation else None
+
+
+def training_flops(
+    model: PreTrainedModel, training: Training, window: int, teacher: PreTrainedModel | None = None
+) -> float:
+    """FLOPs of a training; of a teacher they are those of its forward passes, a third of its training."""
+    per_token = flops_per_token(model, window)
+    if teacher is not None:
+        per_token += flops_per_token(teacher, window) / 3
+    return per_token * (training.steps * training.tokens_per_step)
+
+
+def affordable_steps(
+    recipe: TrainRecipe,
+    flops: float,
+    data: TrainingData | None,
+    config_of: Callable[[ModelSource], PretrainedConfig] | None = None,
+) -> int:
+    """For how many steps a model can be trained with so many FLOPs; arguments as of `initial_config`."""
+    training, teacher = recipe.training, teacher_of(recipe)
+    model = on_meta(initial_config(recipe, data, config_of))
+    taught_by = None if teacher is None else on_meta((config_of or source_config)(teacher))
+    whole = training_flops(model, training, recipe.data.window, taught_by)
+    return max(1, round(flops / whole * training.steps))
 
 
 def objective(recipe: TrainRecipe, data: TrainingData) -> Callable[[PreTrainedModel, World], NextTokenLoss]:

@@ -22,7 +22,7 @@ from inheritune.models.load import load_model
 from inheritune.recipe_file import differences
 from inheritune.runtime.signals import Interrupted
 from inheritune.runtime.world import ALONE
-from inheritune.training import checkpoint, loop
+from inheritune.training import checkpoint
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.step import Stepper
 from tiny_models import tiny_model, tokens
@@ -157,9 +157,9 @@ def test_metrics_of_steps_done_again_are_written_once(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = recipe(data, parity={"margin": 100.0}, training=training(checkpoints={"every": 5}))
-    original, calls = loop.Stepper.__call__, 0
+    original, calls = Stepper.__call__, 0
 
-    def fail(self: loop.Stepper, number: int, *rest: object, **options: object) -> object:
+    def fail(self: Stepper, number: int, *rest: object, **options: object) -> object:
         nonlocal calls
         calls += 1
         if calls == 9:
@@ -167,7 +167,7 @@ def test_metrics_of_steps_done_again_are_written_once(
         return original(self, number, *rest, **options)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Stepper, "__call__", fail)
+        patch.setattr(Stepper, "__call__", fail)
         with pytest.raises(RuntimeError, match="power cut"):
             run(settings, tmp_path / "run")
     run(settings, tmp_path / "run")

@@ -47,7 +47,7 @@ def test_the_right_rows_are_queries_and_keys(case: str) -> None:
         for layer in QueryKeyGradients(model).layers:
             for p in {layer.query, layer.key}:
                 p.grad = p.data  # the parts of a gradient are those of its weight
-            pair = layer.gradients(config)
+            pair = layer.gradients()
             heads, width = config.num_attention_heads, getattr(config, "head_dim", None) or 8
             assert pair[0].numel() == heads * width * 32
             assert heads % (pair[1].numel() // (width * 32)) == 0

@@ -13,7 +13,7 @@ import tiny_recipes
 from inheritune.config import Optimizer, Training
 from inheritune.runtime.hardware import choose_hardware
 from inheritune.training.loss import NextTokenLoss, chunked_cross_entropy
-from inheritune.training.micro_batch import TOKENS, micro_batch
+from inheritune.training.micro_batch import TOKENS, sizes
 from inheritune.training.optimizer import learning_rate, make_optimizer
 from inheritune.training.step import NonFiniteError
 from tiny_models import ARCHITECTURES, VOCABULARY, tiny_model, tokens
@@ -171,15 +171,15 @@ def test_a_step_that_is_not_finite_leaves_the_weights_alone(where: str) -> None:
 
 
 def test_micro_batches_divide_the_step() -> None:
-    assert micro_batch(training(tokens_per_step=128 * 48), 128, TOKENS["cpu"]) == 48
-    assert micro_batch(training(tokens_per_step=1024 * 48), 1024, TOKENS["cpu"]) == 8
-    assert micro_batch(training(tokens_per_step=128 * 6, micro_batch=3), 128, TOKENS["cpu"]) == 3
+    assert sizes(training(tokens_per_step=128 * 48), 128, TOKENS["cpu"])[0] == 48
+    assert sizes(training(tokens_per_step=1024 * 48), 1024, TOKENS["cpu"]) == [8, 6, 4, 3, 2, 1]
+    assert sizes(training(tokens_per_step=128 * 6, micro_batch=3), 128, TOKENS["cpu"]) == [3]
     with pytest.raises(
         ValueError, match=r"tokens_per_step \(100\) must be a multiple of the window \(32 tokens\)"
     ):
-        micro_batch(training(tokens_per_step=100), 32, TOKENS["cpu"])
+        sizes(training(tokens_per_step=100), 32, TOKENS["cpu"])
     with pytest.raises(ValueError, match=r"micro_batch \(4\) must divide the 6 windows of a step"):
-        micro_batch(training(tokens_per_step=32 * 6, micro_batch=4), 32, TOKENS["cpu"])
+        sizes(training(tokens_per_step=32 * 6, micro_batch=4), 32, TOKENS["cpu"])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -8,8 +8,8 @@ import torch.distributed as dist
 
 from inheritune import UserError
 from inheritune.config import Training
+from inheritune.runtime.out_of_memory import needing_memory, ran_out_of_memory
 from inheritune.runtime.world import PeerLostError, joined, tells_of_a_lost_peer
-from inheritune.training.out_of_memory import needing_memory, ran_out_of_memory
 
 GLOO = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp"
 NCCL = "NCCL error in: ../torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:1691, "

@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from inheritune import UserError
+from inheritune.cli.options import Device, Dtype, IgnoreTokenizer, ModelName, Revision, TrustRemoteCode
 
 
 def analyze_command(
-    model: Annotated[str, typer.Argument(help="Hugging Face model id, or folder of a checkpoint.")],
+    model: ModelName,
     other: Annotated[
         str | None, typer.Argument(metavar="[MODEL_B]", help="A second model, to be shown beside the first.")
     ] = None,
@@ -39,12 +40,9 @@ def analyze_command(
     batch: Annotated[
         int | None, typer.Option(help="Sequences at once; by default 256 MiB of matrices a layer.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU if any.")] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(help="Type of the weights: auto (as in the checkpoint), float32, bfloat16, float16."),
-    ] = "float32",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model id.")] = None,
+    device: Device = None,
+    dtype: Dtype = "float32",
+    revision: Revision = None,
     bos: Annotated[
         str,
         typer.Option(
@@ -53,12 +51,8 @@ def analyze_command(
             "or what the tokenizer adds to a text by itself.",
         ),
     ] = "auto",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
-    ignore_tokenizer: Annotated[
-        bool, typer.Option("--ignore-tokenizer", help="Accept shards of another tokenizer than the model's.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    ignore_tokenizer: IgnoreTokenizer = False,
 ) -> None:
     """Rank and mass of every attention head: which layers are lazy, and how many to keep."""
     from inheritune.analysis.analyze import Options, analyze_side_by_side

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,11 @@ if TYPE_CHECKING:
     from inheritune.run_directory import Summary
 
 console = Console(highlight=False)
+
+
+def command_line() -> str:
+    """What the user typed, for the record."""
+    return shlex.join(["inheritune", *sys.argv[1:]])
 
 
 def print_line(text: str) -> None:
@@ -60,7 +67,7 @@ def print_evaluation(evaluation: Evaluation, directory: Path) -> None:
 
 
 def quiet() -> None:
-    """Leave it to us to show progress and tell of trouble."""
+    """Leave progress and warnings to us."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from transformers.utils import logging as transformers_logging
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from inheritune.cli.options import Device, Dtype, IgnoreTokenizer, Revision, TrustRemoteCode
+
 
 def evaluate_command(
     models: Annotated[
@@ -38,9 +40,7 @@ def evaluate_command(
         Path | None, typer.Option(help="Folder with token shards: loss on their validation split.")
     ] = None,
     window: Annotated[int | None, typer.Option(min=1, help="Tokens of each validation window.")] = None,
-    ignore_tokenizer: Annotated[
-        bool, typer.Option("--ignore-tokenizer", help="Accept shards of another tokenizer than a model's.")
-    ] = False,
+    ignore_tokenizer: IgnoreTokenizer = False,
     speed: Annotated[bool, typer.Option("--speed", help="Time reading and writing; count bytes.")] = False,
     batches: Annotated[str, typer.Option(help="Sequences at once when timing.")] = "1,8",
     samples: Annotated[bool, typer.Option("--samples", help="Continue a few texts.")] = False,
@@ -55,24 +55,17 @@ def evaluate_command(
         ),
     ] = None,
     tokenizer: Annotated[str | None, typer.Option(help="For models that come without one.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU if any.")] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(help="Type of the weights: auto (as in the checkpoint), float32, bfloat16, float16."),
-    ] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of model ids.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with a model.")
-    ] = False,
+    device: Device = None,
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Tasks, validation loss, speed and samples of models, side by side and in pairs."""
     import os
-    import shlex
-    import sys
 
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; we show our own
 
-    from inheritune.cli.console import print_evaluation, quiet
+    from inheritune.cli.console import command_line, print_evaluation, quiet
 
     quiet()
 
@@ -109,6 +102,6 @@ def evaluate_command(
         dtype=dtype,
         revision=revision,
         trust_remote_code=trust_remote_code,
-        command=shlex.join(["inheritune", *sys.argv[1:]]),
+        command=command_line(),
     )
     print_evaluation(found, directory)

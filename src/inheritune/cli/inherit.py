@@ -7,19 +7,16 @@ from typing import Annotated
 
 import typer
 
+from inheritune.cli.options import Dtype, ModelName, Revision, TrustRemoteCode
+
 
 def inherit_command(
-    model: Annotated[str, typer.Argument(help="Hugging Face model id, or folder of a checkpoint.")],
+    model: ModelName,
     layers: Annotated[int, typer.Option("--layers", "-n", help="How many of the first layers to keep.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the new checkpoint.")],
-    dtype: Annotated[
-        str,
-        typer.Option(help="Type of the weights: auto (as in the checkpoint), float32, bfloat16, float16."),
-    ] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a model id.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-    ] = False,
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Keep a model's first layers, embeddings, final norm and head: a standard checkpoint in, one out."""
     from inheritune.cli.console import print_line, quiet

@@ -80,7 +80,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     size = os.environ.get("WORLD_SIZE", "")
-    processes = int(size) if size.isdigit() else 1  # what else it says is told where they join
+    processes = int(size) if size.isdigit() else 1  # anything else is an error where they join
     level = logging.WARNING if first_process() else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
     for library in NOISY:
@@ -138,7 +138,7 @@ def _exit(code: int, processes: int) -> None:
 
 
 def _sentence(error: Exception) -> str | None:
-    """What to tell the user, or None if it is our mistake and not theirs."""
+    """The sentence for the user, or None if it is our mistake and not theirs."""
     if isinstance(error, OSError):
         if error.errno in FULL:
             what = "the disk" if error.errno == errno.ENOSPC else "a quota, or what may be in one file,"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inheritune import UserError
+from inheritune.cli.options import RecipeFile
 
 if TYPE_CHECKING:
     from inheritune.plan import StageMemory
@@ -18,7 +18,7 @@ WIDTHS = {"layers": 6, "params": 6, "tokens": 7, "epochs": 6, "FLOPs": 6, "memor
 
 
 def plan_command(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
+    recipe: RecipeFile,
     flops: Annotated[
         float | None, typer.Option("--flops-per-second", help="Rate to plan with, such as 1.5e14.")
     ] = None,
@@ -99,13 +99,13 @@ def memory_lines(needs: dict[str, StageMemory], processes: int) -> list[str]:
     largest = needs[name]
     lines = [f"Largest: {name}, with {windows(largest.micro_batch)} in one forward pass."]
     if processes > 1:
-        told = {
+        each = {
             strategy: f"{memory(size)} ({windows(largest.windows[strategy])})"
             for strategy, size in largest.needs.items()
         }
         lines.append(
-            f"In each of {processes} processes about: ddp {told['ddp']}, fsdp {told['fsdp']}; the recipe takes "
-            f"{largest.strategy}. One process alone: {told['single']}."
+            f"In each of {processes} processes about: ddp {each['ddp']}, fsdp {each['fsdp']}; the recipe takes "
+            f"{largest.strategy}. One process alone: {each['single']}."
         )
     return lines
 

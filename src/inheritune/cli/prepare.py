@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from inheritune.cli.options import TrustRemoteCode
+
 
 def prepare_command(
     sources: Annotated[
@@ -51,14 +53,10 @@ def prepare_command(
             help="Leave out rows whose text is null, missing or no text, instead of stopping.",
         ),
     ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the tokenizer.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Tokenize text into shards. Repeat it to resume."""
-    from rich.console import Console
-
-    from inheritune.cli.console import quiet
+    from inheritune.cli.console import print_line, quiet
     from inheritune.data.prepare import prepare, rows_left_out
     from inheritune.data.shards import MANIFEST
 
@@ -81,9 +79,8 @@ def prepare_command(
         skip_invalid=skip_invalid,
         trust_remote_code=trust_remote_code,
     )
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{output} {'was finished already; nothing is changed' if already else 'is finished'}")
+    print_line(f"{output} {'was finished already; nothing is changed' if already else 'is finished'}")
     for name, split_record in manifest.splits.items():
-        console.print(f"  {name}: {split_record.documents:,} documents, {split_record.tokens:,} tokens")
+        print_line(f"  {name}: {split_record.documents:,} documents, {split_record.tokens:,} tokens")
     if manifest.rows_without_text:
-        console.print(f"  {rows_left_out(manifest.rows_without_text)}")
+        print_line(f"  {rows_left_out(manifest.rows_without_text)}")

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+from inheritune.cli.options import RecipeFile, RunFolder
 
 
 def run_command(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML).")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run directory; by default runs/NAME.")
-    ] = None,
+    recipe: RecipeFile,
+    output: RunFolder = None,
 ) -> None:
     """Inherit, train, compare, grow, until the small model is as good as the large one. Repeat it to resume."""
-    import shlex
-    import sys
-
     from inheritune.algorithm import complete, run
-    from inheritune.cli.console import print_line, print_result, quiet
+    from inheritune.cli.console import command_line, print_line, print_result, quiet
     from inheritune.config import Recipe
     from inheritune.recipe_file import load_recipe
     from inheritune.runtime.progress import first_process
@@ -28,7 +22,7 @@ def run_command(
     settings = load_recipe(recipe, Recipe)
     directory = output or Path("runs") / settings.name
     was_complete = complete(settings, directory)
-    summary = run(settings, directory, command=shlex.join(["inheritune", *sys.argv[1:]]))
+    summary = run(settings, directory, command=command_line())
     if not first_process():
         return
     if was_complete:

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
+from inheritune.cli.options import RunFolder
+
 
 def study_command(
     study: Annotated[Path, typer.Argument(help="Study file (YAML) with `rows`.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Directory; by default runs/NAME.")
-    ] = None,
+    output: RunFolder = None,
     row: Annotated[
         list[str] | None,
         typer.Option("--row", help="Run only this row and those it needs; may be repeated."),
@@ -23,8 +23,7 @@ def study_command(
     from inheritune.cli.console import print_comparison, print_line, quiet
     from inheritune.config import Study
     from inheritune.recipe_file import load_recipe
-    from inheritune.study_comparison import compare_rows
-    from inheritune.study_runner import run_study
+    from inheritune.study import compare_rows, run_study
 
     quiet()
     settings = load_recipe(study, Study)

@@ -7,18 +7,15 @@ from typing import Annotated
 
 import typer
 
+from inheritune.cli.options import RunFolder
+
 
 def train_command(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML) with `model` and `training`.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Directory; by default runs/NAME.")
-    ] = None,
+    output: RunFolder = None,
 ) -> None:
     """Train one model, from random weights or from a checkpoint. Repeat it to resume."""
-    import shlex
-    import sys
-
-    from inheritune.cli.console import print_line, quiet
+    from inheritune.cli.console import command_line, print_line, quiet
     from inheritune.config import TrainRecipe
     from inheritune.recipe_file import load_recipe
     from inheritune.runtime.progress import first_process
@@ -27,7 +24,7 @@ def train_command(
     quiet()
     settings = load_recipe(recipe, TrainRecipe)
     directory = output or Path("runs") / settings.name
-    losses = train_model(settings, directory, command=shlex.join(["inheritune", *sys.argv[1:]]))
+    losses = train_model(settings, directory, command=command_line())
     if not first_process():
         return
     print_line(

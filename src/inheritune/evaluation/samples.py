@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,10 +12,16 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
+from inheritune.config import Recipe
+from inheritune.data.loader import TrainingData
 from inheritune.data.shards import Split
 from inheritune.data.tokenizer import tokens_in_front
 from inheritune.evaluation.result import Sample
 from inheritune.models.architecture import context_length
+from inheritune.models.load import tokenizer_in
+from inheritune.runtime import files
+
+logger = logging.getLogger(__name__)
 
 PROMPT_TOKENS = 24
 
@@ -65,6 +73,28 @@ def side_by_side(
         Sample(prompt=prompt, continuations=[texts[i] for texts in by_model])
         for i, prompt in enumerate(prompts)
     ]
+
+
+def write_samples(
+    path: Path, recipe: Recipe, data: TrainingData, reference: PreTrainedModel, small: PreTrainedModel
+) -> None:
+    """Let both models continue the same texts; without a tokenizer there are none, and a warning says so."""
+    tokenizer = tokenizer_in(data.path)
+    if tokenizer is None:
+        logger.warning("no samples are written: %s has no tokenizer", data.path)
+        return
+    prompts = list(recipe.samples.prompts) or prompts_from(data.validation, tokenizer)
+    bos = data.validation.bos
+    front = [] if bos is None else [bos]
+    of_reference, of_small = (
+        continuations(model, tokenizer, prompts, recipe.samples.tokens, front=front)
+        for model in (reference, small)
+    )
+    rows = [
+        {"prompt": prompt, "reference": larger, "target": smaller}
+        for prompt, larger, smaller in zip(prompts, of_reference, of_small, strict=True)
+    ]
+    files.write_json(path, rows)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inheritune import UserError
+from inheritune.card import card_name, model_card
 from inheritune.initialization.inherit import inherit
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.exactness import check_exact
@@ -62,16 +63,10 @@ def cut_to_folder(
 
 
 def _card(model: str, layers: int, depth: int) -> str:
-    name = Path(model).name if Path(model).exists() else model
-    base = "" if Path(model).exists() else f"base_model: {model}\n"
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-{base}tags: [inheritune]
----
-# The first {layers} of {depth} layers of {name}
-
+    name = card_name(model)
+    text = f"""
 Blocks 0 to {layers - 1}, all embeddings, the final norm and the head of {name}, as they are: the first step of
 *Inheritune: Training Smaller Yet More Attentive Language Models* (arXiv 2404.08634). It is meant to be trained
 further; as it is, it predicts far worse than {name}.
 """
+    return model_card(f"The first {layers} of {depth} layers of {name}", text, model)

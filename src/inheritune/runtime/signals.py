@@ -14,12 +14,12 @@ class Interrupted(Exception):  # noqa: N818 - it is not an error
 
 
 STARTED_BY = "INHERITUNE_STARTED_BY"
-"""Environment variable that tells the rows of a study the number of its process."""
+"""Environment variable with the number of a study's process, for its rows."""
 
 
 @contextmanager
 def signals() -> Iterator[Callable[[], bool]]:
-    """Within the block, SIGINT and SIGTERM only set a flag, which the function that is given tells.
+    """Within the block, SIGINT and SIGTERM only set a flag, which the yielded function returns.
 
     A second signal acts at once, as it would outside. When torchrun or a study is killed, it sends none to the
     processes that it started; they take being orphans for one.

@@ -24,13 +24,13 @@ from torch import Tensor
 from inheritune import UserError, __version__
 from inheritune.config import Training
 from inheritune.recipe_file import differences, settings_of
-from inheritune.training.out_of_memory import ran_out_of_memory
+from inheritune.runtime.out_of_memory import ran_out_of_memory
 
 T = TypeVar("T")
 
 
 class PeerLostError(RuntimeError):
-    """Another process ended or stopped answering, so that this one cannot go on."""
+    """Another process ended or stopped answering, so that this one cannot continue."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ LOST_BY_NCCL = re.compile(
     r"|(\[[^\]\n]*\] ?)*(Watchdog caught collective operation timeout|is setting up NCCL communicator)",
     re.DOTALL | re.IGNORECASE,
 )
-"""How NCCL's begin, as torch tells them; its others (of CUDA, of how it is used) are nobody's end."""
+"""How NCCL's begin, as torch words them; its others (of CUDA, of how it is used) are nobody's end."""
 
 
 def tells_of_a_lost_peer(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that training needs to go on as if it had never stopped.
+"""Checkpoints: everything that training needs to resume as if it had never stopped.
 
 A checkpoint is a folder `step-0000500` with a Hugging Face checkpoint in it (so it can be used as a model at once),
 the optimizer's state, and `training.json` with the step and the checksums of all other files. It appears under its
@@ -32,7 +32,7 @@ from inheritune.data.shards import DataIdentity, check_same_data
 from inheritune.recipe_file import changes
 from inheritune.runtime import files
 from inheritune.runtime.world import World
-from inheritune.training.parallel import whole
+from inheritune.training.parallel import is_share, whole
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +60,14 @@ class TrainState:
 class DamagedCheckpointError(Exception):
     """A checkpoint whose files do not have the checksums that were written with them."""
 
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"the checkpoint {path} is damaged: {why}")
+
 
 class Saver:
     """Writes checkpoints beside the training: it waits only while tensors are copied to the host's memory.
 
-    At most one checkpoint is being written. What went wrong with it is told when the next one is saved, or at the
+    At most one checkpoint is being written. What went wrong with it is raised when the next one is saved, or at the
     end, by all processes together.
 
     Args:
@@ -86,12 +89,12 @@ class Saver:
         path = self.folder / f"step-{state.step:07d}"
         token = self.world.on_first(lambda: uuid.uuid4().hex[:8])
         weights = weights_on_host(model, self.world)
-        shares = _optimizer_on_host(model, optimizer, self.world)
+        moments = _optimizer_on_host(model, optimizer, self.world)
         record = {**asdict(state), "data": state.data and state.data.model_dump()}
 
         def write() -> None:
             try:
-                self._write(path, token, model, weights, shares, record)
+                self._write(path, token, model, weights, moments, record)
             except BaseException as error:
                 self.error = error
 
@@ -113,8 +116,8 @@ class Saver:
             raise error
         for rank, why in enumerate(self.world.gather(error and f"{type(error).__name__}: {error}")):
             if why:
-                told = RuntimeError(f"process {rank} could not write its part of a checkpoint: {why}")
-                raise files.as_disk_error(told, self.folder) or told from error
+                raised = RuntimeError(f"process {rank} could not write its part of a checkpoint: {why}")
+                raise files.as_disk_error(raised, self.folder) or raised from error
 
     def _write(
         self,
@@ -122,18 +125,19 @@ class Saver:
         token: str,
         model: PreTrainedModel,
         weights: dict[str, Tensor],
-        shares: Shares,
+        moments: dict[str, Tensor],
         record: dict[str, Any],
     ) -> None:
+        spread = any(is_share(tensor) for tensor in moments.values())
         if not self.world.first:
-            if shares.spread:
-                _save_shares(shares, files.temporary_name(path, token), self.channel)
+            if spread:
+                _save_shares(moments, files.temporary_name(path, token), self.channel)
             return
         with files.directory(path, token) as temporary:
-            if shares.spread:
-                _save_shares(shares, temporary, self.channel)
+            if spread:
+                _save_shares(moments, temporary, self.channel)
             else:
-                save_file(shares.tensors, temporary / f"{OPTIMIZER}.safetensors")
+                save_file(moments, temporary / f"{OPTIMIZER}.safetensors")
             model.save_pretrained(temporary, state_dict=weights)
             written = sorted(entry for entry in temporary.rglob("*") if entry.is_file())
             sums = {entry.relative_to(temporary).as_posix(): files.sha256(entry) for entry in written}
@@ -184,7 +188,7 @@ def restore_optimizer(
     """Put the optimizer's state back, each process its part, however it was spread when it was saved."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     file = path / f"{OPTIMIZER}.safetensors"
-    if file.exists() and not any(hasattr(p, "full_tensor") for p in parameters.values()):
+    if file.exists() and not any(is_share(p) for p in parameters.values()):
         tensors = load_file(file)
     else:
         tensors = _load_shares(path if file.exists() else path / OPTIMIZER, parameters, world)
@@ -199,14 +203,6 @@ def all_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if not path.name.endswith(files.TEMPORARY_SUFFIX))
 
 
-@dataclass(frozen=True)
-class Shares:
-    """The optimizer's state in this host's memory: all of it on the first process, or everybody's part."""
-
-    tensors: dict[str, Tensor]
-    spread: bool
-
-
 def weights_on_host(model: PreTrainedModel, world: World) -> dict[str, Tensor]:
     """All weights in the first process's memory; nothing in the others'."""
     weights: dict[str, Tensor] = {}
@@ -219,17 +215,19 @@ def weights_on_host(model: PreTrainedModel, world: World) -> dict[str, Tensor]:
     return weights if world.first else {}
 
 
-def _optimizer_on_host(model: PreTrainedModel, optimizer: torch.optim.Optimizer, world: World) -> Shares:
+def _optimizer_on_host(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, world: World
+) -> dict[str, Tensor]:
+    """The optimizer's state in this host's memory: all of it on the first process, or everybody's part."""
     state = {
         f"optimizer.{name}.{kind}": value.detach()
         for name, parameter in model.named_parameters()
         for kind, value in optimizer.state.get(parameter, {}).items()
     }
-    spread = any(hasattr(value, "full_tensor") for value in state.values())
-    if not spread:
-        return Shares({k: _copied(v) for k, v in state.items()} if world.first else {}, spread)
-    mesh = dist.init_device_mesh("cpu", (world.size,))
-    return Shares({name: _share_on_host(value, mesh) for name, value in state.items()}, spread)
+    if any(is_share(value) for value in state.values()):
+        mesh = dist.init_device_mesh("cpu", (world.size,))
+        return {name: _share_on_host(value, mesh) for name, value in state.items()}
+    return {name: _copied(value) for name, value in state.items()} if world.first else {}
 
 
 def _share_on_host(tensor: Tensor, mesh: dist.DeviceMesh) -> Tensor:
@@ -248,11 +246,11 @@ def _copied(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
 
 
-def _save_shares(shares: Shares, folder: Path, channel: Any) -> None:
+def _save_shares(shares: dict[str, Tensor], folder: Path, channel: Any) -> None:
     import torch.distributed.checkpoint as dcp
 
     writer = dcp.HuggingFaceStorageWriter(str(folder / OPTIMIZER), save_distributed=True)
-    dcp.save(dict(shares.tensors), storage_writer=writer, process_group=channel)
+    dcp.save(dict(shares), storage_writer=writer, process_group=channel)
 
 
 def _load_shares(folder: Path, parameters: dict[str, torch.nn.Parameter], world: World) -> dict[str, Tensor]:
@@ -273,21 +271,17 @@ def _verified(path: Path) -> TrainState:
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
         if record.pop("checksum") != _checksum(record):
-            raise DamagedCheckpointError(
-                f"the checkpoint {path} is damaged: {RECORD} has changed since it was written"
-            )
+            raise DamagedCheckpointError(path, f"{RECORD} has changed since it was written")
         checksums = record.pop("sha256")
         record.pop("recipe", None)  # a hash over all settings, in checkpoints of version 0.1
         data = record.pop("data", None)
         state = TrainState(**record, data=data and DataIdentity.model_validate(data))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedCheckpointError(f"the checkpoint {path} is damaged: {RECORD} cannot be read") from error
+        raise DamagedCheckpointError(path, f"{RECORD} cannot be read") from error
     for name, expected in checksums.items():
         file = path / name
         if not file.is_file() or files.sha256(file) != expected:
-            raise DamagedCheckpointError(
-                f"the checkpoint {path} is damaged: {name} has changed since it was written"
-            )
+            raise DamagedCheckpointError(path, f"{name} has changed since it was written")
     return state
 
 

@@ -41,15 +41,16 @@ def convert(model: PreTrainedModel, *, emulate: bool = False) -> int:
     torchao = _torchao()
     if not emulate:
         _check_hardware(model.device)
-    linears = _linear_layers(model)
+    linears = [module for module in blocks(model).modules() if _fits(module)]
     if not linears:
         raise UserError(
             f"`float8` is for linear layers (nn.Linear), and the blocks of this {model.config.model_type!r} model "
             f"have none whose dimensions are multiples of {MULTIPLE}: leave it out"
         )
-    for parent, name, linear in linears:
-        config = torchao.Float8LinearConfig(emulate=emulate)
-        setattr(parent, name, torchao.convert_to_float8_training(linear, config=config))
+    config = torchao.Float8LinearConfig(emulate=emulate)
+    torchao.convert_to_float8_training(
+        blocks(model), config=config, module_filter_fn=lambda module, name: _fits(module)
+    )
     return len(linears)
 
 
@@ -75,15 +76,8 @@ def without_float8(model: PreTrainedModel) -> Iterator[None]:
             setattr(parent, name, child)
 
 
-def _linear_layers(model: PreTrainedModel) -> list[tuple[nn.Module, str, nn.Linear]]:
-    return [
-        (parent, name, child)
-        for parent in blocks(model).modules()
-        for name, child in parent.named_children()
-        if type(child) is nn.Linear
-        and child.in_features % MULTIPLE == 0
-        and child.out_features % MULTIPLE == 0
-    ]
+def _fits(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and not (module.in_features % MULTIPLE or module.out_features % MULTIPLE)
 
 
 def _plain(layer: nn.Module) -> nn.Linear:

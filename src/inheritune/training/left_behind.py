@@ -97,36 +97,26 @@ def leave_behind(
         shards: folder of the data, whose tokenizer comes with the model.
         world: the processes that hold the model.
     """
-    weights = weights_on_host(model, world)
-    world.on_first(lambda: _write(directory, model, weights, dtype, losses, outcome, shards))
+    weights, parameters = weights_on_host(model, world), _parameters(model)
 
+    def write() -> None:
+        losses.save(directory / "validation.json")
+        files.write_json(directory / "training.json", asdict(outcome))
+        rounded = {id(tensor): tensor.to(dtype) for name, tensor in weights.items() if name in parameters}
+        left = {
+            name: rounded.get(id(tensor), tensor) for name, tensor in weights.items()
+        }  # tied ones still one
+        tokenizer = tokenizer_in(shards)
+        with files.directory(directory / MODEL) as folder:  # last: where it is, the rest is too
+            model.save_pretrained(folder, state_dict=left)
+            # It was written as of the model that was trained, which is float32.
+            model.config.dtype = dtype
+            model.config.save_pretrained(folder)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(folder)
+        _remove_checkpoints(directory)
 
-def _write(
-    directory: Path,
-    model: PreTrainedModel,
-    weights: dict[str, Tensor],
-    dtype: torch.dtype,
-    losses: WindowLosses,
-    outcome: Outcome,
-    shards: Path,
-) -> None:
-    """The model last: where it is, the rest is too."""
-    losses.save(directory / "validation.json")
-    files.write_json(directory / "training.json", asdict(outcome))
-    parameters = _parameters(model)
-    rounded = {id(tensor): tensor.to(dtype) for name, tensor in weights.items() if name in parameters}
-    weights = {
-        name: rounded.get(id(tensor), tensor) for name, tensor in weights.items()
-    }  # tied ones still one
-    tokenizer = tokenizer_in(shards)
-    with files.directory(directory / MODEL) as folder:
-        model.save_pretrained(folder, state_dict=weights)
-        # It was written as of the model that was trained, which is float32.
-        model.config.dtype = dtype
-        model.config.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-    _remove_checkpoints(directory)
+    world.on_first(write)
 
 
 def read_outcome(directory: Path, world: World) -> Outcome:

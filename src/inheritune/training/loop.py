@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -32,10 +31,10 @@ from inheritune.training.left_behind import (
     round_weights,
 )
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.metrics import Meter, Metrics
-from inheritune.training.micro_batch import remember, windows_per_process
+from inheritune.training.metrics import Metrics
+from inheritune.training.micro_batch import windows_per_process
 from inheritune.training.start import start_or_resume
-from inheritune.training.step import NonFiniteError, Stepper
+from inheritune.training.step import NonFiniteError
 from inheritune.training.validation import WindowLosses, validate
 
 VALIDATION_SHARE = 0.025
@@ -57,7 +56,7 @@ def train(
     trust_remote_code: bool = False,
     title: str = "training",
 ) -> Outcome:
-    """Train a model, or go on training it, or do nothing if it is trained already.
+    """Train a model, or resume its training, or do nothing if it is trained already.
 
     Under torchrun every process calls this, and they train one model together.
 
@@ -70,7 +69,7 @@ def train(
         hardware: where, and with which other processes.
         run: directory of a run of several trainings, which keeps what fits its device; by default `directory`.
         loss: what is minimised; cross entropy of the next token, or distillation.
-        stop: told each validation's losses; True ends the training there.
+        stop: given each validation's losses; True ends the training there.
         dtype: of the weights in `model/`; checkpoints are float32.
         inherited: whether the first weights should already know something; if they do not, a warning says so.
         trust_remote_code: for checkpoints of a model that needs it.
@@ -82,7 +81,7 @@ def train(
     Raises:
         NonFiniteError: loss or gradient became NaN or infinite; names the step, its windows and the last
             checkpoint.
-        Interrupted: a signal asked to stop; the same call goes on from there.
+        Interrupted: a signal asked to stop; the same call resumes from there.
         UserError: the checkpoints belong to another recipe, or the processes cannot share the windows of a step.
     """
     world = hardware.world
@@ -90,35 +89,25 @@ def train(
         return read_outcome(directory, world)
     share = windows_per_process(training, data.window, world.size)
     order = Order(data.windows, world.size * share, training.seed, data.order)
-    folder = directory / CHECKPOINTS
-    world.on_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     started = start_or_resume(
         initial,
         loss,
         training,
-        folder,
+        directory / CHECKPOINTS,
         run=run or directory,
         data=data,
         hardware=hardware,
         trust_remote_code=trust_remote_code,
     )
-    model, placed, state = started.model, started.placed, started.state
-
-    stepper = Stepper(
-        placed,
-        started.optimizer,
-        training,
-        hardware,
-        fitted=partial(remember, run or directory, hardware, started.step),
-    )
-    saver = Saver(folder, training.checkpoints.keep, world)
-    flops = placed.loss.flops_per_token(data.window) * training.tokens_per_step
-    meter = Meter(Metrics(directory, training, state.step, world.first), training, hardware, flops, state)
+    model, stepper, state = started.model, started.stepper, started.state
+    saver = Saver(directory / CHECKPOINTS, training.checkpoints.keep, world)
+    flops = stepper.loss.flops_per_token(data.window) * training.tokens_per_step
+    metrics = Metrics(directory, training, hardware, flops, state)
     coming = training_steps(
         data,
         order,
         range(state.step, training.steps),
-        started.step.micro_batch,
+        started.micro_batch,
         hardware.device,
         rank=world.rank,
         processes=world.size,
@@ -127,38 +116,37 @@ def train(
 
     def measure(windows: int | Literal["all"]) -> WindowLosses:
         with without_float8(model) if training.float8 else nullcontext():
-            return validate(placed.loss, data.validation, data.window, hardware, windows)
+            losses = validate(stepper.loss, data.validation, data.window, hardware, windows)
+        metrics.validated(
+            state, losses.thinned(training.validation.windows)
+        )  # every line is of the same windows
+        return losses
 
-    with bar, signals() as interrupted, closing(meter), closing(ahead(coming)) as steps:
+    with bar, signals() as interrupted, closing(metrics), closing(ahead(coming)) as steps:
         try:
             if state.step == 0:
                 losses = measure(training.validation.windows)
-                meter.validated(state, losses)
                 if inherited:
                     warn_if_untrained(losses.mean, model.config)
-            for micro_batches in meter.timed(steps, state):
+            for micro_batches in metrics.timed(steps):
                 validates, saves = due_after(state.step + 1, training, data)
                 result = stepper(state.step, micro_batches, gradient_norms=validates)
                 stopping = world.any(interrupted())
                 if validates or saves or stopping:
                     stepper.settle()
-                meter.stepped(state, result)
-                bar.update(state.step, meter.note)
+                metrics.stepped(state, result)
+                bar.update(state.step, metrics.note)
 
-                if validates and state.step < training.steps:
-                    losses = measure(training.validation.windows)
-                    meter.validated(state, losses)
-                    if stop(losses):
-                        break
+                if validates and state.step < training.steps and stop(measure(training.validation.windows)):
+                    break
                 if saves or stopping:
-                    saver.save(model, started.optimizer, state)
+                    saver.save(model, stepper.optimizer, state)
                 if stopping:
                     saver.wait()
                     raise Interrupted(f"stopped after step {state.step}; the same command goes on from there")
             saver.wait()
             round_weights(model, dtype, world)
             losses = measure("all")
-            meter.validated(state, losses.thinned(training.validation.windows))  # as the ones before it
         except NonFiniteError as error:
             saver.wait()
             raise NonFiniteError(_explain(error, directory, data, order), error.step) from error
@@ -175,23 +163,19 @@ def train(
     return outcome
 
 
-def validation_interval(training: Training, data: TrainingData) -> int:
-    """Steps between validations."""
-    if training.validation.every != "auto":
-        return training.validation.every
-    available = data.validation_windows
-    chosen = training.validation.windows
-    tokens = data.window * (available if chosen == "all" else min(chosen, available))
-    # A forward pass costs a third of a training step on the same tokens.
-    affordable = tokens / 3 / (VALIDATION_SHARE * training.tokens_per_step)
-    return max(1, -(-training.steps // 20), round(affordable + 0.5))
-
-
 def due_after(step: int, training: Training, data: TrainingData) -> tuple[bool, bool]:
     """Whether a validation, and whether a checkpoint, is due after so many steps; the end is validated anyway."""
-    every = training.checkpoints.every
-    validates = step % validation_interval(training, data) == 0 or step == training.steps
-    return validates, step % (max(1, -(-training.steps // 20)) if every == "auto" else every) == 0
+    validation, twentieth = training.validation, max(1, -(-training.steps // 20))
+    saves = twentieth if training.checkpoints.every == "auto" else training.checkpoints.every
+    if validation.every == "auto":
+        available = data.validation_windows
+        windows = available if validation.windows == "all" else min(validation.windows, available)
+        # A forward pass costs a third of a training step on the same tokens.
+        affordable = data.window * windows / 3 / (VALIDATION_SHARE * training.tokens_per_step)
+        validates = max(twentieth, round(affordable + 0.5))
+    else:
+        validates = validation.every
+    return step % validates == 0 or step == training.steps, step % saves == 0
 
 
 def _explain(error: NonFiniteError, directory: Path, data: TrainingData, order: Order) -> str:

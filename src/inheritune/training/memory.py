@@ -29,14 +29,7 @@ IN_STEPS = ("gelu_new", "gelu_fast", "gelu_accurate")
 
 @dataclass(frozen=True)
 class How:
-    """How a training computes.
-
-    Args:
-        window: tokens.
-        bf16: whether matrix products are in bfloat16.
-        gpu: whether on a GPU.
-        compiled: whether the code is compiled.
-    """
+    """How a training computes: on windows of so many tokens; with matrix products in bfloat16, on a GPU, compiled."""
 
     window: int
     bf16: bool = False
@@ -51,31 +44,18 @@ class How:
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model that decide what its training takes.
+    """The sizes of a model that decide what its training takes."""
 
-    Args:
-        hidden: width of the residual stream.
-        vocabulary: rows of the embedding.
-        layers: number of blocks.
-        trained: parameters that get a gradient.
-        parameters: all of them.
-        in_blocks: those of all blocks.
-        block: those of the largest block.
-        kept: bytes that a block keeps of a token for the backward pass.
-        linear_head: whether logits are a linear map of the last hidden state and nothing more.
-        tied: whether the head is the embedding.
-    """
-
-    hidden: int
+    hidden: int  # width of the residual stream
     vocabulary: int
     layers: int
-    trained: int
+    trained: int  # parameters that get a gradient
     parameters: int
-    in_blocks: int
-    block: int
-    kept: float
-    linear_head: bool
-    tied: bool
+    in_blocks: int  # parameters of all blocks
+    block: int  # parameters of the largest block
+    kept: float  # bytes that a block keeps of a token for the backward pass
+    linear_head: bool  # whether logits are a linear map of the last hidden state and nothing more
+    tied: bool  # whether the head is the embedding
 
 
 def shape_of(model: PreTrainedModel, how: How) -> Shape:
@@ -149,25 +129,15 @@ def _first(config: PretrainedConfig, *fields: str) -> Any:
 
 @dataclass(frozen=True)
 class Step:
-    """A training step of one process.
-
-    Args:
-        how: it computes.
-        model: that is trained.
-        micro_batch: windows in one forward pass.
-        accumulates: whether there are more than one in a step.
-        checkpointed: blocks that make their activations again in the backward pass.
-        optimizer: as `training.optimizer.name`.
-        teacher: whose logits are learnt.
-    """
+    """A training step of one process."""
 
     how: How
     model: Shape
-    micro_batch: int
-    accumulates: bool = False
-    checkpointed: int = 0
+    micro_batch: int  # windows in one forward pass
+    accumulates: bool = False  # whether a step has more than one forward pass
+    checkpointed: int = 0  # blocks that make their activations again in the backward pass
     optimizer: Literal["adamw", "muon"] = "adamw"
-    teacher: Shape | None = None
+    teacher: Shape | None = None  # whose logits are learnt
 
     @property
     def tokens(self) -> int:

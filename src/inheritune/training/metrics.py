@@ -25,45 +25,77 @@ WANDB_RUN = "wandb-run"
 
 
 class Metrics:
-    """Appends to a training's `metrics.jsonl`, and to TensorBoard and Weights & Biases where asked to.
+    """Counts steps and their time, and appends to `metrics.jsonl`, and to what copies from it where asked to.
 
     Args:
         directory: of the training.
-        training: what to log to.
-        step: of the checkpoint that training goes on from; later lines are of steps that will be done again,
-            so they are removed.
-        writing: whether this process is the one that writes; of several, the others do not.
+        training: how often to write, and what to copy to.
+        hardware: whose memory is recorded; rank 0 of its world writes.
+        flops: of one step.
+        state: of the training, counted on. Lines of steps after its own are removed: they will be done again.
     """
 
-    def __init__(self, directory: Path, training: Training, step: int, writing: bool = True) -> None:
+    def __init__(
+        self, directory: Path, training: Training, hardware: Hardware, flops: float, state: TrainState
+    ) -> None:
+        self.training, self.hardware, self.flops = training, hardware, flops
+        self.results: list[StepResult] = []
+        self.seconds = state.seconds
+        self.started = time.perf_counter()
+        self.note = ""
         self.file: TextIO | None = None
         self.writers: list[Any] = []
-        if not writing:
+        if not hardware.world.first:
             return
-        path = directory / FILE
+        path, step = directory / FILE, state.step
         kept = [row for row in read(path) if row["step"] <= step] if path.exists() and step else []
         files.write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
         self.file = path.open("a", encoding="utf-8")
         if training.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writers.append(
-                _TensorBoard(
-                    SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else None)
-                )
-            )
+            self.writers.append(_TensorBoard(directory / "tensorboard", step))
         if training.wandb:
             self.writers.append(_wandb(training, directory))
 
-    def log(self, kind: str, step: int, **values: float) -> None:
-        """Write one line: `kind` is `train`, `validation` or `gradients`, `step` the number of steps done."""
-        if self.file is None:
+    def timed(self, steps: Iterable[T]) -> Iterator[T]:
+        """The same items; what is done between a step's end and the next item's request is not training time."""
+        self.started = time.perf_counter()
+        for item in steps:
+            yield item
+            self.started = time.perf_counter()
+
+    def stepped(self, state: TrainState, result: StepResult) -> None:
+        """Count a step that was done; write a line, about those since the last one, if it is due."""
+        state.step += 1
+        now = time.perf_counter()
+        state.seconds += now - self.started
+        self.started = now
+        self.results.append(result)
+        if result.gradient_norms:
+            self._log("gradients", state, **result.gradient_norms)
+        if state.step % self.training.log_every and state.step != self.training.steps:
             return
-        row = {"kind": kind, "step": step, **values}
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
-        for writer in self.writers:
-            writer.log({f"{kind}/{name}": value for name, value in values.items()}, step)
+        losses = [r.loss for r in self.results]
+        self.note = f"loss {losses[-1]:.3f}"
+        rate = len(losses) / (state.seconds - self.seconds)
+        self._log(
+            "train",
+            state,
+            **self._spent(state),
+            loss=sum(losses) / len(losses),
+            learning_rate=result.learning_rate,
+            micro_batch=result.micro_batch,
+            gradient_norm=max(r.gradient_norm for r in self.results),
+            tokens_per_second=rate * self.training.tokens_per_step,
+            flops_per_second=rate * self.flops,
+            memory_bytes=self.hardware.memory_bytes(),
+            seconds=state.seconds,
+        )
+        self.results, self.seconds = [], state.seconds
+
+    def validated(self, state: TrainState, losses: WindowLosses) -> None:
+        """Write a line about a validation."""
+        figures = {"loss": losses.mean, "standard_error": losses.standard_error}
+        self._log("validation", state, **self._spent(state), **figures)
 
     def close(self) -> None:
         """Flush everything."""
@@ -72,78 +104,16 @@ class Metrics:
         for writer in self.writers:
             writer.finish()
 
+    def _spent(self, state: TrainState) -> dict[str, float]:
+        return {"tokens": state.step * self.training.tokens_per_step, "flops": state.step * self.flops}
 
-class Meter:
-    """Counts steps and their time, and writes lines of `metrics.jsonl`: of the steps since the last line.
-
-    Args:
-        metrics: where lines go.
-        training: how often.
-        hardware: whose memory is told.
-        flops: of one step.
-        state: of the training; its time is counted on.
-    """
-
-    def __init__(
-        self, metrics: Metrics, training: Training, hardware: Hardware, flops: float, state: TrainState
-    ) -> None:
-        self.metrics, self.training, self.hardware, self.flops = metrics, training, hardware, flops
-        self.results: list[StepResult] = []
-        self.seconds = state.seconds
-        self.started = time.perf_counter()
-        self.note = ""
-
-    def timed(self, steps: Iterable[T], state: TrainState) -> Iterator[T]:
-        """The same items; what is done between a step's end and the next item's request is not training time."""
-        self.started = time.perf_counter()
-        for item in steps:
-            yield item
-            self.started = time.perf_counter()
-
-    def stepped(self, state: TrainState, result: StepResult) -> None:
-        """Count a step that was done; write a line if one is due."""
-        state.step += 1
-        now = time.perf_counter()
-        state.seconds += now - self.started
-        self.started = now
-        self.results.append(result)
-        if result.gradient_norms:
-            self.metrics.log("gradients", state.step, **result.gradient_norms)
-        if state.step % self.training.log_every and state.step != self.training.steps:
+    def _log(self, kind: str, state: TrainState, **values: float) -> None:
+        if self.file is None:
             return
-        losses = [r.loss for r in self.results]
-        self.note = f"loss {losses[-1]:.3f}"
-        steps, elapsed = len(losses), state.seconds - self.seconds
-        self.metrics.log(
-            "train",
-            state.step,
-            tokens=state.step * self.training.tokens_per_step,
-            flops=state.step * self.flops,
-            loss=sum(losses) / steps,
-            learning_rate=result.learning_rate,
-            micro_batch=result.micro_batch,
-            gradient_norm=max(r.gradient_norm for r in self.results),
-            tokens_per_second=steps * self.training.tokens_per_step / elapsed,
-            flops_per_second=steps * self.flops / elapsed,
-            memory_bytes=self.hardware.memory_bytes(),
-            seconds=state.seconds,
-        )
-        self.results, self.seconds = [], state.seconds
-
-    def validated(self, state: TrainState, losses: WindowLosses) -> None:
-        """Write a line about a validation."""
-        self.metrics.log(
-            "validation",
-            state.step,
-            tokens=state.step * self.training.tokens_per_step,
-            flops=state.step * self.flops,
-            loss=losses.mean,
-            standard_error=losses.standard_error,
-        )
-
-    def close(self) -> None:
-        """Flush everything."""
-        self.metrics.close()
+        self.file.write(json.dumps({"kind": kind, "step": state.step, **values}) + "\n")
+        self.file.flush()
+        for writer in self.writers:
+            writer.log({f"{kind}/{name}": value for name, value in values.items()}, state.step)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -158,8 +128,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 class _TensorBoard:
-    def __init__(self, writer: Any) -> None:
-        self.writer = writer
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def log(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():

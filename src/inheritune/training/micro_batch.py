@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,31 +53,19 @@ def windows_per_process(training: Training, window: int, processes: int = 1) -> 
     return share
 
 
-def micro_batch(
-    training: Training,
-    window: int,
-    limit: int,
-    processes: int = 1,
-    fits: Callable[[int], bool] = lambda size: True,
-) -> int:
-    """Windows in one forward pass: what the recipe says, or the largest divisor of the share that fits.
+def sizes(training: Training, window: int, limit: int, processes: int = 1) -> list[int]:
+    """Windows that one forward pass may have, the most first: the recipe's, or divisors of the share.
 
-    Args:
-        training: whose `tokens_per_step` and `micro_batch` count.
-        window: tokens.
-        limit: of tokens in one forward pass, if the recipe leaves it open.
-        processes: that share a step.
-        fits: whether there is memory for so many windows.
+    Of the latter those within so many tokens (`limit`); one window always is.
 
     Raises:
         UserError: as `windows_per_process`.
     """
     share = windows_per_process(training, window, processes)
     if training.micro_batch != "auto":
-        return training.micro_batch
+        return [training.micro_batch]
     most = min(share, max(1, limit // window))
-    sizes = [size for size in range(most, 0, -1) if share % size == 0]
-    return next((size for size in sizes if fits(size)), 1)
+    return [size for size in range(most, 0, -1) if share % size == 0]
 
 
 def smaller(size: int, share: int) -> int | None:
@@ -131,34 +118,23 @@ def fitting_step(
         room: bytes of a GPU's memory; if they are not known, or on a CPU, everything fits.
         fitted: bytes, by the formula, of the largest step that fitted after memory had run out (`remembered`).
     """
-    filled = FILLED if processes == 1 else FILLED_TOGETHER
-    most = min(
-        filled * room if room is not None and step.how.gpu else math.inf,
-        math.inf if fitted is None else fitted,
-    )
-
-    def of(size: int) -> Step:
-        accumulates = training.tokens_per_step > size * step.how.window * processes
-        return replace(step, micro_batch=size, accumulates=accumulates)
-
-    def fits(size: int) -> bool:
-        return memory_per_process(of(size), strategy, processes) <= most
-
+    most = math.inf if fitted is None else fitted
+    if room is not None and step.how.gpu:
+        most = min(most, room * (FILLED if processes == 1 else FILLED_TOGETHER))
+    window = step.how.window
     limit = TOKENS["cuda" if step.how.gpu else "cpu"]
-    return of(micro_batch(training, step.how.window, limit, processes, fits))
+    for size in sizes(training, window, limit, processes):
+        accumulates = training.tokens_per_step > size * window * processes
+        step = replace(step, micro_batch=size, accumulates=accumulates)
+        if memory_per_process(step, strategy, processes) <= most:
+            break
+    return step
 
 
 def choose_micro_batch(
     placed: Placed, training: Training, hardware: Hardware, window: int, run: Path | None = None
 ) -> Step:
-    """The step of each process, for a loss where it computes, and with it the windows in one forward pass.
-
-    Args:
-        placed: the loss.
-        training: whose `micro_batch` counts.
-        hardware: where.
-        window: tokens.
-        run: directory in which an earlier training may have left what fitted (`remember`).
+    """The step of each process for a loss where it computes; `run` is the directory that `remember` writes to.
 
     Raises:
         UserError: as `windows_per_process`.

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inheritune import UserError
-from inheritune.config import Parallel, Training
+from inheritune.config import Training
 from inheritune.initialization import choose
 from inheritune.models.architecture import blocks
 from inheritune.models.attention import attend, fitting_attention
 from inheritune.models.size import on_meta, training_memory
 from inheritune.runtime.hardware import Hardware
+from inheritune.runtime.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory
 from inheritune.runtime.world import World
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory
 
 Strategy = Literal["single", "ddp", "fsdp"]
 
@@ -100,7 +100,10 @@ def place(loss: NextTokenLoss, training: Training, hardware: Hardware, window: i
     if hardware.world.size == 1:
         loss.to(hardware.device)
         return Placed(loss, torch.compile(loss) if hardware.compile else loss, "single", hardware.world)
-    strategy = choose_strategy(training.parallel, loss, hardware)
+    strategy = training.parallel.strategy
+    if strategy == "auto":
+        room = min(hardware.world.gather(device_memory(hardware)))
+        strategy = fitting_strategy(training_memory(loss), room)
     check_strategy(strategy, training)
     return spread(loss, strategy, hardware)
 
@@ -135,31 +138,18 @@ def settle(placed: Placed, hardware: Hardware, shape: tuple[int, int]) -> None:
     """Let DDP sort its buckets anew, as it does after its first backward pass, before the first step.
 
     A training that was stopped then adds gradients up in the order of one that was not, to the last bit, and
-    gradients stand in the buckets from the first step on. Weights are left alone.
-
-    Args:
-        placed: what is going to be trained.
-        hardware: where.
-        shape: of a micro-batch, [B, T].
+    gradients stand in the buckets from the first step on. Weights are left alone. `shape` is a micro-batch's, [B, T].
     """
     if placed.strategy != "ddp":
         return
     placed.loss.train()
-    size, window = shape
-    zeros = torch.zeros(size, window + 1, dtype=torch.long, device=hardware.device)
+    zeros = torch.zeros(shape[0], shape[1] + 1, dtype=torch.long, device=hardware.device)
     with hardware.autocast():  # laid out as the loader's, so that compiled code sees nothing new afterwards
         loss = placed.forward(zeros[:, :-1].contiguous(), zeros[:, 1:].contiguous())
     loss.backward()
     for parameter in placed.loss.parameters():
         if parameter.grad is not None:
             parameter.grad.zero_()
-
-
-def choose_strategy(settings: Parallel, loss: NextTokenLoss, hardware: Hardware) -> Literal["ddp", "fsdp"]:
-    """DDP or FSDP, as the recipe says, or by what fits."""
-    if settings.strategy != "auto":
-        return settings.strategy
-    return fitting_strategy(training_memory(loss), min(hardware.world.gather(device_memory(hardware))))
 
 
 def fitting_strategy(size: int, room: int) -> Literal["ddp", "fsdp"]:
@@ -206,10 +196,14 @@ def checkpoint_activations(model: PreTrainedModel, training: Training) -> None:
         block.gradient_checkpointing = number in chosen  # type: ignore[assignment]
 
 
+def is_share(tensor: Tensor) -> bool:
+    """Whether a tensor is shared out over processes (a DTensor)."""
+    return hasattr(tensor, "full_tensor")
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor put together from the shares that all processes hold; every process must ask for it."""
-    gather = getattr(tensor, "full_tensor", None)
-    return tensor if gather is None else gather()
+    return tensor.full_tensor() if is_share(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def _shard(loss: NextTokenLoss, hardware: Hardware) -> None:
@@ -224,7 +218,7 @@ def _shard(loss: NextTokenLoss, hardware: Hardware) -> None:
     mesh = dist.init_device_mesh(hardware.device.type, (hardware.world.size,))
     half = torch.bfloat16 if hardware.bf16 and hardware.device.type == "cuda" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in _blocks_of(loss):
+    for block in (block for model in _models_of(loss) for block in blocks(model)):
         _receive(block, hardware.device)
         fully_shard(block, mesh=mesh, mp_policy=policy)
     _receive(loss, hardware.device)
@@ -232,14 +226,9 @@ def _shard(loss: NextTokenLoss, hardware: Hardware) -> None:
     register_fsdp_forward_method(loss, "per_window")
 
 
-def _blocks_of(loss: NextTokenLoss) -> list[nn.Module]:
-    """The blocks of every model in a loss, the teacher's too."""
-    return [block for model in _models_of(loss) for block in blocks(model)]
-
-
 def _models_of(loss: NextTokenLoss) -> list[PreTrainedModel]:
-    losses = [module for module in loss.modules() if isinstance(module, NextTokenLoss)]
-    return [one.model for one in losses]
+    """The model of a loss, and a teacher."""
+    return [module.model for module in loss.modules() if isinstance(module, NextTokenLoss)]
 
 
 def _receive(module: nn.Module, device: torch.device) -> None:
@@ -250,7 +239,7 @@ def _receive(module: nn.Module, device: torch.device) -> None:
     moved: dict[int, Tensor] = {}
     for owner in module.modules():
         for name, parameter in owner._parameters.items():
-            if parameter is None or hasattr(parameter, "full_tensor"):
+            if parameter is None or is_share(parameter):
                 continue
             if id(parameter) not in moved:
                 sent = _sent(parameter.detach(), device)

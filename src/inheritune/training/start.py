@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,26 +20,25 @@ from inheritune.training import checkpoint
 from inheritune.training.checkpoint import TrainState
 from inheritune.training.float8 import convert
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.memory import Step
-from inheritune.training.micro_batch import choose_micro_batch
+from inheritune.training.micro_batch import choose_micro_batch, remember
 from inheritune.training.optimizer import make_optimizer
-from inheritune.training.parallel import Placed, made_by_first, place, settle
+from inheritune.training.parallel import made_by_first, place, settle
+from inheritune.training.step import Stepper
 
 ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
 class Started:
-    """A model that is ready to be trained, where it computes; spread over the processes of its world.
+    """A model that is ready to be trained, where it computes, spread over the processes of its world.
 
-    `step` says among others how many windows each process computes at once.
+    `stepper` has its loss and its optimizer; `micro_batch` are the windows that each process computes at once.
     """
 
     model: PreTrainedModel
-    placed: Placed
-    optimizer: torch.optim.Optimizer
+    stepper: Stepper
     state: TrainState
-    step: Step
+    micro_batch: int
 
 
 def start_or_resume(
@@ -52,23 +52,13 @@ def start_or_resume(
     hardware: Hardware,
     trust_remote_code: bool = False,
 ) -> Started:
-    """Everything that a training needs before its next step.
-
-    Args:
-        initial: makes the model with its first weights, on the first process; only called if there is no checkpoint.
-        loss: what is minimised.
-        training: how.
-        checkpoints: their folder.
-        run: directory that keeps what fitted after memory had run out.
-        data: to train on.
-        hardware: where, and with which other processes.
-        trust_remote_code: for checkpoints of a model that needs it.
+    """Everything that a training needs before its next step; arguments as of `loop.train`.
 
     Raises:
         UserError: the checkpoints are of other settings or other data.
     """
-    window = data.window
-    world = hardware.world
+    window, world = data.window, hardware.world
+    world.on_first(lambda: checkpoints.mkdir(parents=True, exist_ok=True))
     fresh = TrainState(settings=deciding_settings(training), data=data.train.identity)
     found = world.on_first(lambda: checkpoint.newest(checkpoints, fresh))
     path, state = found or (None, fresh)
@@ -89,7 +79,8 @@ def start_or_resume(
         checkpoint.restore_optimizer(path, model, optimizer, world)
     step = choose_micro_batch(placed, training, hardware, window, run)
     settle(placed, hardware, (step.micro_batch, window))
-    return Started(model, placed, optimizer, state, step)
+    stepper = Stepper(placed, optimizer, training, hardware, fitted=partial(remember, run, hardware, step))
+    return Started(model, stepper, state, step.micro_batch)
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,10 +13,10 @@ from inheritune import UserError
 from inheritune.config import Training
 from inheritune.data.loader import Batch
 from inheritune.runtime.hardware import Hardware
+from inheritune.runtime.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory, ran_out_of_memory
 from inheritune.training.gradients import QueryKeyGradients
 from inheritune.training.micro_batch import smaller
 from inheritune.training.optimizer import learning_rate
-from inheritune.training.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory, ran_out_of_memory
 from inheritune.training.parallel import Placed, whole
 
 logger = logging.getLogger(__name__)
@@ -31,55 +30,53 @@ class NonFiniteError(UserError):
         self.step = step
 
 
-class Numbers:
-    """Loss and gradient norm of a step, on their way from the device to the host."""
+class StepResult:
+    """What one step reports. Loss and gradient norm are on their way from the device: reading them waits for it.
 
-    def __init__(self, values: Tensor) -> None:
-        self.arrived: torch.cuda.Event | None = None
+    Args:
+        step: its number, from 0.
+        values: loss and gradient norm, on the device.
+        learning_rate: of the step.
+        micro_batch: windows of a forward pass.
+        gradient_norms: those of every layer's query and key weights, if they were taken.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        values: Tensor,
+        learning_rate: float,
+        micro_batch: int,
+        gradient_norms: dict[str, float],
+    ) -> None:
+        self.step, self.learning_rate, self.micro_batch = step, learning_rate, micro_batch
+        self.gradient_norms = gradient_norms
+        self.values, self.arrived = values, None
         if values.device.type == "cuda":
             self.values = torch.empty(len(values), pin_memory=True).copy_(values, non_blocking=True)
             self.arrived = torch.cuda.Event()
             self.arrived.record()
-        else:
-            self.values = values
 
-    def read(self) -> list[float]:
-        """The numbers; waits for the device to get there."""
+    def _read(self) -> list[float]:
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.values.tolist()
 
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step reports; reading loss or gradient norm waits for the device.
-
-    `micro_batch` are the windows of a forward pass, `gradient_norms` those of every layer's query and key weights,
-    if they were taken.
-    """
-
-    step: int
-    numbers: Numbers
-    learning_rate: float
-    micro_batch: int
-    gradient_norms: dict[str, float] = field(default_factory=dict)
-
     @property
     def loss(self) -> float:
         """Mean over all windows of the step, nats per token."""
-        return self.numbers.read()[0]
+        return self._read()[0]
 
     @property
     def gradient_norm(self) -> float:
         """Global norm before clipping."""
-        return self.numbers.read()[1]
+        return self._read()[1]
 
     def check(self) -> None:
         """Raise `NonFiniteError` if a number is not finite."""
-        loss, norm = self.numbers.read()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            what = "gradient" if math.isfinite(loss) else "loss"
-            raise NonFiniteError(f"the {what} of step {self.step} is not finite", self.step)
+        for what, value in zip(("loss", "gradient"), self._read(), strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteError(f"the {what} of step {self.step} is not finite", self.step)
 
 
 class Stepper:
@@ -125,12 +122,7 @@ class Stepper:
         )
         self.bad = torch.zeros((), device=hardware.device)
 
-    def __call__(
-        self,
-        step: int,
-        micro_batches: Sequence[Batch],
-        gradient_norms: bool = False,
-    ) -> StepResult:
+    def __call__(self, step: int, micro_batches: Sequence[Batch], gradient_norms: bool = False) -> StepResult:
         """Run step `step` (0-based) over micro-batches of equal size, this process's share of the step.
 
         With `gradient_norms` those of query and key weights are taken too, before clipping, if the recipe wants them.
@@ -143,7 +135,7 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         values, norms, size = self._gradients(step, micro_batches, gradient_norms)
-        result = StepResult(step, Numbers(values), rate, size, norms)
+        result = StepResult(step, values, rate, size, norms)
         if self.looks_later:
             self.bad = torch.maximum(self.bad, (~values.isfinite()).any().float())
             self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +12,12 @@ import numpy as np
 import torch
 
 from inheritune import UserError
-from inheritune.data.loader import Batch, batches, window_count
+from inheritune.data.loader import batches, window_count
 from inheritune.data.shards import DataIdentity, Split, check_same_data
 from inheritune.runtime import files
 from inheritune.runtime.hardware import Hardware
+from inheritune.runtime.out_of_memory import SHARED_OUT, needing_memory
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.out_of_memory import SHARED_OUT, needing_memory
 
 Z95 = 1.959963984540054
 """Half-width of a 95% interval of the normal distribution, in standard errors."""
@@ -139,7 +138,8 @@ def validate(
     numbers = _spread(available, windows)
     size = max(1, BATCH_TOKENS[hardware.device.type] // window)
     starts = list(range(0, len(numbers), size))
-    # Sharded models compute together, so everyone has as many batches; what is too many is done twice.
+    # Sharded models compute together, so everyone has as many batches; what is too many is done twice. Of those of
+    # a process only the last can be a short one.
     turns = -(-len(starts) // world.size)
     mine = [starts[(turn * world.size + world.rank) % len(starts)] for turn in range(turns)]
     chosen = np.concatenate([numbers[start : start + size] for start in mine])
@@ -147,7 +147,7 @@ def validate(
     loss.eval()
     try:
         losses = []
-        for inputs_bt, targets_bt in _batches_of(split, numbers, mine, size, window, hardware):
+        for inputs_bt, targets_bt in batches(split, chosen, window, size, hardware.device):
             # Compiled blocks would round otherwise than a whole graph, and learn of other shapes than training's.
             with hardware.autocast(), torch.compiler.set_stance("force_eager"):
                 losses.append(loss.per_window(inputs_bt, targets_bt))
@@ -158,13 +158,6 @@ def validate(
     for others in world.gather(found):
         found |= others
     return WindowLosses(np.array([found[number] for number in numbers.tolist()]), window, split.identity)
-
-
-def _batches_of(
-    split: Split, numbers: np.ndarray, starts: list[int], size: int, window: int, hardware: Hardware
-) -> Iterator[Batch]:
-    for start in starts:
-        yield from batches(split, numbers[start : start + size], window, size, hardware.device)
 
 
 def compare(target: WindowLosses, reference: WindowLosses, margin: float = 0.0) -> Comparison:
