@@ -51,7 +51,7 @@ def write_samples(
 
 def write_final(path: Path, recipe: Recipe, data: TrainingData, model: Path, summary: Summary) -> None:
     """Put the last round's model where users look for it, with its tokenizer and a model card."""
-    config = load_config(model, trust_remote_code=recipe.reference.trust_remote_code)
+    config = load_config(recipe.reference.at(model))
     tokenizer = _final_tokenizer(recipe, data)
     with files.directory(path) as temporary:
         copytree(model, temporary, dirs_exist_ok=True)
@@ -62,12 +62,10 @@ def write_final(path: Path, recipe: Recipe, data: TrainingData, model: Path, sum
 def _final_tokenizer(recipe: Recipe, data: TrainingData) -> PreTrainedTokenizerBase | list[Path]:
     """The data's tokenizer with the reference's chat template; the reference's where the data has none."""
     own, source = tokenizer_in(data.path), recipe.reference
-    if source.pretrained is None or (own is not None and own.chat_template is not None):
+    if source.trained is None or (own is not None and own.chat_template is not None):
         return own or []
     try:
-        found = read_tokenizer(
-            source.pretrained, revision=source.revision, trust_remote_code=source.trust_remote_code
-        )
+        found = read_tokenizer(source.trained)
     except UserError as error:  # the run is done: its result is worth more than this
         logger.warning("%s", error)
         return own or []

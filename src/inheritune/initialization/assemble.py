@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from inheritune import UserError
+from inheritune.config import Pretrained
 from inheritune.models.architecture import (
     blocks_name,
     cannot_be_described,
@@ -21,6 +22,7 @@ from inheritune.models.architecture import (
 )
 from inheritune.models.exactness import check_exact
 from inheritune.models.layer_fields import DESCRIPTION_ERRORS
+from inheritune.models.load import load_model
 from inheritune.models.mends import mend
 from inheritune.models.presets import freeze_biases
 
@@ -70,6 +72,24 @@ def assemble(
     mend(model, layers)
     check_exact(model, reference, layers)
     return model
+
+
+def read_blocks(
+    source: Pretrained, config: PretrainedConfig, layers: Sequence[int], dtype: torch.dtype | str
+) -> PreTrainedModel:
+    """As `assemble`, of a model of which only the tensors that are needed are read.
+
+    Args:
+        source: the model.
+        config: of it, as `load_config` has read it.
+        layers: numbers of the blocks, from 0; a block may be taken more than once.
+        dtype: of the weights when read; "auto" keeps the checkpoint's.
+
+    Raises:
+        UserError: as `load_model` and `assemble`.
+    """
+    choose_layers(config, layers)  # what cannot be is refused before anything is read
+    return assemble(load_model(source, config=config, layers=layers, dtype=dtype), layers, share=True)
 
 
 class _Origins:

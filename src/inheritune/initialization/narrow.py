@@ -7,18 +7,14 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from inheritune.config import Pretrained
 from inheritune.initialization.width import Divide, narrow_config, origins
 from inheritune.models.load import load_config, load_model
 from inheritune.models.presets import from_config
 
 
 def half_width(
-    reference: str | Path | PreTrainedModel,
-    width: float = 0.5,
-    *,
-    divide: Divide = "heads",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
+    reference: Pretrained | str | Path | PreTrainedModel, width: float = 0.5, *, divide: Divide = "heads"
 ) -> PreTrainedModel:
     """The reference at its full depth with `width` times its hidden size, each weight a slice of its own.
 
@@ -31,8 +27,6 @@ def half_width(
         width: hidden size of the result over the reference's, between 0 and 1.
         divide: `heads` keeps whole heads; `head_size` keeps all heads, each cut to its first dimensions, for
             models without rotary positions (half of GPT-2 xlarge's 25 heads would cut one).
-        revision: branch, tag or commit of a model id.
-        trust_remote_code: run code that comes with the model.
 
     Returns:
         A float32 model in evaluation mode, its biases frozen if the reference's are.
@@ -45,11 +39,9 @@ def half_width(
     if isinstance(reference, PreTrainedModel):
         model = from_config(narrow_config(reference.config, width, divide), seed=0)
     else:
-        config = load_config(reference, revision=revision, trust_remote_code=trust_remote_code)
+        config = load_config(reference)
         model = from_config(narrow_config(config, width, divide), seed=0)
-        reference = load_model(
-            reference, config=config, dtype="auto", revision=revision, trust_remote_code=trust_remote_code
-        )
+        reference = load_model(reference, config=config, dtype="auto")
     weights, sources = reference.state_dict(), origins(model, reference)
     # One tensor at a time is copied into place, so that no part of the reference is held twice.
     for name, target in model.state_dict().items():

@@ -26,6 +26,7 @@ from transformers import __version__ as transformers_version
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from inheritune import UserError
+from inheritune.config import Pretrained
 from inheritune.models.architecture import cut_config, layer_count
 from inheritune.models.checkpoint_files import CONFIG, adapter_sentence, first_line, read_object, warn_once
 from inheritune.models.size import on_meta
@@ -57,16 +58,18 @@ MISFITS = (
 """What transformers and torch raise, somewhere inside, when values of a configuration make no sense to them."""
 
 
-def read_config(source: str | Path, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+def read_config(source: Pretrained) -> PretrainedConfig:
     """The configuration of a causal language model: of a multimodal model, that of its language model.
 
     Raises:
         UserError: there is no such model, it is something else, it is quantized, or its values do not fit together.
     """
-    values = _values(source, revision)
-    _check_values(source, values, trust_remote_code)
+    values = _values(source)
+    _check_values(source, values)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            source.name, revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
     except OSError as error:
         raise UserError(f"cannot read the configuration of {source}: {first_line(error)}") from error
     except MISFITS as error:
@@ -79,7 +82,9 @@ def read_config(source: str | Path, revision: str | None, trust_remote_code: boo
         raise UserError(
             f"{source} is an encoder-decoder model ({config.model_type}), not a causal language model"
         )
-    own_code = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    own_code = source.trust_remote_code and "AutoModelForCausalLM" in (
+        getattr(config, "auto_map", None) or {}
+    )
     if own_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         layer_count(config)
         return config
@@ -98,7 +103,7 @@ def read_config(source: str | Path, revision: str | None, trust_remote_code: boo
 
 
 def without_weights(
-    source: str | Path, config: PretrainedConfig, values: Mapping[str, Any] | None = None
+    source: Pretrained, config: PretrainedConfig, values: Mapping[str, Any] | None = None
 ) -> PreTrainedModel:
     """The model that a checkpoint's configuration describes, as shapes only.
 
@@ -111,22 +116,22 @@ def without_weights(
         raise UserError(_misfit(source, values or {}, error)) from error
 
 
-def _values(source: str | Path, revision: str | None) -> dict[str, Any]:
+def _values(source: Pretrained) -> dict[str, Any]:
     """What config.json says, as it stands there."""
-    if Path(source).is_dir():
-        return read_object(Path(source) / CONFIG)
+    if Path(source.name).is_dir():
+        return read_object(Path(source.name) / CONFIG)
     try:
-        return PretrainedConfig.get_config_dict(source, revision=revision)[0]
+        return PretrainedConfig.get_config_dict(source.name, revision=source.revision)[0]
     except (OSError, ValueError) as error:
-        raise UserError(_not_given(source, revision, error)) from error
+        raise UserError(_not_given(source, error)) from error
 
 
-def _check_values(source: str | Path, values: Mapping[str, Any], trust_remote_code: bool) -> None:
+def _check_values(source: Pretrained, values: Mapping[str, Any]) -> None:
     """Refuse what can be seen before transformers looks."""
     kind = values.get("model_type")
     if not isinstance(kind, str):
         raise UserError(f"{source} is not a model of transformers: its {CONFIG} names no `model_type`")
-    if values.get("auto_map") and not trust_remote_code and kind not in CONFIG_MAPPING:
+    if values.get("auto_map") and not source.trust_remote_code and kind not in CONFIG_MAPPING:
         raise UserError(
             f"{source} is made by code that comes with it: look at that code, and give --trust-remote-code to run it"
         )
@@ -161,7 +166,7 @@ def _sees_ahead(config: PretrainedConfig) -> bool:
     return not getattr(config, "is_decoder", True) and config.model_type not in CAUSAL_ALL_THE_SAME
 
 
-def _language_model(source: str | Path, config: PretrainedConfig) -> PretrainedConfig:
+def _language_model(source: Pretrained, config: PretrainedConfig) -> PretrainedConfig:
     """The configuration itself, or that of the language model in a multimodal one."""
     try:
         text = config.get_text_config()
@@ -187,7 +192,7 @@ def _language_model(source: str | Path, config: PretrainedConfig) -> PretrainedC
     return text
 
 
-def _misfit(source: str | Path, values: Mapping[str, Any], error: Exception) -> str:
+def _misfit(source: Pretrained, values: Mapping[str, Any], error: Exception) -> str:
     """Which value it was, where that can be told."""
     if isinstance(error, KeyError) and error.args:
         for place, value in _leaves(values):
@@ -211,7 +216,7 @@ def _leaves(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, A
             yield f"{place}{key}", value
 
 
-def _not_given(source: str | Path, revision: str | None, error: Exception) -> str:
+def _not_given(source: Pretrained, error: Exception) -> str:
     """Why the hub does not give a configuration."""
     kinds = {type(link) for link in _chain(error)}
 
@@ -221,13 +226,13 @@ def _not_given(source: str | Path, revision: str | None, error: Exception) -> st
     if any_of(GatedRepoError):
         return f"{source} is gated: ask for access on its page on the hub, and log in with `hf auth login`"
     if any_of(RevisionNotFoundError):
-        return f"{source} has no revision {revision} on the hub"
+        return f"{source} has no revision {source.revision} on the hub"
     if any_of(RepositoryNotFoundError):
         reason = "it has no such model, or one that is private (log in with `hf auth login`)"
     elif any_of(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
         reason = "it cannot be reached, and nothing of that name was downloaded before"
     else:
-        adapter = find_adapter_config_file(str(source), revision=revision)
+        adapter = find_adapter_config_file(str(source), revision=source.revision)
         if adapter is not None:
             return adapter_sentence(source, read_object(Path(adapter)))
         reason = first_line(error)

@@ -20,6 +20,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from inheritune import UserError
+from inheritune.config import Pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Tensor:
     shape: tuple[int, ...]
 
 
-def check_place(source: str | Path) -> None:
+def check_place(source: Pretrained) -> None:
     """Make sure that `source` is a folder with a configuration, or may be an id on the hub.
 
     Raises:
@@ -55,7 +56,7 @@ def check_place(source: str | Path) -> None:
     """
     if not str(source).strip():
         raise UserError("no model is named: give a folder of a checkpoint, or an id on the Hugging Face hub")
-    place = Path(source)
+    place = Path(source.name)
     with reading(place):
         if place.is_file():
             if place.suffix == ".gguf":
@@ -156,7 +157,7 @@ def _check_folder(folder: Path) -> None:
     raise UserError(f"{folder} is not a model: the folder has no {CONFIG}")
 
 
-def adapter_sentence(source: str | Path, adapter: Mapping[str, Any]) -> str:
+def adapter_sentence(source: Pretrained | Path, adapter: Mapping[str, Any]) -> str:
     """Why an adapter is no model, and what to do about it."""
     base = adapter.get("base_model_name_or_path")
     of = f" of {base}" if isinstance(base, str) and base else ""
@@ -240,7 +241,7 @@ def _of_index(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _can_only_be_local(source: str | Path) -> bool:
+def _can_only_be_local(source: Pretrained) -> bool:
     """Whether no id on the hub looks like this."""
     try:
         validate_repo_id(str(source))

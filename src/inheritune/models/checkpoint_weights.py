@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import UserError
+from inheritune.config import Pretrained
 from inheritune.models.architecture import blocks_name, layer_count
 from inheritune.models.checkpoint_files import CONFIG, Tensor, warn_once
 
@@ -43,7 +43,7 @@ WHOLE = ("I64", "I32", "BOOL")
 """Of tables that some models keep beside their weights (which expert a token goes to)."""
 
 
-def check_size(source: str | Path, empty: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+def check_size(source: Pretrained, empty: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
     """Refuse a checkpoint that cannot fill the model before anything is read: what is missing may be terabytes.
 
     Args:
@@ -69,11 +69,11 @@ def check_size(source: str | Path, empty: PreTrainedModel, tensors: Mapping[str,
 
 
 def check_weights(
-    source: str | Path,
+    source: Pretrained,
     model: PreTrainedModel,
     report: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
-    reference: PretrainedConfig,
+    config: PretrainedConfig,
     kept: Collection[int],
 ) -> None:
     """Every weight of the model came from the checkpoint, and what was left over are whole blocks.
@@ -83,7 +83,7 @@ def check_weights(
         model: as it was loaded.
         report: transformers' account of the loading.
         tensors: all that the checkpoint holds.
-        reference: the checkpoint's own configuration; `model` may have fewer layers.
+        config: the checkpoint's own.
         kept: numbers of the blocks that were wanted.
 
     Raises:
@@ -99,22 +99,22 @@ def check_weights(
             _other_shape(source, name, found, wanted) + (f"; so it is with {more} more" if more else "")
         )
     blocks = _block_names(model)
-    _check_left_over(source, model, report["unexpected_keys"], reference, kept, blocks)
+    _check_left_over(source, model, report["unexpected_keys"], config, kept, blocks)
     _check_types(source, model, tensors, kept, blocks)
     _check_tied(source, model)
 
 
 def _check_left_over(
-    source: str | Path,
+    source: Pretrained,
     model: PreTrainedModel,
     names: Iterable[str],
-    reference: PretrainedConfig,
+    config: PretrainedConfig,
     kept: Collection[int],
     blocks: re.Pattern[str],
 ) -> None:
     """Blocks that are not wanted, and heads for further tokens, stay behind; nothing else may."""
-    depth = layer_count(reference)
-    said = [getattr(reference, field, None) for field in ("num_nextn_predict_layers", "num_mtp_layers")]
+    depth = layer_count(config)
+    said = [getattr(config, field, None) for field in ("num_nextn_predict_layers", "num_mtp_layers")]
     further = max((number for number in said if isinstance(number, int)), default=0)
     behind, unknown, beyond = set(), set(), set()
     for name in names:
@@ -154,7 +154,7 @@ def _block_names(model: PreTrainedModel) -> re.Pattern[str]:
 
 
 def _check_types(
-    source: str | Path,
+    source: Pretrained,
     model: PreTrainedModel,
     tensors: Mapping[str, Tensor],
     kept: Collection[int],
@@ -180,7 +180,7 @@ def _check_types(
         )
 
 
-def _check_tied(source: str | Path, model: PreTrainedModel) -> None:
+def _check_tied(source: Pretrained, model: PreTrainedModel) -> None:
     """transformers leaves a head alone that differs from the embedding that it should be tied to."""
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
@@ -195,7 +195,7 @@ def _if_quantized(names: Iterable[str]) -> str:
     return "; its weights are quantized" if any(QUANTIZED.search(name) for name in names) else ""
 
 
-def _other_shape(source: str | Path, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+def _other_shape(source: Pretrained, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
     return (
         f"{name} of {source} has the shape {_shape(found)}, but its configuration asks for {_shape(wanted)}"
     )

@@ -29,6 +29,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from inheritune import UserError
+from inheritune.config import Pretrained
 from inheritune.data.shards import TOKENIZER
 from inheritune.models.architecture import check_positions, layer_count
 from inheritune.models.checkpoint_config import read_config, without_weights
@@ -76,51 +77,46 @@ TOKENIZER_FILES = (
 """Names of the files that tokenizers consist of; those that hold the tokens come first."""
 
 
-def load_config(
-    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PretrainedConfig:
-    """The configuration of a Hugging Face model id or checkpoint folder; of a multimodal one, its language model's.
+def load_config(model: Pretrained | str | Path) -> PretrainedConfig:
+    """The configuration of a trained model; of a multimodal one, its language model's.
 
     Raises:
         UserError: there is no such model, it is not a causal language model, it is quantized, or its configuration
             does not fit together.
     """
+    source = Pretrained.of(model)
     check_place(source)
-    config = read_config(source, revision, trust_remote_code)
-    if not trust_remote_code:
+    config = read_config(source)
+    if not source.trust_remote_code:
         check_positions(config)
     return config
 
 
 def load_model(
-    source: str | Path,
+    named: Pretrained | str | Path,
     *,
     config: PretrainedConfig | None = None,
     layers: Collection[int] | None = None,
     dtype: torch.dtype | str = torch.float32,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A causal language model from a Hugging Face id or a checkpoint folder, in evaluation mode on the CPU.
+    """A trained causal language model, in evaluation mode on the CPU.
 
     Args:
-        source: model id or folder.
-        config: read the weights into this configuration.
+        named: which model, or its name alone: an id, or a folder.
+        config: what `load_config` says of it, where that is known already.
         layers: numbers of the only blocks that are wanted; the others stand empty in their places, and their tensors
             stay on the disk. Such a model cannot compute; `assemble` makes others of its blocks.
         dtype: of the weights; "auto" keeps the checkpoint's.
-        revision: branch, tag or commit of a model id.
-        trust_remote_code: run code that comes with the model.
 
     Raises:
         UserError: not a model, no safetensors, or weights that do not fit the configuration.
     """
-    reference = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
-    config = reference if config is None else config
-    folder = Path(source)
+    source = Pretrained.of(named)
+    config = load_config(source) if config is None else config
+    folder = Path(source.name)
     local = folder.is_dir()
     if local:
-        tensors = read_tensors(folder, getattr(reference, "transformers_weights", None) or WEIGHTS)
+        tensors = read_tensors(folder, getattr(config, "transformers_weights", None) or WEIGHTS)
         if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:  # else it is made by code of its own
             empty = without_weights(source, config)
             empty_all_but(empty, range(layer_count(config)) if layers is None else layers)
@@ -128,14 +124,14 @@ def load_model(
         if (folder / GENERATION).exists():
             read_object(folder / GENERATION)
     try:
-        kind = AutoModelForCausalLM if layers is None else with_only(config, layers, trust_remote_code)
+        kind = AutoModelForCausalLM if layers is None else with_only(config, layers, source.trust_remote_code)
         with _without_load_report():
             model, report = kind.from_pretrained(
-                source,
+                source.name,
                 config=config,
                 dtype=dtype,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
+                revision=source.revision,
+                trust_remote_code=source.trust_remote_code,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # `check_weights` names the tensor and both shapes
                 key_mapping=LANGUAGE_MODEL,
@@ -151,12 +147,12 @@ def load_model(
             ) from error
         raise UserError(f"cannot load the model {source}: {first_line(error)}") from error
     if not local:  # the hub's client has made sure that what it gave is whole
-        folder = Path(cached_file(source, CONFIG, revision=revision)).parent
+        folder = Path(cached_file(source.name, CONFIG, revision=source.revision)).parent
         tensors = read_tensors(folder)
     if layers is not None:
         model.__class__ = whole_class(model)
     kept = range(layer_count(config)) if layers is None else layers
-    check_weights(source, model, report, tensors, reference, kept)
+    check_weights(source, model, report, tensors, config, kept)
     _settle(source, model)
     return model.eval()
 
@@ -192,21 +188,17 @@ def save_model(
             check(folder)
 
 
-def load_tokenizer(
-    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(source: Pretrained | str | Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer that comes with a model or with token shards; None if none does, or if it cannot be used here.
 
     Raises:
         UserError: it is damaged.
     """
-    found = read_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
+    found = read_tokenizer(source)
     return None if isinstance(found, list) else found
 
 
-def read_tokenizer(
-    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase | list[Path]:
+def read_tokenizer(model: Pretrained | str | Path) -> PreTrainedTokenizerBase | list[Path]:
     """The tokenizer that comes with a model; where it takes a library or code that is not there, its files.
 
     Without any files of a tokenizer the list is empty; transformers would make one of some architectures that
@@ -215,7 +207,8 @@ def read_tokenizer(
     Raises:
         UserError: it is damaged.
     """
-    files = _tokenizer_files(source, revision)
+    source = Pretrained.of(model)
+    files = _tokenizer_files(source)
     if not files:
         return []
     for file in files:
@@ -223,10 +216,10 @@ def read_tokenizer(
             check_pointer(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=trust_remote_code
+            source.name, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
     except Exception as error:  # tokenizers has nothing narrower for a file that it cannot read
-        if need := _needs(files, trust_remote_code):
+        if need := _needs(files, source.trust_remote_code):
             logger.warning("the tokenizer of %s cannot be used here: it needs %s", source, need)
             return files
         if any(files[0].match(name) for name in VOCABULARIES):
@@ -272,7 +265,7 @@ def _without_load_report() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _settle(source: str | Path, model: PreTrainedModel) -> None:
+def _settle(source: Pretrained, model: PreTrainedModel) -> None:
     """What makes a model that was loaded one that can be trained and saved."""
     freeze_biases(model)
     # Else a language model would be saved under the names that it had in a multimodal one.
@@ -291,19 +284,19 @@ def _settle(source: str | Path, model: PreTrainedModel) -> None:
         model.generation_config = GenerationConfig.from_model_config(model.config)
 
 
-def _tokenizer_files(source: str | Path, revision: str | None) -> list[Path]:
-    folder = Path(source)
+def _tokenizer_files(source: Pretrained) -> list[Path]:
+    folder = Path(source.name)
     if not folder.is_dir():
         try:
             folder = Path(
-                snapshot_download(str(source), revision=revision, allow_patterns=list(TOKENIZER_FILES))
+                snapshot_download(str(source), revision=source.revision, allow_patterns=list(TOKENIZER_FILES))
             )
         except (OSError, ValueError):  # neither a folder, nor an id that the hub or its cache knows
             return []
     return [file for name in TOKENIZER_FILES for file in sorted(folder.glob(name))]
 
 
-def _no_vocabulary(source: str | Path, files: Sequence[Path]) -> str:
+def _no_vocabulary(source: Pretrained, files: Sequence[Path]) -> str:
     return (
         f"the tokenizer of {source} has no tokens: there is {files[0].name}, but a file such as tokenizer.json is "
         "missing"
