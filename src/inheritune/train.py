@@ -14,10 +14,9 @@ from inheritune import __version__
 from inheritune.config import Data, ModelSource, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.initialization import choose, half_width, select
-from inheritune.initialization.width import narrow_config
-from inheritune.models.architecture import choose_layers, layer_count
+from inheritune.initialization.narrow import narrow_config
+from inheritune.models.architecture import PARTS, choose_layers, layer_count
 from inheritune.models.load import load_config, load_model, load_tokenizer
-from inheritune.models.parts import PARTS
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.run_directory import RunDirectory
 from inheritune.runtime.hardware import Hardware, choose_hardware, describe

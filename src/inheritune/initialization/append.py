@@ -12,6 +12,7 @@ from inheritune.config import Pretrained
 from inheritune.initialization.inherit import inherit
 from inheritune.models.architecture import layer_count
 from inheritune.models.exactness import check_exact
+from inheritune.models.layer_fields import lines_of
 
 
 def append(
@@ -38,9 +39,7 @@ def append(
     try:
         outcome = grown.load_state_dict(trained.state_dict(), strict=False)
     except RuntimeError as error:  # shapes
-        raise UserError(
-            _no_part_of(trained, reference, str(error).strip().splitlines()[-1].strip())
-        ) from error
+        raise UserError(_no_part_of(trained, reference, lines_of(error)[-1])) from error
     if outcome.unexpected_keys:
         raise UserError(_no_part_of(trained, reference, f"it has no {outcome.unexpected_keys[0]}"))
     grown = grown.to(trained.dtype).to(trained.device)

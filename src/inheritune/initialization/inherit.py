@@ -1,8 +1,9 @@
-"""The cut: a model's first layers, as a model of its own (Algorithm 1, step 1)."""
+"""The cut: a model's first layers (Algorithm 1, step 1), or any choice of them, as a model of its own."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,19 @@ import torch
 from transformers import PreTrainedModel
 
 from inheritune import UserError
-from inheritune.config import Pretrained
+from inheritune.config import Part, Pretrained
 from inheritune.initialization.assemble import assemble, read_blocks
-from inheritune.models.architecture import first_layers, layer_count, parameter_count
+from inheritune.models.architecture import (
+    PARTS,
+    check_parts,
+    first_layers,
+    layer_count,
+    parameter_count,
+    parts_of,
+)
 from inheritune.models.exactness import check_exact
 from inheritune.models.load import load_config, load_model, read_tokenizer, save_model
+from inheritune.models.presets import from_config
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +64,47 @@ def inherit(
     source = Pretrained.of(reference, revision, trust_remote_code)
     config = load_config(source)
     return read_blocks(source, config, first_layers(config, layers), dtype)
+
+
+def select(
+    reference: Pretrained | str | Path | PreTrainedModel,
+    layers: Sequence[int],
+    *,
+    parts: Sequence[Part] = PARTS,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """These blocks of a model, in this order, with its embeddings, final norm and head.
+
+    For the transfer test of the paper (figure 1c: last layers, random weights, first layers), for its test of
+    sub-modules (attention, MLP, layer norms), and for cuts such as every other layer (DistilBERT).
+
+    A tied tensor belongs to two parts, embeddings and head: naming either takes it. From an id or a folder
+    only the tensors of these blocks are read.
+
+    Args:
+        reference: Hugging Face model id, checkpoint folder, or a model in memory (copied, not changed).
+        layers: numbers of the blocks, from 0; a block may be taken more than once.
+        parts: parts to inherit; all others keep their random weights from this seed.
+        seed: of the random weights.
+
+    Returns:
+        A float32 model of `len(layers)` blocks, in evaluation mode.
+
+    Raises:
+        UserError: not a model, no layers, a layer that it does not have, no parts, or an unknown one.
+    """
+    check_parts(parts)
+    if isinstance(reference, PreTrainedModel):
+        whole = assemble(reference, layers, dtype=torch.float32)
+    else:
+        whole = read_blocks(Pretrained.of(reference), load_config(reference), layers, torch.float32)
+    part_of = parts_of(whole)
+    if set(part_of.values()) <= set(parts):
+        return whole
+    model = from_config(whole.config, seed)
+    inherited = {name: value for name, value in whole.state_dict().items() if part_of[name] in parts}
+    model.load_state_dict(inherited, strict=False)
+    return model.eval()
 
 
 @dataclass(frozen=True)

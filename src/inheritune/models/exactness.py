@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import UserError
 from inheritune.models.architecture import blocks, named
+from inheritune.models.layer_fields import MISFITS, lines_of
 
 TOLERANCE = 1e-4
 """Difference over the largest value that counts as rounding, in float32: experts are summed in any order."""
@@ -38,16 +38,9 @@ WINDOWS = ("sliding_window", "attention_chunk_size")
 SIGHT = ("chunk", "rope", "sliding", "type", "window")
 """In the names of attributes of a block's modules: what few tokens may not show. They have to be the same."""
 
-MODEL_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What the code of a model may raise when its blocks run in another way than it was written for."""
 
-
-@dataclass
-class _Pass:
-    """One forward pass: what left each block that ran, in order, and the logits at the end."""
-
-    hidden: list[Tensor] = field(default_factory=list)
-    logits: Tensor | None = None
+Pass = list[Tensor]
+"""One forward pass: what left each block that ran, in order, and the logits at the end."""
 
 
 def check_exact(model: PreTrainedModel, reference: PreTrainedModel, layers: Sequence[int]) -> None:
@@ -88,7 +81,7 @@ def check_exact(model: PreTrainedModel, reference: PreTrainedModel, layers: Sequ
 
 def _both(
     model: PreTrainedModel, reference: PreTrainedModel, layers: Sequence[int], described: str
-) -> tuple[_Pass, _Pass]:
+) -> tuple[Pass, Pass]:
     tokens = _tokens(reference)
     try:
         found, shapes = _whole(model, tokens)
@@ -96,30 +89,25 @@ def _both(
         return found, run(reference, layers, tokens, shapes)
     except torch.OutOfMemoryError:
         raise
-    except MODEL_ERRORS as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except MISFITS as error:
         raise UserError(
-            f"cannot check a model of {described}, so it is not made: its blocks cannot be run apart ({reason})"
+            f"cannot check a model of {described}, so it is not made: its blocks cannot be run apart "
+            f"({lines_of(error)[0]})"
         ) from error
 
 
-def _difference(found: _Pass, expected: _Pass) -> tuple[str, float] | None:
+def _difference(found: Pass, expected: Pass) -> tuple[str, float] | None:
     """Where two passes differ first by more than rounding, and by how much of the largest value."""
-    assert found.logits is not None and expected.logits is not None
-    pairs = [
-        (f"hidden state after layer {place + 1}", a, b)
-        for place, (a, b) in enumerate(zip(found.hidden, expected.hidden, strict=True))
-    ]
-    for where, a, b in [*pairs, ("logits", found.logits, expected.logits)]:
+    for place, (a, b) in enumerate(zip(found, expected, strict=True), start=1):
         if torch.equal(a, b):
             continue
         off = (a.double() - b.double()).abs().max() / b.double().abs().max()
         if a.dtype != torch.float32 or not off <= TOLERANCE:  # not a number is no rounding either
-            return where, off.item()
+            return "logits" if place == len(found) else f"hidden state after layer {place}", off.item()
     return None
 
 
-def _whole(model: PreTrainedModel, tokens: Tensor) -> tuple[_Pass, list[Any]]:
+def _whole(model: PreTrainedModel, tokens: Tensor) -> tuple[Pass, list[Any]]:
     """An ordinary forward pass, and what each block returned."""
     returned: list[Any] = []
     with _prepared(model), ExitStack() as stack:
@@ -129,13 +117,13 @@ def _whole(model: PreTrainedModel, tokens: Tensor) -> tuple[_Pass, list[Any]]:
         logits = model(input_ids=tokens, use_cache=False).logits
     if len(returned) != len(blocks(model)):
         raise RuntimeError("they do not run once each")
-    return _Pass([_hidden(output).clone() for output in returned], logits), returned
+    return [*(_hidden(output).clone() for output in returned), logits], returned
 
 
-def _in_place(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, returned: list[Any]) -> _Pass:
+def _in_place(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, returned: list[Any]) -> Pass:
     """The chosen blocks at their places, of which each stands behind the one before."""
-    done, last, expected = _Pass(), returned[0], 0
-    kept: Tensor | None = None
+    done: Pass = []
+    last, expected, kept = returned[0], 0, None
 
     def at(number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal last, expected, kept
@@ -144,7 +132,7 @@ def _in_place(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, ret
         if number in layers:
             last = forward(*args, **kwargs)
             kept = _hidden(last)
-            done.hidden.append(kept.clone())
+            done.append(kept.clone())
             return last
         given = _given(args, kwargs)
         if kept is not None and not torch.equal(given, kept):
@@ -153,13 +141,13 @@ def _in_place(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, ret
         return _with_hidden(last, given)
 
     with _prepared(model), _called(model, at):
-        done.logits = model(input_ids=tokens, use_cache=False).logits
-    return done
+        logits = model(input_ids=tokens, use_cache=False).logits
+    return [*done, logits]
 
 
-def _one_by_one(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, returned: list[Any]) -> _Pass:
+def _one_by_one(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, returned: list[Any]) -> Pass:
     """The chosen blocks in any order, at the end, each with what it was given at its place but the hidden state."""
-    done, depth = _Pass(), len(blocks(model))
+    done: Pass = []
     calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
 
     def at(number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -169,16 +157,16 @@ def _one_by_one(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, r
         if not torch.equal(hidden, _given(*calls[0][1:])):
             raise RuntimeError("something is done to the hidden state between them")
         output = _with_hidden(returned[0], hidden)
-        for layer in layers if number == depth - 1 else ():
+        for layer in layers if number == len(blocks(model)) - 1 else ():
             forward, args, kwargs = calls[layer]
             output = forward(*_replaced(args, hidden), **_replaced(kwargs, hidden))
             hidden = _hidden(output)
-            done.hidden.append(hidden.clone())
+            done.append(hidden.clone())
         return output
 
     with _prepared(model), _called(model, at):
-        done.logits = model(input_ids=tokens, use_cache=False).logits
-    return done
+        logits = model(input_ids=tokens, use_cache=False).logits
+    return [*done, logits]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -31,15 +32,13 @@ from transformers.utils import logging as transformers_logging
 from inheritune import UserError
 from inheritune.config import Pretrained
 from inheritune.data.shards import TOKENIZER
-from inheritune.models.architecture import check_positions, layer_count
-from inheritune.models.checkpoint_config import read_config, without_weights
+from inheritune.models.architecture import layer_count
+from inheritune.models.checkpoint_config import load_config, without_weights
 from inheritune.models.checkpoint_files import (
     CONFIG,
     GENERATION,
     WEIGHTS,
-    check_place,
     check_pointer,
-    first_line,
     read_object,
     read_tensors,
     reading,
@@ -47,6 +46,7 @@ from inheritune.models.checkpoint_files import (
 )
 from inheritune.models.checkpoint_weights import LANGUAGE_MODEL, check_size, check_weights
 from inheritune.models.empty_blocks import empty_all_but, whole_class, with_only
+from inheritune.models.layer_fields import lines_of
 from inheritune.models.presets import freeze_biases
 from inheritune.runtime import files
 
@@ -77,21 +77,6 @@ TOKENIZER_FILES = (
 """Names of the files that tokenizers consist of; those that hold the tokens come first."""
 
 
-def load_config(model: Pretrained | str | Path) -> PretrainedConfig:
-    """The configuration of a trained model; of a multimodal one, its language model's.
-
-    Raises:
-        UserError: there is no such model, it is not a causal language model, it is quantized, or its configuration
-            does not fit together.
-    """
-    source = Pretrained.of(model)
-    check_place(source)
-    config = read_config(source)
-    if not source.trust_remote_code:
-        check_positions(config)
-    return config
-
-
 def load_model(
     named: Pretrained | str | Path,
     *,
@@ -113,18 +98,22 @@ def load_model(
     """
     source = Pretrained.of(named)
     config = load_config(source) if config is None else config
+    kept = range(layer_count(config)) if layers is None else layers
     folder = Path(source.name)
     local = folder.is_dir()
     if local:
         tensors = read_tensors(folder, getattr(config, "transformers_weights", None) or WEIGHTS)
-        if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:  # else it is made by code of its own
-            empty = without_weights(source, config)
-            empty_all_but(empty, range(layer_count(config)) if layers is None else layers)
-            check_size(source, empty, tensors)
         if (folder / GENERATION).exists():
             read_object(folder / GENERATION)
+    kind: Any = AutoModelForCausalLM
+    if layers is not None or (local and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING):
+        empty = without_weights(source, config)
+        empty_all_but(empty, kept)
+        if local:
+            check_size(source, empty, tensors)
+        if layers is not None:
+            kind = with_only(type(empty), config, layers)
     try:
-        kind = AutoModelForCausalLM if layers is None else with_only(config, layers, source.trust_remote_code)
         with _without_load_report():
             model, report = kind.from_pretrained(
                 source.name,
@@ -137,22 +126,18 @@ def load_model(
                 key_mapping=LANGUAGE_MODEL,
                 output_loading_info=True,
             )
-    except UserError:
-        raise
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         if "use_safetensors" in str(error):  # transformers would have one allow pickles
             raise UserError(
                 f"{source} has no safetensors on the hub, or they cannot be reached: other files can run code when "
                 "they are read; convert them with transformers' `save_pretrained`"
             ) from error
-        raise UserError(f"cannot load the model {source}: {first_line(error)}") from error
+        raise UserError(f"cannot load the model {source}: {lines_of(error)[0]}") from error
     if not local:  # the hub's client has made sure that what it gave is whole
         folder = Path(cached_file(source.name, CONFIG, revision=source.revision)).parent
         tensors = read_tensors(folder)
-    if layers is not None:
-        model.__class__ = whole_class(model)
-    kept = range(layer_count(config)) if layers is None else layers
-    check_weights(source, model, report, tensors, config, kept)
+    model.__class__ = whole_class(model)
+    check_weights(source, model, report, tensors, kept)
     _settle(source, model)
     return model.eval()
 
@@ -225,7 +210,7 @@ def read_tokenizer(model: Pretrained | str | Path) -> PreTrainedTokenizerBase | 
         if any(files[0].match(name) for name in VOCABULARIES):
             raise UserError(
                 f"the tokenizer of {source} cannot be read: its files are damaged, or made for other versions of "
-                f"tokenizers and transformers ({first_line(error)})"
+                f"tokenizers and transformers ({lines_of(error)[0]})"
             ) from error
         raise UserError(_no_vocabulary(source, files)) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
@@ -280,7 +265,7 @@ def _settle(source: Pretrained, model: PreTrainedModel) -> None:
         with TemporaryDirectory() as folder:
             model.generation_config.save_pretrained(folder)
     except ValueError as error:  # some versions of transformers read settings that they refuse to save
-        warn_once(f"{GENERATION} of {source} is left out: {first_line(error)}")
+        warn_once(f"{GENERATION} of {source} is left out: {lines_of(error)[0]}")
         model.generation_config = GenerationConfig.from_model_config(model.config)
 
 
