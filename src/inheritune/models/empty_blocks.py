@@ -19,7 +19,9 @@ from inheritune.models.architecture import blocks
 def with_only(
     kind: type[PreTrainedModel], config: PretrainedConfig, layers: Collection[int]
 ) -> type[PreTrainedModel]:
-    """The class of a configuration's causal language model; of its instances all blocks but these stand empty.
+    """A class of causal language model; of its instances, with this configuration, all blocks but these stand empty.
+
+    The class that it was made of is its `whole_class`.
 
     An empty block keeps its modules and plain attributes, which some models ask their blocks for. Where that is not
     enough, because parameters are shared between blocks (Zamba) or set in all of them (Falcon-H1), it is the whole
@@ -59,8 +61,3 @@ def _empty(module: Any) -> None:
     for own in (module._parameters, module._buffers):
         own.update(dict.fromkeys(own))
     module._is_hf_initialized = True
-
-
-def whole_class(model: PreTrainedModel) -> type[PreTrainedModel]:
-    """The class of a model that was made by `with_only`, as transformers has it."""
-    return getattr(type(model), "whole_class", type(model))

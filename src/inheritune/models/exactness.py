@@ -57,9 +57,9 @@ def check_exact(model: PreTrainedModel, reference: PreTrainedModel, layers: Sequ
         UserError: they differ, or the reference's blocks cannot be run apart.
     """
     described = f"{named(layers)} of this {reference.config.model_type!r} model"
-    for place, layer in enumerate(layers):
-        name = _other_sight(blocks(model)[place], blocks(reference)[layer])
-        if name is not None:
+    theirs = blocks(reference)
+    for place, (block, layer) in enumerate(zip(blocks(model), layers, strict=True)):
+        if name := _other_sight(block, theirs[layer]):
             raise UserError(
                 f"cannot make a model of {described}: layer {layer} would look at tokens in another way at its new "
                 f"place {place} (`{name}`); choose other layers"
@@ -148,6 +148,7 @@ def _in_place(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, ret
 def _one_by_one(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, returned: list[Any]) -> Pass:
     """The chosen blocks in any order, at the end, each with what it was given at its place but the hidden state."""
     done: Pass = []
+    depth = len(blocks(model))
     calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
 
     def at(number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -157,7 +158,7 @@ def _one_by_one(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, r
         if not torch.equal(hidden, _given(*calls[0][1:])):
             raise RuntimeError("something is done to the hidden state between them")
         output = _with_hidden(returned[0], hidden)
-        for layer in layers if number == len(blocks(model)) - 1 else ():
+        for layer in layers if number == depth - 1 else ():
             forward, args, kwargs = calls[layer]
             output = forward(*_replaced(args, hidden), **_replaced(kwargs, hidden))
             hidden = _hidden(output)

@@ -45,7 +45,7 @@ from inheritune.models.checkpoint_files import (
     warn_once,
 )
 from inheritune.models.checkpoint_weights import LANGUAGE_MODEL, check_size, check_weights
-from inheritune.models.empty_blocks import empty_all_but, whole_class, with_only
+from inheritune.models.empty_blocks import empty_all_but, with_only
 from inheritune.models.layer_fields import lines_of
 from inheritune.models.presets import freeze_biases
 from inheritune.runtime import files
@@ -106,10 +106,11 @@ def load_model(
         if (folder / GENERATION).exists():
             read_object(folder / GENERATION)
     kind: Any = AutoModelForCausalLM
-    if layers is not None or (local and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING):
+    sized = local and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING  # code of its own may tie what it likes
+    if sized or layers is not None:
         empty = without_weights(source, config)
         empty_all_but(empty, kept)
-        if local:
+        if sized:
             check_size(source, empty, tensors)
         if layers is not None:
             kind = with_only(type(empty), config, layers)
@@ -136,7 +137,7 @@ def load_model(
     if not local:  # the hub's client has made sure that what it gave is whole
         folder = Path(cached_file(source.name, CONFIG, revision=source.revision)).parent
         tensors = read_tensors(folder)
-    model.__class__ = whole_class(model)
+    model.__class__ = getattr(type(model), "whole_class", type(model))
     check_weights(source, model, report, tensors, kept)
     _settle(source, model)
     return model.eval()
