@@ -26,7 +26,7 @@ from inheritune import UserError
 from inheritune.analysis.analyze import analyze
 from inheritune.analysis.probe import check_attention
 from inheritune.analysis.result import FILE, load_analyses, save_analyses
-from inheritune.config import Recipe, TrainRecipe
+from inheritune.config import Pretrained, Recipe, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.data.shards import NoShardsError
 from inheritune.evaluation.evaluate import DIRECTORY as EVALUATION
@@ -137,9 +137,7 @@ def algorithm_1(this: Run) -> None:
 class Reference:
     """The large model, on disk: it is read only as far as it is needed."""
 
-    source: str | Path
-    revision: str | None
-    trust_remote_code: bool
+    source: Pretrained
     config: PretrainedConfig
     losses: WindowLosses
     training_flops: float | None
@@ -151,17 +149,15 @@ class Reference:
 
     def load(self) -> PreTrainedModel:
         """The model itself, in evaluation mode on the CPU."""
-        trust = self.trust_remote_code
-        return load_model(self.source, config=self.config, revision=self.revision, trust_remote_code=trust)
+        return load_model(self.source, config=self.config)
 
 
 def obtain_reference(this: Run) -> Reference:
     """Train the reference, or find the trained one; measure its validation loss either way."""
     this.record("reference", 0)
     source = this.recipe.reference
-    location, outcome = trained_here(this) if source.architecture is not None else found(this)
-    revision, trust = source.revision, source.trust_remote_code
-    config = load_config(location, revision=revision, trust_remote_code=trust)
+    trained, outcome = trained_here(this) if source.architecture is not None else found(this)
+    config = load_config(trained)
     losses = WindowLosses.load(this.folder.reference / "validation.json")
     shape = on_meta(config)
     flops = outcome.flops if outcome else None
@@ -175,10 +171,10 @@ def obtain_reference(this: Run) -> Reference:
         training_flops=flops,
         steps=outcome.steps if outcome else None,
     )
-    return Reference(location, revision, trust, config, losses, flops)
+    return Reference(trained, config, losses, flops)
 
 
-def trained_here(this: Run) -> tuple[Path, Outcome]:
+def trained_here(this: Run) -> tuple[Pretrained, Outcome]:
     """Train the reference from random weights."""
     source = this.recipe.reference
     training = source.training
@@ -198,29 +194,26 @@ def trained_here(this: Run) -> tuple[Path, Outcome]:
         dtype=type_left(training, None),
         title=f"reference, {layer_count(config)} layers",
     )
-    return this.folder.reference / "model", outcome
+    return source.at(this.folder.reference / "model"), outcome
 
 
-def found(this: Run) -> tuple[str, None]:
+def found(this: Run) -> tuple[Pretrained, None]:
     """Measure a reference that is trained already."""
     source = this.recipe.reference
-    assert source.pretrained is not None
-    revision, trust = source.revision, source.trust_remote_code
+    trained = source.trained
+    assert trained is not None
     path = this.folder.reference / "validation.json"
     if not this.world.on_first(path.exists):
-        config = load_config(source.pretrained, revision=revision, trust_remote_code=trust)
+        config = load_config(trained)
         check_source(source, config, this.data)
         first_cut(this.recipe.start_layers, layer_count(config))
-        load = partial(
-            load_model, source.pretrained, config=config, revision=revision, trust_remote_code=trust
-        )
-        model = made_by_first(load, this.world)
+        model = made_by_first(partial(load_model, trained, config=config), this.world)
         placed = place(
             NextTokenLoss(model, this.world), this.recipe.training, this.hardware, this.data.window
         )
         losses = validate(placed.loss, this.data.validation, this.data.window, this.hardware)
         this.world.on_first(lambda: losses.save(path))
-    return source.pretrained, None
+    return trained, None
 
 
 def suggested_cut(this: Run, reference: Reference) -> int:
@@ -232,8 +225,6 @@ def suggested_cut(this: Run, reference: Reference) -> int:
             this.data.path,
             window=this.data.window,
             device=this.hardware.device,
-            revision=reference.revision,
-            trust_remote_code=reference.trust_remote_code,
             bos=this.recipe.data.bos,
             world=this.world,
         )
@@ -281,7 +272,7 @@ def one_round(this: Run, reference: Reference, number: int, layers: int, previou
         stop=at_parity,
         dtype=type_left(this.recipe.training, reference.config),
         inherited=this.recipe.reference.pretrained is not None,  # one trained here may have had little time
-        trust_remote_code=reference.trust_remote_code,
+        trust_remote_code=reference.source.trust_remote_code,
         title=f"round {number}, {layers} layers",
     )
     losses = WindowLosses.load(directory / "validation.json")
@@ -302,13 +293,9 @@ def initial_weights(this: Run, reference: Reference, layers: int, previous: Path
 
     That one may be rounded (`training.dtype`), as the reference's own layers that are put on top of it are.
     """
-    revision, trust = reference.revision, reference.trust_remote_code
     if previous is None or this.recipe.grow.mode == "reinherit":
-        return inherit(
-            reference.source, layers, dtype=torch.float32, revision=revision, trust_remote_code=trust
-        )
-    trained = load_model(previous, trust_remote_code=trust)
-    return append(trained, reference.source, layers, revision=revision, trust_remote_code=trust)
+        return inherit(reference.source, layers, dtype=torch.float32)
+    return append(load_model(this.recipe.reference.at(previous)), reference.source, layers)
 
 
 def figures_of(
@@ -352,7 +339,7 @@ def verdict(this: Run, reference: Reference, number: int, layers: int) -> Verdic
 
 def finish(this: Run, reference: Reference, small: Path) -> None:
     """Leave samples of both models, and the small one as the final checkpoint."""
-    models = [reference.load(), load_model(small, trust_remote_code=reference.trust_remote_code)]
+    models = [reference.load(), load_model(this.recipe.reference.at(small))]
     for model in models:
         model.to(this.hardware.device)
     write_samples(this.folder.samples, this.recipe, this.data, models[0], models[1])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -237,6 +238,27 @@ class Training(Settings):
         return self
 
 
+@dataclass(frozen=True)
+class Pretrained:
+    """A trained model as it is named: a Hugging Face id or a checkpoint's folder, and how that is to be read."""
+
+    name: str | Path
+    revision: str | None = None
+    """Branch, tag or commit of an id."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+
+    def __str__(self) -> str:
+        return str(self.name)
+
+    @classmethod
+    def of(
+        cls, model: Pretrained | str | Path, revision: str | None = None, trust_remote_code: bool = False
+    ) -> Pretrained:
+        """A model that may be given by its name alone."""
+        return model if isinstance(model, Pretrained) else cls(model, revision, trust_remote_code)
+
+
 class ModelSource(Settings):
     """A model: trained already (`pretrained`), or made from random weights (`architecture`)."""
 
@@ -259,6 +281,15 @@ class ModelSource(Settings):
         ):
             raise UserError("`architecture` needs either `preset` or `model_type`")
         return self
+
+    @property
+    def trained(self) -> Pretrained | None:
+        """The model that `pretrained` names."""
+        return Pretrained(self.pretrained, self.revision, self.trust_remote_code) if self.pretrained else None
+
+    def at(self, folder: Path) -> Pretrained:
+        """A checkpoint that was made from this model: what code this one needs, it needs too."""
+        return Pretrained(folder, trust_remote_code=self.trust_remote_code)
 
 
 class Reference(ModelSource):

@@ -299,7 +299,7 @@ def write_final(path: Path, recipe: Recipe, data: TrainingData, model: Path, sum
     """Put the last round's model where users look for it, with its tokenizer and a model card."""
     from inheritune.models.load import load_config, save_tokenizer
 
-    config = load_config(model, trust_remote_code=recipe.reference.trust_remote_code)
+    config = load_config(recipe.reference.at(model))
     tokenizer = _final_tokenizer(recipe, data)
     with files.directory(path) as temporary:
         copytree(model, temporary, dirs_exist_ok=True)
@@ -312,12 +312,10 @@ def _final_tokenizer(recipe: Recipe, data: TrainingData) -> PreTrainedTokenizerB
     from inheritune.models.load import read_tokenizer, same_tokens, tokenizer_in
 
     own, source = tokenizer_in(data.path), recipe.reference
-    if source.pretrained is None or (own is not None and own.chat_template is not None):
+    if source.trained is None or (own is not None and own.chat_template is not None):
         return own or []
     try:
-        found = read_tokenizer(
-            source.pretrained, revision=source.revision, trust_remote_code=source.trust_remote_code
-        )
+        found = read_tokenizer(source.trained)
     except UserError as error:  # the run is done: its result is worth more than this
         logger.warning("%s", error)
         return own or []

@@ -14,10 +14,9 @@ from inheritune import __version__
 from inheritune.config import Data, ModelSource, Training, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.initialization import choose, half_width, select
-from inheritune.initialization.width import narrow_config
-from inheritune.models.architecture import choose_layers, layer_count
+from inheritune.initialization.narrow import narrow_config
+from inheritune.models.architecture import PARTS, choose_layers, layer_count
 from inheritune.models.load import load_config, load_model, load_tokenizer
-from inheritune.models.parts import PARTS
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.models.size import flops_per_token, on_meta
 from inheritune.run_directory import RunDirectory
@@ -79,17 +78,17 @@ def initial_model(recipe: TrainRecipe, data: TrainingData) -> Callable[[], PreTr
     source, part, seed = recipe.model, recipe.initialization, recipe.training.seed
     config = initial_config(recipe, data)
     check_source(source, config, data)
-    if source.pretrained is None:
+    trained = source.trained
+    if trained is None:
         return lambda: from_config(config, seed)
-    name, revision, trust = source.pretrained, source.revision, source.trust_remote_code
     if part is None:
-        return lambda: load_model(name, config=config, revision=revision, trust_remote_code=trust)
+        return lambda: load_model(trained, config=config)
     if part.width is not None:
         width, divide = part.width, part.divide or "heads"
-        return lambda: half_width(name, width, divide=divide, revision=revision, trust_remote_code=trust)
+        return lambda: half_width(trained, width, divide=divide)
     depth = layer_count(source_config(source))
     layers, parts = choose(part.layers, depth, part.stack_to), part.parts or PARTS
-    return lambda: select(name, layers, parts=parts, seed=seed, revision=revision, trust_remote_code=trust)
+    return lambda: select(trained, layers, parts=parts, seed=seed)
 
 
 def initial_config(
@@ -129,19 +128,16 @@ def check_source(source: ModelSource, config: PretrainedConfig, data: TrainingDa
     Raises:
         UserError: as `check_fit`.
     """
-    name, revision, trust = source.pretrained, source.revision, source.trust_remote_code
-    if name is None:
+    if source.trained is None:
         check_fit(config, data)
     else:
-        check_fit(config, data, load_tokenizer(name, revision=revision, trust_remote_code=trust), name)
+        check_fit(config, data, load_tokenizer(source.trained), str(source.trained))
 
 
 def source_config(source: ModelSource) -> PretrainedConfig:
     """Configuration of a pretrained model."""
-    assert source.pretrained is not None
-    return load_config(
-        source.pretrained, revision=source.revision, trust_remote_code=source.trust_remote_code
-    )
+    assert source.trained is not None
+    return load_config(source.trained)
 
 
 def teacher_of(recipe: TrainRecipe) -> ModelSource | None:
@@ -178,14 +174,11 @@ def objective(recipe: TrainRecipe, data: TrainingData) -> Callable[[PreTrainedMo
     settings, teacher = recipe.distillation, teacher_of(recipe)
     if settings is None or teacher is None:
         return NextTokenLoss
-    assert teacher.pretrained is not None
-    name, revision, trust = teacher.pretrained, teacher.revision, teacher.trust_remote_code
-    config = load_config(name, revision=revision, trust_remote_code=trust)
+    assert teacher.trained is not None
+    config = load_config(teacher.trained)
     check_source(teacher, config, data)
     check_teacher(config, initial_config(recipe, data))
-
-    load = partial(load_model, name, config=config, revision=revision, trust_remote_code=trust)
-    return taught_by(load, settings)
+    return taught_by(partial(load_model, teacher.trained, config=config), settings)
 
 
 def scratch_config(source: ModelSource, data: TrainingData | None, window: int) -> PretrainedConfig:

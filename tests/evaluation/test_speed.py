@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from inheritune import UserError
+from inheritune.config import Pretrained
 from inheritune.evaluation import speed
 from inheritune.evaluation.speed import (
     checkpoint_bytes,
@@ -152,7 +153,7 @@ def test_weights_in_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (repository / "blob").write_bytes(bytes(123))
     (snapshot / "model.safetensors").symlink_to(repository / "blob")
     assert checkpoint_bytes("some/model") == 123
-    assert checkpoint_bytes("some/model", "another-branch") is None
+    assert checkpoint_bytes(Pretrained("some/model", "another-branch")) is None
     assert checkpoint_bytes("some/other-model") is None
     assert checkpoint_bytes("no/such/folder") is None
     assert checkpoint_bytes(snapshot.parent) is None, "a folder without weights"

@@ -11,8 +11,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from inheritune.initialization.narrow import half_width
-from inheritune.initialization.width import ALIBI, LAYOUTS, LEARNED_POSITIONS, Divide, narrow_config, origins
+from inheritune.initialization.narrow import (
+    ALIBI,
+    LAYOUTS,
+    LEARNED_POSITIONS,
+    Divide,
+    half_width,
+    narrow_config,
+    origins,
+)
 from inheritune.models.architecture import blocks, layer_count
 from inheritune.models.load import load_model
 from inheritune.models.presets import architecture_config, from_config

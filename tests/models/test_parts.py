@@ -8,8 +8,7 @@ import pytest
 from torch import nn
 from transformers import PreTrainedModel
 
-from inheritune.models.architecture import blocks_name
-from inheritune.models.parts import PARTS, parts_of
+from inheritune.models.architecture import PARTS, blocks_name, parts_of
 from tiny_models import ARCHITECTURES, LAYERS, VOCABULARY, tiny_model
 
 GPT2_LIKE = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": LAYERS, "n_head": 4, "n_positions": 64}

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from inheritune import UserError, inherit
+from inheritune.config import Pretrained
+from inheritune.initialization.inherit import select
 from inheritune.initialization.narrow import half_width
-from inheritune.initialization.select import select
 from inheritune.models.load import load_config, load_model, load_tokenizer
 from inheritune.models.size import on_meta
 from tiny_checkpoints import INDEX, WEIGHTS, change_json, change_weights, write_checkpoint, write_tokenizer
@@ -186,6 +187,19 @@ def test_settings_of_generation_survive(tmp_path: Path, how: str) -> None:
     make[how]().save_pretrained(tmp_path / "small")
     saved = json.loads((tmp_path / "small" / "generation_config.json").read_text())
     assert {key: saved.get(key) for key in settings} == settings
+
+
+@pytest.mark.parametrize("cut", [lambda m: inherit(m, 2), lambda m: select(m, [0, 2]), half_width])
+def test_a_cut_reads_its_configuration_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: Callable[[Any], Any]
+) -> None:
+    model = Pretrained(write_checkpoint(tmp_path / "model"))
+    read, names = AutoConfig.from_pretrained, []
+    monkeypatch.setattr(
+        AutoConfig, "from_pretrained", lambda name, **how: names.append(name) or read(name, **how)
+    )
+    cut(model)
+    assert names == [model.name]
 
 
 def test_settings_of_generation_that_cannot_be_saved_do_not_spoil_the_model(tmp_path: Path) -> None:

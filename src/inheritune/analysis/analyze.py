@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -17,7 +17,7 @@ from inheritune.analysis.maps import Head, Maps, attention_maps, check_heads, te
 from inheritune.analysis.probe import check_attention
 from inheritune.analysis.result import FILE, AttentionAnalysis, load_analyses, save_analyses, short_name
 from inheritune.analysis.sequences import Sequences, Text, open_text
-from inheritune.config import Recipe
+from inheritune.config import Pretrained, Recipe
 from inheritune.data.shards import Split, open_split
 from inheritune.models.architecture import context_length, layer_count, parameter_count
 from inheritune.models.load import load_config, load_model, load_tokenizer, same_tokens
@@ -28,7 +28,7 @@ from inheritune.runtime.progress import ProgressBar
 from inheritune.runtime.world import ALONE, World
 from inheritune.training.checks import check_ids, check_tokens
 
-Model: TypeAlias = PreTrainedModel | str | Path
+Model: TypeAlias = PreTrainedModel | Pretrained | str | Path
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,10 @@ class Options:
     world: World = ALONE
     ignore_tokenizer: bool = False
 
+    def named(self, model: Pretrained | str | Path) -> Pretrained:
+        """A model that is given by its name."""
+        return Pretrained.of(model, self.revision, self.trust_remote_code)
+
     def check(self) -> None:
         """Refuse what no model could be analyzed with."""
         for name, value in (("tau", self.tau), ("mass", self.mass)):
@@ -194,9 +198,9 @@ def analyze_run(
     folder.check_data([open_split(recipe.data.path, "validation", recipe.data.bos).identity])
     places = {"reference": folder.reference, "final": folder.final}
     source = recipe.reference
-    models: dict[str, Model] = {
-        "reference": source.pretrained or folder.reference / "model",
-        "final": folder.final,
+    models = {
+        "reference": source.trained or source.at(folder.reference / "model"),
+        "final": source.at(folder.final),
     }
     found = {
         name: load_analyses(place / FILE)[0] for name, place in places.items() if (place / FILE).exists()
@@ -208,8 +212,6 @@ def analyze_run(
             sequences=max((other.sequences for other in found.values()), default=sequences),
             window=recipe.data.window,
             device=device,
-            revision=source.revision if name == "reference" else None,
-            trust_remote_code=source.trust_remote_code,
             bos=recipe.data.bos,
         )
         save_analyses(places[name] / FILE, [found[name]])
@@ -223,32 +225,22 @@ class _Subject:
     name: str
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase | None
-    source: Model
+    source: PreTrainedModel | Pretrained
 
     def load(self, options: Options) -> PreTrainedModel:
         if isinstance(self.source, PreTrainedModel):
             return self.source
-        model = load_model(
-            self.source,
-            config=self.config,
-            dtype=options.dtype,
-            revision=options.revision,
-            trust_remote_code=options.trust_remote_code,
-        )
+        model = load_model(self.source, config=self.config, dtype=options.dtype)
         return model.to(choose_device(options.device))
 
 
 def _subject(model: Model, options: Options) -> _Subject:
-    how: dict[str, Any] = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
     if isinstance(model, PreTrainedModel):
         name = model.name_or_path
-        return _Subject(
-            name or model.config.model_type,
-            model.config,
-            load_tokenizer(name, **how) if name else None,
-            model,
-        )
-    return _Subject(str(model), load_config(model, **how), load_tokenizer(model, **how), model)
+        tokenizer = load_tokenizer(options.named(name)) if name else None
+        return _Subject(name or model.config.model_type, model.config, tokenizer, model)
+    source = options.named(model)
+    return _Subject(str(source), load_config(source), load_tokenizer(source), source)
 
 
 def _analyze_one(

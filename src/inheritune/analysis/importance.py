@@ -1,12 +1,12 @@
-"""What each layer of a model is worth: the loss without it, and what is known of it from hidden states alone.
+"""What a model's blocks are worth: the loss with any choice of them, and how little each changes the hidden state.
 
-Letters: N windows, T tokens, D hidden size, L layers.
+Letters: N windows, B of them at once, T tokens, D hidden size, L blocks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from inheritune import UserError
-from inheritune.models.blockwise import Blockwise
+from inheritune.models.blockwise import Blockwise, Entry
 from inheritune.runtime.hardware import computes_in_bf16
 from inheritune.training.loss import NextTokenLoss
 
@@ -29,7 +28,7 @@ BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
 
 @dataclass(frozen=True)
 class Windows:
-    """What losses are measured on: token ids as a model reads them, and what follows each, int64 [N, T] both."""
+    """What losses are measured on: token ids as a model reads them, and those that follow, int64 [N, T] each."""
 
     inputs_nt: Tensor
     targets_nt: Tensor
@@ -37,15 +36,21 @@ class Windows:
     def __len__(self) -> int:
         return len(self.inputs_nt)
 
+    def batches(self, start: int, stop: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+        """Windows `start` to `stop` (exclusive) on the device, as many at once as it takes."""
+        size = max(1, BATCH_TOKENS[device.type] // self.inputs_nt.shape[1])
+        cuts = [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
+        return [(self.inputs_nt[cut].to(device), self.targets_nt[cut].to(device)) for cut in cuts]
+
 
 class ChoiceLosses:
     """Losses of a model with any choice of its blocks, on fixed windows; each is computed once.
 
-    Choices that are asked for together are run in the order of their numbers, so that those with the same beginning
-    share its hidden states: to leave out each block of a model in turn costs half of what its blocks' number says.
+    Choices that are asked for together are run in the order of their numbers, and share the hidden states up to where
+    they differ. To leave out each block of a model in turn so costs half of the blocks.
 
     Args:
-        model: where it is; left unchanged.
+        model: in evaluation mode, on the device to compute on; left unchanged.
         windows: to measure on.
         bf16: compute in bfloat16 autocast; by default where the hardware multiplies in it.
 
@@ -58,16 +63,14 @@ class ChoiceLosses:
         self.loss = NextTokenLoss(model)
         self.bf16 = computes_in_bf16(self.device) if bf16 is None else bf16
         self.known: dict[Choice, np.ndarray] = {}
-        self.runs = 0
-        """Windows times blocks that were computed, the head counted as `head` of them."""
 
     @property
-    def depth(self) -> int:
-        """Blocks of the model, L."""
-        return self.blocks.depth
+    def whole(self) -> Choice:
+        """All blocks."""
+        return tuple(range(self.blocks.depth))
 
     def __call__(self, choices: Sequence[Choice], windows: int | None = None) -> np.ndarray:
-        """Losses of the choices on the first `windows` windows, nats per token: float64 [choices, windows]."""
+        """Losses on the first `windows` windows, or on all of them, nats per token: float64 [choices, windows]."""
         wanted = len(self.windows) if windows is None else windows
         lacking: dict[int, set[Choice]] = {}
         for choice in choices:
@@ -81,57 +84,59 @@ class ChoiceLosses:
 
     def mean(self, choice: Choice) -> float:
         """Loss of a choice on all windows, nats per token."""
-        return float(self([choice])[0].mean())
+        return float(self([choice]).mean())
 
     @torch.no_grad()
     def _measure(self, choices: Sequence[Choice], start: int, stop: int) -> dict[Choice, np.ndarray]:
-        size = max(1, BATCH_TOKENS[self.device.type] // self.windows.inputs_nt.shape[1])
         found: dict[Choice, list[Tensor]] = {choice: [] for choice in choices}
-        for first in range(start, stop, size):
-            inputs_bt = self.windows.inputs_nt[first : min(first + size, stop)].to(self.device)
-            targets_bt = self.windows.targets_nt[first : min(first + size, stop)].to(self.device)
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-                entry = self.blocks.enter(inputs_bt)
-                path: list[int] = []
-                states = [entry.hidden]
+        for inputs_bt, targets_bt in self.windows.batches(start, stop, self.device):
+            with self._autocast():
+                entry, path = self.blocks.enter(inputs_bt), list[int]()
+                states = [entry.hidden_btd]
                 for choice in choices:
                     shared = _shared(path, choice)
                     del path[shared:], states[shared + 1 :]
                     for layer in choice[shared:]:
                         states.append(entry.run(layer, states[-1]))
                         path.append(layer)
-                        self.runs += len(inputs_bt)
-                    losses = self.blocks.leave(
-                        entry, states[-1], lambda: self.loss.per_window(inputs_bt, targets_bt)
-                    )
-                    found[choice].append(losses)
+                    found[choice].append(self._per_window(entry, states[-1], inputs_bt, targets_bt))
         return {choice: torch.cat(losses).double().cpu().numpy() for choice, losses in found.items()}
 
+    def _per_window(self, entry: Entry, hidden_btd: Tensor, inputs_bt: Tensor, targets_bt: Tensor) -> Tensor:
+        return self.blocks.leave(entry, hidden_btd, lambda: self.loss.per_window(inputs_bt, targets_bt))
+
     @torch.no_grad()
-    def similarities(self) -> Tensor:
-        """Cosines between the hidden states before and after blocks, mean over tokens.
+    def similarities(self, windows: int) -> tuple[np.ndarray, np.ndarray]:
+        """How alike the hidden states before and after runs of blocks are, mean over the tokens of some windows.
 
         Returns:
-            Angles as angular distances d = arccos(cosine) / pi: float64 [L + 1, L + 1] between the states at places
-            i and j, 0 before the first block; and below the diagonal the mean cosines themselves.
+            Cosines, and angular distances arccos(cosine) / pi: float64 [L + 1, L + 1] each. Place i is before block
+            i, place L after the last one.
+
+        Source: block influence is 1 - cosine over one block (ShortGPT, arXiv 2403.03853); the angular distance over n
+        blocks says which contiguous ones to drop (arXiv 2403.17887, on the last token only).
         """
-        places = self.depth + 1
-        total = torch.zeros(places, places, dtype=torch.float64)
-        size = max(1, BATCH_TOKENS[self.device.type] // self.windows.inputs_nt.shape[1])
-        for first in range(0, len(self.windows), size):
-            inputs_bt = self.windows.inputs_nt[first : first + size].to(self.device)
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        places = self.blocks.depth + 1
+        cosines = torch.eye(places, dtype=torch.float64)
+        angles = torch.zeros(places, places, dtype=torch.float64)
+        for inputs_bt, _ in self.windows.batches(0, windows, self.device):
+            with self._autocast():
                 entry = self.blocks.enter(inputs_bt)
-                states = [entry.hidden]
-                for layer in range(self.depth):
+                states = [entry.hidden_btd]
+                for layer in self.whole:
                     states.append(entry.run(layer, states[-1]))
             units = [F.normalize(state.float().flatten(0, 1), dim=-1) for state in states]
+            share = len(inputs_bt) / windows
             for i in range(places):
                 for j in range(i + 1, places):
-                    cosine_n = (units[i] * units[j]).sum(-1).clamp(-1, 1)
-                    total[i, j] += (cosine_n.arccos().double() / math.pi).sum().cpu()
-                    total[j, i] += cosine_n.double().sum().cpu()
-        return total / self.windows.inputs_nt.numel()
+                    cosine_n = (units[i] * units[j]).sum(-1).clamp(-1, 1).double()
+                    cosines[i, j] += share * cosine_n.mean().cpu()
+                    angles[i, j] += share * (cosine_n.arccos() / math.pi).mean().cpu()
+        cosines, angles = cosines.triu() + cosines.triu(1).T, angles + angles.T
+        return cosines.numpy(), angles.numpy()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:

@@ -20,10 +20,9 @@ def inherit_command(
 ) -> None:
     """Keep a model's first layers, embeddings, final norm and head: a standard checkpoint in, one out."""
     from inheritune.cli.console import print_line, quiet
-    from inheritune.initialization.cut import cut_to_folder
+    from inheritune.config import Pretrained
+    from inheritune.initialization.inherit import cut_to_folder
 
     quiet()
-    small = cut_to_folder(
-        model, layers, output, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-    )
+    small = cut_to_folder(Pretrained(model, revision, trust_remote_code), layers, output, dtype=dtype)
     print_line(f"{output}: {small.layers} of {small.of_layers} layers, {small.parameters:,} parameters")

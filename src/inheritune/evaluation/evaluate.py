@@ -217,7 +217,7 @@ def _side_by_side(work: Work, subjects: Sequence[Subject]) -> tuple[SpeedResult 
         samples = side_by_side(models, tokenizers, settings.prompts or PROMPTS)
     if settings.speed:
         pairs = zip(subjects, models, strict=True)
-        sizes = [checkpoint_bytes(s.source, s.revision) or memory_bytes(m) for s, m in pairs]
+        sizes = [checkpoint_bytes(s.source) or memory_bytes(m) for s, m in pairs]
         speed = measure_speed(models, sizes, settings.batches)
     return speed, samples
 

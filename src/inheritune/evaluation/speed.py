@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from inheritune import UserError
+from inheritune.config import Pretrained
 from inheritune.evaluation.result import ModelSpeed, Rate, SpeedResult, Spread
 from inheritune.models.architecture import context_length
 from inheritune.runtime.progress import ProgressBar
@@ -83,16 +84,17 @@ def measure_speed(
     )
 
 
-def checkpoint_bytes(source: str | Path, revision: str | None = None) -> int | None:
-    """Bytes of a checkpoint's weight files (`model*.safetensors`): of a folder, or of what the cache of Hugging
-    Face's hub holds of a model id.
+def checkpoint_bytes(model: Pretrained | str | Path) -> int | None:
+    """Bytes of a model's weight files (`model*.safetensors`): of a folder, or of what the cache of Hugging Face's
+    hub holds of a model id.
 
     None where there are no such files here; what the weights take in memory can then stand for them.
     """
-    folder = Path(source)
+    source = Pretrained.of(model)
+    folder = Path(source.name)
     if not folder.is_dir():
         try:
-            config = try_to_load_from_cache(str(source), "config.json", revision=revision)
+            config = try_to_load_from_cache(str(source), "config.json", revision=source.revision)
         except ValueError:  # neither a folder nor the form of an id
             return None
         if not isinstance(config, str):

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
-from inheritune.config import ModelSource, Recipe, TrainRecipe
+from inheritune.config import Pretrained, Recipe, TrainRecipe
 from inheritune.evaluation.result import ModelFigures
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.load import load_config, load_model, load_tokenizer, tokenizer_in
@@ -27,11 +27,9 @@ class Subject:
     """A model that is to be evaluated."""
 
     name: str
-    source: str
+    source: Pretrained
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase | None
-    revision: str | None = None
-    trust_remote_code: bool = False
 
     def load(self, device: torch.device, dtype: torch.dtype | str) -> PreTrainedModel:
         """The model on its device, in evaluation mode.
@@ -40,21 +38,14 @@ class Subject:
             UserError: it is too large for the device.
         """
         check_memory([self], device, dtype)
-        model = load_model(
-            self.source,
-            config=self.config,
-            dtype=dtype,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-        )
-        return model.to(device)
+        return load_model(self.source, config=self.config, dtype=dtype).to(device)
 
     def figures(self, model: PreTrainedModel) -> ModelFigures:
         """What stands beside the results."""
         return ModelFigures(
             name=self.name,
-            source=self.source,
-            revision=self.revision,
+            source=str(self.source),
+            revision=self.source.revision,
             model_type=self.config.model_type,
             layers=layer_count(self.config),
             parameters=parameter_count(model),
@@ -94,9 +85,8 @@ def find_subjects(
         if (Path(source) / "recipe.yaml").is_file():
             subjects += run_subjects(name, Path(source), shared)
             continue
-        config = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
-        own = shared or load_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
-        subjects.append(Subject(name, source, config, own, revision, trust_remote_code))
+        model = Pretrained(source, revision, trust_remote_code)
+        subjects.append(Subject(name, model, load_config(model), shared or load_tokenizer(model)))
     names = [subject.name for subject in subjects]
     for name in names:
         if names.count(name) > 1:
@@ -122,25 +112,22 @@ def run_subjects(
         UserError: not the directory of a finished run or training.
     """
     folder, recipe = RunDirectory(directory), load_any(directory / "recipe.yaml")
-    source: ModelSource
-    models: dict[str, tuple[str, str | None]]
+    models: dict[str, Pretrained]
     if isinstance(recipe, TrainRecipe) and (directory / "model").exists():
-        source, models = recipe.model, {name: (str(directory / "model"), None)}
+        models = {name: recipe.model.at(directory / "model")}
     elif isinstance(recipe, Recipe) and folder.finished:
         source = recipe.reference
-        reference = source.pretrained or str(folder.reference / "model")
-        models = {"reference": (reference, source.revision), "final": (str(folder.final), None)}
+        reference = source.trained or source.at(folder.reference / "model")
+        models = {"reference": reference, "final": source.at(folder.final)}
     else:
         raise UserError(
             f"{directory} is not the directory of a finished run of `inheritune run` or `inheritune train`"
         )
-    fallback, trust = tokenizer_in(recipe.data.path), source.trust_remote_code
-    subjects = []
-    for each, (path, revision) in models.items():
-        config = load_config(path, revision=revision, trust_remote_code=trust)
-        own = tokenizer or load_tokenizer(path, revision=revision, trust_remote_code=trust) or fallback
-        subjects.append(Subject(each, path, config, own, revision, trust))
-    return subjects
+    fallback = tokenizer_in(recipe.data.path)
+    return [
+        Subject(each, model, load_config(model), tokenizer or load_tokenizer(model) or fallback)
+        for each, model in models.items()
+    ]
 
 
 def check_memory(subjects: Sequence[Subject], device: torch.device, dtype: torch.dtype | str) -> None:

@@ -1,15 +1,17 @@
-"""Where the parts of a Hugging Face causal language model are.
+"""Where the parts of a Hugging Face causal language model are: its blocks, and what is in and around them.
 
-A model type that is not in the table `BLOCKS` is found by its structure: the one list of blocks that is as long as
-the configuration says the model is deep.
+They are found by structure: the blocks are the one list that is as long as the configuration says the model is deep;
+other parts show in where a module is, what it is called, and what its class is called. What structure does not tell
+stands in the table `BLOCKS`.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,34 +19,13 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from inheritune import UserError
-from inheritune.models.layer_fields import DESCRIPTION_ERRORS, fields_of
+from inheritune.config import Part
+from inheritune.models.layer_fields import MISFITS, fields_of, lines_of
 
-BLOCKS = {
-    "bloom": "transformer.h",
-    "falcon": "transformer.h",
-    "gemma": "model.layers",
-    "gemma2": "model.layers",
-    "gemma3_text": "model.layers",
-    "gemma3n_text": "model.layers",
-    "gpt2": "transformer.h",
-    "gpt_bigcode": "transformer.h",
-    "gpt_neo": "transformer.h",
-    "gpt_neox": "gpt_neox.layers",
-    "gptj": "transformer.h",
-    "llama": "model.layers",
-    "mistral": "model.layers",
-    "mixtral": "model.layers",
-    "mpt": "transformer.blocks",
-    "olmo2": "model.layers",
-    "opt": "model.decoder.layers",
-    "phi": "model.layers",
-    "phi3": "model.layers",
-    "qwen2": "model.layers",
-    "qwen3": "model.layers",
-    "qwen3_moe": "model.layers",
-    "stablelm": "model.layers",
-}
-"""Model type -> name of the module list that holds its transformer blocks."""
+PARTS: tuple[Part, ...] = get_args(Part)
+
+BLOCKS = {"gemma3n_text": "model.layers"}
+"""Model type -> name of its transformer blocks, where structure alone may find several lists."""
 
 
 def blocks_name(model: PreTrainedModel) -> str:
@@ -56,17 +37,6 @@ def blocks_name(model: PreTrainedModel) -> str:
     model_type, layers = model.config.model_type, layer_count(model.config)
     if model_type in BLOCKS:
         return BLOCKS[model_type]
-    found = _lists_of_blocks(model, layers)
-    if len(found) != 1:
-        raise UserError(
-            f"cannot tell where the blocks of a {model_type!r} model are: it has {len(found)} module lists of "
-            f"{layers} entries, and exactly one is needed"
-        )
-    return found[0]
-
-
-def _lists_of_blocks(model: PreTrainedModel, layers: int) -> list[str]:
-    """Names of the lists of so many modules with parameters; those of the text part, if there are several parts."""
     lists = {name: m for name, m in model.named_modules() if isinstance(m, nn.ModuleList)}
     found = [
         name
@@ -75,8 +45,21 @@ def _lists_of_blocks(model: PreTrainedModel, layers: int) -> list[str]:
         and next(modules.parameters(), None) is not None
         and not any(name.startswith(f"{outer}.") for outer in lists)
     ]
-    decoder = set(model.get_decoder().modules())
-    return [name for name in found if lists[name] in decoder] or found
+    decoder = set(model.get_decoder().modules())  # the text part, if there are several parts
+    found = [name for name in found if lists[name] in decoder] or found
+    if len(found) != 1:
+        raise UserError(
+            f"cannot tell where the blocks of a {model_type!r} model are: it has {len(found)} module lists of "
+            f"{layers} entries, and exactly one is needed"
+        )
+    return found[0]
+
+
+def block_pattern(model: PreTrainedModel) -> re.Pattern[str]:
+    """Finds the number of the block that a weight belongs to, by its name with or without the base model's prefix."""
+    whole = blocks_name(model)
+    short = whole.removeprefix(f"{model.base_model_prefix}.")
+    return re.compile(rf"^(?:{re.escape(whole)}|{re.escape(short)})\.(\d+)\.")
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -165,7 +148,7 @@ def choose_layers(config: PretrainedConfig, layers: Sequence[int]) -> Pretrained
     values = fields_of(text, layers, depth)
     try:
         chosen = read_again(text, values)
-    except DESCRIPTION_ERRORS as error:
+    except MISFITS as error:
         raise cannot_be_described(config, layers, error) from error
     part = next((name for name in config.sub_configs if getattr(config, name, None) is text), None)
     if chosen.num_hidden_layers != len(layers) or (part is None and text is not config):
@@ -190,8 +173,7 @@ def read_again(config: PretrainedConfig, values: dict[str, Any]) -> PretrainedCo
 
 def cannot_be_described(config: PretrainedConfig, layers: Sequence[int], error: Exception) -> UserError:
     """What to raise where transformers makes no model of these layers."""
-    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
-    reason = textwrap.shorten(lines[-1], 160) if lines else type(error).__name__
+    reason = textwrap.shorten(lines_of(error)[-1].rstrip("."), 160)
     return UserError(
         f"cannot make a model of {named(layers)} of this {config.model_type!r} model: its configuration does not "
         f"allow it ({reason}); choose other layers"
@@ -203,6 +185,59 @@ def named(layers: Sequence[int]) -> str:
     if len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1)):
         return f"layers {layers[0]} to {layers[-1]}"
     return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+
+
+def parts_of(model: PreTrainedModel) -> dict[str, Part]:
+    """Part of each entry of `model.state_dict()`, parameters and persistent buffers alike.
+
+    In a block, `attention` has the norms inside it (of queries and keys), `layernorm` the block's own norms,
+    and `mlp` everything else, such as experts and their router. Around the blocks, `embeddings` has token and
+    position embeddings with the norms and projections right at them, `final_norm` the norm after the blocks,
+    and `head` what leads to the logits. A tied tensor has an entry, and a part, under each of its names.
+
+    Raises:
+        UserError: the model's structure is not understood.
+    """
+    prefix = blocks_name(model)
+    return {
+        name: _inside(model, prefix, name) if name.startswith(f"{prefix}.") else _outside(model, name)
+        for name in model.state_dict()
+    }
+
+
+def check_parts(parts: Sequence[str]) -> None:
+    """Raise UserError if there are no parts, or one that is none of `PARTS`."""
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or not parts:
+        wrong = f"unknown part {unknown[0]!r}" if unknown else "no parts are named"
+        raise UserError(f"{wrong}; choose one or more of {', '.join(PARTS)}")
+
+
+def _inside(model: PreTrainedModel, prefix: str, name: str) -> Part:
+    number, *path = name.removeprefix(f"{prefix}.").split(".")[:-1]
+    module = model.get_submodule(f"{prefix}.{number}")
+    for child in path:
+        module = module.get_submodule(child)
+        # OPT's `self_attn_layer_norm` is a norm, and DBRX's `norm_attn_norm` has two beside its attention.
+        if not _is_norm(module):
+            described = f"{child} {type(module).__name__}".lower()
+            return "attention" if "attn" in described or "attention" in described else "mlp"
+    return "layernorm" if path else "mlp"
+
+
+def _outside(model: PreTrainedModel, name: str) -> Part:
+    owner = name.rpartition(".")[0]
+    module, head = model.get_submodule(owner), model.get_output_embeddings()
+    base = model.base_model_prefix
+    beside_base = model.base_model is not model and not name.startswith(f"{base}.")
+    # OPT projects out of the blocks within its base model.
+    if module is head or beside_base or owner.endswith("project_out"):
+        return "head"
+    return "final_norm" if _is_norm(module) and "emb" not in owner else "embeddings"
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
 
 
 def head_is_linear(model: PreTrainedModel) -> bool:
@@ -224,7 +259,8 @@ def head_is_linear(model: PreTrainedModel) -> bool:
     model.eval()
     hook = head.register_forward_hook(enlarge)
     try:
-        tokens = torch.arange(_few(model), device=model.device)[None] % head.out_features
+        few = min(4, context_length(model.config) or 4)
+        tokens = torch.arange(few, device=model.device)[None] % head.out_features
         with torch.no_grad():
             logits = model(input_ids=tokens, use_cache=False).logits
             hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
@@ -235,11 +271,6 @@ def head_is_linear(model: PreTrainedModel) -> bool:
     return torch.equal(logits, seen["logits"]) and torch.allclose(
         hidden, seen["hidden"], rtol=1e-3, atol=1e-4
     )
-
-
-def _few(model: PreTrainedModel) -> int:
-    """Tokens to try a model with."""
-    return min(4, context_length(model.config) or 4)
 
 
 def parameter_count(model: PreTrainedModel) -> int:

@@ -66,31 +66,14 @@ def attend(model: PreTrainedModel, implementation: str) -> None:
         model.set_attn_implementation(implementation)
 
 
-def _mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    *arguments: Any,
-    attention_mask: Tensor | None = None,
-    local_size: int | None = None,
-    **options: Any,
-) -> Tensor | None:
+def _mask(batch_size: int, q_length: int, kv_length: int, *arguments: Any, **options: Any) -> Tensor | None:
     """What transformers asks of a mask function: a mask [B, 1, T, T], or None where `is_causal` says it all."""
-    whole = (
-        attention_mask is None and q_length == kv_length and (local_size is None or kv_length < local_size)
-    )
-    if whole and torch.compiler.is_compiling():
+    local_size, compiling = options.get("local_size"), torch.compiler.is_compiling()
+    sees_all = local_size is None or kv_length < local_size
+    if compiling and sees_all and q_length == kv_length and options.get("attention_mask") is None:
         return None
-    mask: Tensor | None = sdpa_mask(
-        batch_size,
-        q_length,
-        kv_length,
-        *arguments,
-        attention_mask=attention_mask,
-        local_size=local_size,
-        **options,
-    )
-    if not torch.compiler.is_compiling() and (seen := _seen.get(None)) is not None:
+    mask: Tensor | None = sdpa_mask(batch_size, q_length, kv_length, *arguments, **options)
+    if not compiling and (seen := _seen.get(None)) is not None:
         seen.append((mask is None, local_size))
     return mask
 

@@ -1,13 +1,14 @@
 """A model whose blocks are run one at a time, in any choice and order.
 
-Between its embeddings and its final norm a causal language model is a row of blocks that each add to a hidden state.
-So the model without some of them is the rest of the row, and its loss can be measured without making it: what a
-choice of blocks shares with another one at its beginning is computed once.
+Between its embeddings and its final norm a causal language model is a row of blocks, each of which adds to a hidden
+state. The model without some of them is the rest of the row, so its loss can be measured without making it, and what
+two choices of blocks have in common at their beginning is computed once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,55 +18,51 @@ from transformers import PreTrainedModel
 
 from inheritune import UserError
 from inheritune.models.architecture import blocks
-from inheritune.models.exactness import (
-    MODEL_ERRORS,
-    TOLERANCE,
-    called,
-    check_order,
-    given_hidden,
-    hidden_of,
-    random_tokens,
-    replaced,
-    with_hidden,
-)
+from inheritune.models.layer_fields import MISFITS, lines_of
 
 T = TypeVar("T")
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+"""How a model runs one of its blocks: the block's own forward, its arguments, its keyword arguments."""
+
+TOLERANCE = 1e-4
+"""Difference over the largest value that counts as rounding, in float32: experts are summed in any order."""
+
+ROUNDING = 0.05
+"""The same in a 16-bit type."""
 
 
-class _Entered(Exception):
+class _LastBlockError(Exception):
     """The last block was reached, and what follows it is not wanted."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A batch on its way: what the first block is given, and each block's other arguments.
+    """A batch in front of the first block.
 
     Args:
-        inputs_bt: token ids, int64 [B, T].
-        hidden: state before the first block, [B, T, D].
-        calls: of each block, what runs it.
-        output: what a block returned, for the form of it.
+        hidden_btd: what that block is given, [B, T, D].
+        calls: of each block.
+        output: what the first block returns, for its form.
     """
 
-    inputs_bt: Tensor
-    hidden: Tensor
-    calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]
+    hidden_btd: Tensor
+    calls: Sequence[Call]
     output: Any
 
-    def run(self, layer: int, hidden: Tensor) -> Tensor:
-        """The hidden state after this block, [B, T, D], of the one before it."""
+    def run(self, layer: int, hidden_btd: Tensor) -> Tensor:
+        """The hidden state after a block, [B, T, D], of the one before it."""
         forward, args, kwargs = self.calls[layer]
-        return hidden_of(forward(*replaced(args, hidden), **replaced(kwargs, hidden)))
+        return hidden_of(forward(*replaced(args, hidden_btd), **replaced(kwargs, hidden_btd)))
 
 
 class Blockwise:
-    """Runs a model block by block. The model is not changed.
+    """Runs a model block by block.
 
     Args:
-        model: a causal language model, in evaluation mode.
+        model: a causal language model in evaluation mode; left unchanged.
 
     Raises:
-        UserError: its blocks cannot be run apart: what they compute depends on more than the hidden state before them.
+        UserError: its blocks cannot be run apart: they depend on more than the hidden state before each.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -75,65 +72,125 @@ class Blockwise:
 
     @torch.no_grad()
     def enter(self, inputs_bt: Tensor) -> Entry:
-        """Compute what is in front of the first block."""
-        calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
+        """Compute what is in front of the first block, of token ids, int64 [B, T]."""
+        calls: list[Call] = []
         output: Any = None
 
-        def at(number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def at(
+            number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> Any:
             nonlocal output
             check_order(number, len(calls))
-            hidden = given_hidden(args, kwargs)
-            if calls and hidden is not given_hidden(*calls[0][1:]) and not torch.equal(
-                hidden, given_hidden(*calls[0][1:])
-            ):
-                raise RuntimeError("something is done to the hidden state between them")
-            if not calls:
-                output = forward(*args, **kwargs)
             calls.append((forward, args, kwargs))
+            given, first = given_hidden(args, kwargs), given_hidden(*calls[0][1:])
+            if given is not first and not torch.equal(given, first):
+                raise RuntimeError("something is done to the hidden state between them")
+            if number == 0:
+                output = forward(*args, **kwargs)
             if number == self.depth - 1:
-                raise _Entered
-            return with_hidden(output, hidden)
+                raise _LastBlockError
+            return with_hidden(output, given)
 
         with called(self.model, at):
             try:
                 self.model(input_ids=inputs_bt, use_cache=False)
-            except _Entered:
-                return Entry(inputs_bt, given_hidden(*calls[0][1:]), calls, output)
+            except _LastBlockError:
+                return Entry(given_hidden(*calls[0][1:]), calls, output)
         raise RuntimeError("they do not run once each")
 
-    def leave(self, entry: Entry, hidden: Tensor, compute: Callable[[], T]) -> T:
-        """What `compute` gets from the model when this is the hidden state after its last block, [B, T, D]."""
-
-        def at(number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            return with_hidden(entry.output, hidden)
-
-        with called(self.model, at):
+    def leave(self, entry: Entry, hidden_btd: Tensor, compute: Callable[[], T]) -> T:
+        """What `compute` gets from the model if this is the hidden state after its last block, [B, T, D]."""
+        with called(self.model, lambda *_: with_hidden(entry.output, hidden_btd)):
             return compute()
 
+    @torch.no_grad()
     def logits(self, inputs_bt: Tensor, layers: Sequence[int]) -> Tensor:
         """Of a model of these blocks, in this order: [B, T, V]."""
         entry = self.enter(inputs_bt)
-        hidden = entry.hidden
+        hidden_btd = entry.hidden_btd
         for layer in layers:
-            hidden = entry.run(layer, hidden)
-        return self.leave(entry, hidden, lambda: self.model(input_ids=inputs_bt, use_cache=False).logits)
+            hidden_btd = entry.run(layer, hidden_btd)
+        return self.leave(entry, hidden_btd, lambda: self.model(input_ids=inputs_bt, use_cache=False).logits)
 
     @torch.no_grad()
     def _check(self) -> None:
         """All blocks, one by one, compute what the model does."""
-        kind, tokens = self.model.config.model_type, random_tokens(self.model)
+        refusal = f"cannot measure the layers of this {self.model.config.model_type!r} model: its blocks"
+        tokens = random_tokens(self.model)
         try:
             expected = self.model(input_ids=tokens, use_cache=False).logits.double()
             found = self.logits(tokens, range(self.depth)).double()
         except torch.OutOfMemoryError:
             raise
-        except MODEL_ERRORS as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"cannot measure the layers of this {kind!r} model: its blocks cannot be run apart ({reason})"
-            ) from error
-        tolerance = TOLERANCE if self.model.dtype == torch.float32 else 0.05
-        if not (found - expected).abs().max() <= tolerance * expected.abs().max():
-            raise UserError(
-                f"cannot measure the layers of this {kind!r} model: its blocks, one by one, do not compute what it does"
-            )
+        except MISFITS as error:
+            raise UserError(f"{refusal} cannot be run apart ({lines_of(error)[0]})") from error
+        rounding = TOLERANCE if self.model.dtype == torch.float32 else ROUNDING
+        if not (found - expected).abs().max() <= rounding * expected.abs().max():
+            raise UserError(f"{refusal}, one by one, do not compute what it does")
+
+
+@contextmanager
+def called(model: PreTrainedModel, at: Callable[..., Any]) -> Iterator[None]:
+    """Within the block `at(number, forward, args, kwargs)` computes in the place of each of the model's blocks."""
+    own = [vars(block).get("forward") for block in blocks(model)]
+    try:
+        for number, block in enumerate(blocks(model)):
+            forward = block.forward
+
+            def call(*args: Any, number: int = number, forward: Any = forward, **kwargs: Any) -> Any:
+                return at(number, forward, args, kwargs)
+
+            block.forward = call
+        yield
+    finally:
+        for block, before in zip(blocks(model), own, strict=True):
+            del block.forward
+            if before is not None:
+                block.forward = before
+
+
+def random_tokens(model: PreTrainedModel) -> Tensor:
+    """Random ids, int64 [2, 16], without those that stand for something other than text."""
+    config = model.config.get_text_config()
+    special = {
+        v
+        for c in (config, model.config)
+        for k, v in c.to_dict().items()
+        if k.endswith(("_id", "_index"))
+        if isinstance(v, int)
+    }
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.vocab_size, (256,), generator=generator).tolist()
+    usual = [number for number in ids if number not in special] or ids
+    return torch.tensor((usual * 32)[:32], device=model.device).view(2, 16)
+
+
+def check_order(number: int, expected: int) -> None:
+    """Raise RuntimeError unless a block runs in its turn."""
+    if number != expected:
+        raise RuntimeError("they do not run one after the other")
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden state in what a block returns."""
+    hidden = output[0] if isinstance(output, (tuple, list)) else output
+    if not isinstance(hidden, Tensor):
+        raise TypeError(f"they return {type(hidden).__name__}")
+    return hidden
+
+
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """What a block returns, with another hidden state."""
+    return type(output)([hidden, *output[1:]]) if isinstance(output, (tuple, list)) else hidden
+
+
+def given_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden state in what a block is given."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def replaced(given: Any, hidden: Tensor) -> Any:
+    """Positional or named arguments of a block with another hidden state."""
+    if isinstance(given, dict):
+        return {**given, "hidden_states": hidden} if "hidden_states" in given else given
+    return (hidden, *given[1:]) if given else given

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ from transformers import __version__ as transformers_version
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from inheritune import UserError
-from inheritune.models.architecture import cut_config, layer_count
-from inheritune.models.checkpoint_files import CONFIG, adapter_sentence, first_line, read_object, warn_once
+from inheritune.config import Pretrained
+from inheritune.models.architecture import check_positions, cut_config, layer_count
+from inheritune.models.checkpoint_files import CONFIG, adapter_sentence, check_place, read_object, warn_once
+from inheritune.models.layer_fields import MISFITS, lines_of
 from inheritune.models.size import on_meta
 
 DEEPEST = 10_000
@@ -42,33 +45,24 @@ that transformers itself reads as a language model (llama4, qwen3_5)."""
 CAUSAL_ALL_THE_SAME = ("gpt_neox", "gpt_neox_japanese")
 """Types with `is_decoder: false` in their configurations, of which their models take no notice."""
 
-MISFITS = (
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    RuntimeError,
-    ImportError,
-    StrictDataclassError,
-)
-"""What transformers and torch raise, somewhere inside, when values of a configuration make no sense to them."""
 
-
-def read_config(source: str | Path, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
-    """The configuration of a causal language model: of a multimodal model, that of its language model.
+def load_config(model: Pretrained | str | Path) -> PretrainedConfig:
+    """The configuration of a trained model; of a multimodal one, its language model's.
 
     Raises:
-        UserError: there is no such model, it is something else, it is quantized, or its values do not fit together.
+        UserError: there is no such model, it is not a causal language model, it is quantized, or its configuration
+            does not fit together.
     """
-    values = _values(source, revision)
-    _check_values(source, values, trust_remote_code)
+    source = Pretrained.of(model)
+    check_place(source)
+    values = _values(source)
+    _check_values(source, values)
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(
+            source.name, revision=source.revision, trust_remote_code=source.trust_remote_code
+        )
     except OSError as error:
-        raise UserError(f"cannot read the configuration of {source}: {first_line(error)}") from error
+        raise UserError(f"cannot read the configuration of {source}: {lines_of(error)[0]}") from error
     except MISFITS as error:
         raise UserError(_misfit(source, values, error)) from error
     if not isinstance(config.dtype, torch.dtype | None):
@@ -79,7 +73,9 @@ def read_config(source: str | Path, revision: str | None, trust_remote_code: boo
         raise UserError(
             f"{source} is an encoder-decoder model ({config.model_type}), not a causal language model"
         )
-    own_code = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    own_code = source.trust_remote_code and "AutoModelForCausalLM" in (
+        getattr(config, "auto_map", None) or {}
+    )
     if own_code and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         layer_count(config)
         return config
@@ -94,11 +90,13 @@ def read_config(source: str | Path, revision: str | None, trust_remote_code: boo
     except UserError:  # it cannot be so shallow
         shallow = config
     without_weights(source, shallow, values)
+    if not source.trust_remote_code:
+        check_positions(config)
     return config
 
 
 def without_weights(
-    source: str | Path, config: PretrainedConfig, values: Mapping[str, Any] | None = None
+    source: Pretrained, config: PretrainedConfig, values: Mapping[str, Any] | None = None
 ) -> PreTrainedModel:
     """The model that a checkpoint's configuration describes, as shapes only.
 
@@ -106,44 +104,43 @@ def without_weights(
         UserError: the configuration does not fit together; `values`, as they stand in the file, help to tell why.
     """
     try:
-        return on_meta(config)
+        return on_meta(config, source.trust_remote_code)
     except MISFITS as error:
         raise UserError(_misfit(source, values or {}, error)) from error
 
 
-def _values(source: str | Path, revision: str | None) -> dict[str, Any]:
+def _values(source: Pretrained) -> dict[str, Any]:
     """What config.json says, as it stands there."""
-    if Path(source).is_dir():
-        return read_object(Path(source) / CONFIG)
+    if Path(source.name).is_dir():
+        return read_object(Path(source.name) / CONFIG)
     try:
-        return PretrainedConfig.get_config_dict(source, revision=revision)[0]
+        return PretrainedConfig.get_config_dict(source.name, revision=source.revision)[0]
     except (OSError, ValueError) as error:
-        raise UserError(_not_given(source, revision, error)) from error
+        raise UserError(_not_given(source, error)) from error
 
 
-def _check_values(source: str | Path, values: Mapping[str, Any], trust_remote_code: bool) -> None:
+def _check_values(source: Pretrained, values: Mapping[str, Any]) -> None:
     """Refuse what can be seen before transformers looks."""
-    kind = values.get("model_type")
+    kind, own_code = values.get("model_type"), values.get("auto_map")
     if not isinstance(kind, str):
         raise UserError(f"{source} is not a model of transformers: its {CONFIG} names no `model_type`")
-    if values.get("auto_map") and not trust_remote_code and kind not in CONFIG_MAPPING:
-        raise UserError(
-            f"{source} is made by code that comes with it: look at that code, and give --trust-remote-code to run it"
-        )
-    if not values.get("auto_map") and kind not in CONFIG_MAPPING:
+    if kind not in CONFIG_MAPPING and not own_code:
         raise UserError(
             f"{source} is of the type {kind!r}, which transformers {transformers_version} does not know: a newer "
             "one may"
         )
+    if kind not in CONFIG_MAPPING and not source.trust_remote_code:
+        raise UserError(
+            f"{source} is made by code that comes with it: look at that code, and give --trust-remote-code to run it"
+        )
     text = values.get("text_config")
     parts = (values, text) if isinstance(text, dict) else (values,)
-    for field in DEPTHS:
-        for part in parts:
-            depth = part.get(field, 1)
-            if depth is not None and (type(depth) is not int or not 1 <= depth <= DEEPEST):
-                raise UserError(
-                    f"{CONFIG} of {source} says {field}: {_shown(depth)}, but a model has 1 to {DEEPEST:,} layers"
-                )
+    for field, part in product(DEPTHS, parts):
+        depth = part.get(field)
+        if depth is not None and (type(depth) is not int or not 1 <= depth <= DEEPEST):
+            raise UserError(
+                f"{CONFIG} of {source} says {field}: {_shown(depth)}, but a model has 1 to {DEEPEST:,} layers"
+            )
     for part in parts:
         quantization = part.get("quantization_config", part.get("compression_config"))
         if quantization is not None:
@@ -161,7 +158,7 @@ def _sees_ahead(config: PretrainedConfig) -> bool:
     return not getattr(config, "is_decoder", True) and config.model_type not in CAUSAL_ALL_THE_SAME
 
 
-def _language_model(source: str | Path, config: PretrainedConfig) -> PretrainedConfig:
+def _language_model(source: Pretrained, config: PretrainedConfig) -> PretrainedConfig:
     """The configuration itself, or that of the language model in a multimodal one."""
     try:
         text = config.get_text_config()
@@ -187,7 +184,7 @@ def _language_model(source: str | Path, config: PretrainedConfig) -> PretrainedC
     return text
 
 
-def _misfit(source: str | Path, values: Mapping[str, Any], error: Exception) -> str:
+def _misfit(source: Pretrained, values: Mapping[str, Any], error: Exception) -> str:
     """Which value it was, where that can be told."""
     if isinstance(error, KeyError) and error.args:
         for place, value in _leaves(values):
@@ -196,10 +193,8 @@ def _misfit(source: str | Path, values: Mapping[str, Any], error: Exception) -> 
                     f"{CONFIG} of {source} says {place}: {value!r}, which transformers {transformers_version} does "
                     "not know"
                 )
-    if isinstance(error, StrictDataclassError):
-        reason = str(error).strip().splitlines()[-1].strip()
-    else:
-        reason = f"{type(error).__name__}: {first_line(error)}"
+    named = f"{type(error).__name__}: {lines_of(error)[0]}"
+    reason = lines_of(error)[-1] if isinstance(error, StrictDataclassError) else named
     return f"{CONFIG} of {source} does not fit together: {reason}"
 
 
@@ -211,33 +206,28 @@ def _leaves(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, A
             yield f"{place}{key}", value
 
 
-def _not_given(source: str | Path, revision: str | None, error: Exception) -> str:
+def _not_given(source: Pretrained, error: BaseException) -> str:
     """Why the hub does not give a configuration."""
-    kinds = {type(link) for link in _chain(error)}
+    links: list[BaseException] = [error]
+    while cause := links[-1].__cause__ or links[-1].__context__:
+        links.append(cause)
 
-    def any_of(*wanted: type) -> bool:
-        return any(issubclass(kind, wanted) for kind in kinds)
+    def any_of(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in links)
 
     if any_of(GatedRepoError):
         return f"{source} is gated: ask for access on its page on the hub, and log in with `hf auth login`"
     if any_of(RevisionNotFoundError):
-        return f"{source} has no revision {revision} on the hub"
+        return f"{source} has no revision {source.revision} on the hub"
     if any_of(RepositoryNotFoundError):
         reason = "it has no such model, or one that is private (log in with `hf auth login`)"
     elif any_of(LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
         reason = "it cannot be reached, and nothing of that name was downloaded before"
+    elif adapter := find_adapter_config_file(str(source), revision=source.revision):
+        return adapter_sentence(source, read_object(Path(adapter)))
     else:
-        adapter = find_adapter_config_file(str(source), revision=revision)
-        if adapter is not None:
-            return adapter_sentence(source, read_object(Path(adapter)))
-        reason = first_line(error)
+        reason = lines_of(error)[0]
     return f"there is no folder {source}, and the Hugging Face hub does not give it: {reason}"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _shown(value: Any) -> str:

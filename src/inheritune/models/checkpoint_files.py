@@ -10,16 +10,17 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from inheritune import UserError
+from inheritune.config import Pretrained
+from inheritune.models.layer_fields import lines_of
 
 logger = logging.getLogger(__name__)
 
@@ -39,23 +40,22 @@ OURS = ("final", "model", "reference/model")
 """Where a run has its models."""
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A tensor as its file describes it: the type is safetensors' name of it, such as BF16."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
-def check_place(source: str | Path) -> None:
-    """Make sure that `source` is a folder with a configuration, or may be an id on the hub.
+def check_place(source: Pretrained) -> None:
+    """Make sure that a model is a folder with a configuration, or may be an id on the hub.
 
     Raises:
         UserError: it is neither; what it seems to be is named.
     """
     if not str(source).strip():
         raise UserError("no model is named: give a folder of a checkpoint, or an id on the Hugging Face hub")
-    place = Path(source)
+    place = Path(source.name)
     with reading(place):
         if place.is_file():
             if place.suffix == ".gguf":
@@ -63,8 +63,26 @@ def check_place(source: str | Path) -> None:
             raise UserError(f"{source} is a file: give the folder that it is in, {place.parent}")
         if place.is_dir():
             _check_folder(place)
-        elif _can_only_be_local(source):
-            raise UserError(f"there is no model at {source}: the folder does not exist")
+            return
+    try:
+        validate_repo_id(str(source))
+    except HFValidationError as error:
+        raise UserError(f"there is no model at {source}: the folder does not exist") from error
+
+
+def _check_folder(folder: Path) -> None:
+    adapter = folder / "adapter_config.json"
+    if adapter.exists():
+        raise UserError(adapter_sentence(folder, read_object(adapter)))
+    if (folder / CONFIG).exists():
+        return
+    if models := [folder / name for name in OURS if (folder / name / CONFIG).is_file()]:
+        raise UserError(f"{folder} is the directory of a run, not a model: give {models[0]}")
+    if ggufs := sorted(folder.glob("*.gguf")):
+        raise UserError(_gguf(ggufs[0]))
+    if private := _private(folder):
+        raise UserError(f"{folder} is not a model of transformers: {private}")
+    raise UserError(f"{folder} is not a model: the folder has no {CONFIG}")
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -78,7 +96,7 @@ def read_object(path: Path) -> dict[str, Any]:
         try:
             value = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError too
-            raise UserError(f"{path} is damaged: it is not JSON ({first_line(error)})") from error
+            raise UserError(f"{path} is damaged: it is not JSON ({lines_of(error)[0]})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged: it should hold a JSON object")
     return value
@@ -95,13 +113,90 @@ def read_tensors(folder: Path, weights: str = WEIGHTS) -> dict[str, Tensor]:
         UserError: no safetensors, a file that is missing or damaged, or an index that does not fit the files.
     """
     with reading(folder):
-        for name in (str(weights), INDEX):
-            path = folder / name
+        for path in (folder / str(weights), folder / INDEX):  # a configuration may name anything
             if path.is_symlink() and not path.exists():
                 raise UserError(f"{path} is a link to a file that is not there: download it again")
             if path.exists():
-                return _of_index(path) if name.endswith(".json") else _of_file(path)
+                return _of_index(path) if path.suffix == ".json" else _of_file(path)
         raise UserError(_no_weights(folder))
+
+
+def _of_file(path: Path) -> dict[str, Tensor]:
+    with reading(path):
+        check_pointer(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                return {name: Tensor(s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
+        except SafetensorError as error:
+            raise UserError(
+                f"{path} is damaged or cut off ({lines_of(error)[0]}): download or copy it again"
+            ) from error
+
+
+def _of_index(path: Path) -> dict[str, Tensor]:
+    places = read_object(path).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(n, str) for n in places.values()):
+        raise UserError(f"{path} is damaged: its `weight_map` should name the file of each tensor")
+    held: dict[str, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        shard = path.parent / name
+        if not shard.is_file():
+            raise UserError(f"{path.parent} lacks {name}, which {path.name} names: download or copy it again")
+        found = _of_file(shard)
+        if twice := sorted(found.keys() & held.keys()):
+            raise UserError(f"{path.parent} has {twice[0]} twice, in {held[twice[0]]} and in {name}")
+        held.update(dict.fromkeys(found, name))
+        tensors.update(found)
+    if wrong := [tensor for tensor, name in places.items() if held.get(tensor) != name]:
+        raise UserError(
+            f"{path} says that {wrong[0]} is in {places[wrong[0]]}, but it is not: the files do not belong together"
+        )
+    return tensors
+
+
+def _no_weights(folder: Path) -> str:
+    if pickles := [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]:
+        return (
+            f"{folder} has its weights in {pickles[0]} only: pickle files can run code when they are read, "
+            "so only safetensors are read; convert it with transformers' `save_pretrained`"
+        )
+    if ggufs := sorted(folder.glob("*.gguf")):
+        return _gguf(ggufs[0])
+    if private := _private(folder):
+        return f"{folder} has a configuration, but {private}"
+    if others := sorted(path.name for path in folder.glob("*.safetensors")):
+        return f"{folder} has neither {WEIGHTS} nor {INDEX}, which would say what {others[0]} is a part of"
+    return f"{folder} has a configuration but no weights (no .safetensors file)"
+
+
+def adapter_sentence(source: Pretrained | Path, adapter: Mapping[str, Any]) -> str:
+    """Why an adapter is no model, and what to do about it."""
+    base = adapter.get("base_model_name_or_path")
+    of = f" of {base}" if isinstance(base, str) and base else ""
+    return (
+        f"{source} is an adapter (PEFT){of}, not a model: merge it into its base model first, with "
+        "peft's `merge_and_unload`, and save the result with `save_pretrained`"
+    )
+
+
+def _gguf(file: Path) -> str:
+    return (
+        f"{file} is in the GGUF format: convert it first, in Python with "
+        f"`AutoModelForCausalLM.from_pretrained({str(file.parent)!r}, gguf_file={file.name!r})"
+        ".save_pretrained(FOLDER)`; quantized weights stay as coarse as they are"
+    )
+
+
+def _private(folder: Path) -> str | None:
+    found = [path for pattern in PRIVATE_FORMATS for path in sorted(folder.glob(pattern))]
+    if not found:
+        return None
+    return (
+        f"it has its weights in its makers' own format ({found[0].relative_to(folder)}); convert them "
+        "with the script of transformers for this model, or take the version that has model.safetensors"
+    )
 
 
 def check_pointer(path: Path) -> None:
@@ -124,126 +219,11 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"cannot read {error.filename or path}: {error.strerror or first_line(error)}"
-        ) from error
+        reason = error.strerror or lines_of(error)[0]
+        raise UserError(f"cannot read {error.filename or path}: {reason}") from error
 
 
 @cache
 def warn_once(sentence: str) -> None:
     """A model is read many times in a run; what is to be known of it is said once."""
     logger.warning("%s", sentence)
-
-
-def first_line(error: BaseException) -> str:
-    """What another library's error says first."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _check_folder(folder: Path) -> None:
-    adapter = folder / "adapter_config.json"
-    if adapter.exists():
-        raise UserError(adapter_sentence(folder, read_object(adapter)))
-    if (folder / CONFIG).exists():
-        return
-    models = [folder / name for name in OURS if (folder / name / CONFIG).is_file()]
-    if models:
-        raise UserError(f"{folder} is the directory of a run, not a model: give {models[0]}")
-    if ggufs := sorted(folder.glob("*.gguf")):
-        raise UserError(_gguf(ggufs[0]))
-    if private := _private(folder):
-        raise UserError(f"{folder} is not a model of transformers: {private}")
-    raise UserError(f"{folder} is not a model: the folder has no {CONFIG}")
-
-
-def adapter_sentence(source: str | Path, adapter: Mapping[str, Any]) -> str:
-    """Why an adapter is no model, and what to do about it."""
-    base = adapter.get("base_model_name_or_path")
-    of = f" of {base}" if isinstance(base, str) and base else ""
-    return (
-        f"{source} is an adapter (PEFT){of}, not a model: merge it into its base model first, with "
-        "peft's `merge_and_unload`, and save the result with `save_pretrained`"
-    )
-
-
-def _gguf(file: Path) -> str:
-    return (
-        f"{file} is in the GGUF format: convert it first, in Python with "
-        f"`AutoModelForCausalLM.from_pretrained({str(file.parent)!r}, gguf_file={file.name!r})"
-        ".save_pretrained(FOLDER)`; quantized weights stay as coarse as they are"
-    )
-
-
-def _private(folder: Path) -> str | None:
-    for pattern in PRIVATE_FORMATS:
-        if found := sorted(folder.glob(pattern)):
-            return (
-                f"it has its weights in its makers' own format ({found[0].relative_to(folder)}); convert them "
-                "with the script of transformers for this model, or take the version that has model.safetensors"
-            )
-    return None
-
-
-def _no_weights(folder: Path) -> str:
-    pickles = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
-    if pickles:
-        return (
-            f"{folder} has its weights in {pickles[0]} only: pickle files can run code when they are read, "
-            "so only safetensors are read; convert it with transformers' `save_pretrained`"
-        )
-    if ggufs := sorted(folder.glob("*.gguf")):
-        return _gguf(ggufs[0])
-    if private := _private(folder):
-        return f"{folder} has a configuration, but {private}"
-    if others := sorted(path.name for path in folder.glob("*.safetensors")):
-        return f"{folder} has neither {WEIGHTS} nor {INDEX}, which would say what {others[0]} is a part of"
-    return f"{folder} has a configuration but no weights (no .safetensors file)"
-
-
-def _of_file(path: Path) -> dict[str, Tensor]:
-    with reading(path):
-        check_pointer(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-                return {name: Tensor(s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
-        except SafetensorError as error:
-            raise UserError(
-                f"{path} is damaged or cut off ({first_line(error)}): download or copy it again"
-            ) from error
-
-
-def _of_index(path: Path) -> dict[str, Tensor]:
-    places = read_object(path).get("weight_map")
-    if (
-        not isinstance(places, dict)
-        or not all(isinstance(name, str) for name in places.values())
-        or not places
-    ):
-        raise UserError(f"{path} is damaged: its `weight_map` should name the file of each tensor")
-    held: dict[str, str] = {}
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(places.values())):
-        shard = path.parent / name
-        if not shard.is_file():
-            raise UserError(f"{path.parent} lacks {name}, which {path.name} names: download or copy it again")
-        found = _of_file(shard)
-        if twice := sorted(found.keys() & held.keys()):
-            raise UserError(f"{path.parent} has {twice[0]} twice, in {held[twice[0]]} and in {name}")
-        held.update(dict.fromkeys(found, name))
-        tensors.update(found)
-    for tensor, name in places.items():
-        if held.get(tensor) != name:
-            raise UserError(
-                f"{path} says that {tensor} is in {name}, but it is not: the files do not belong together"
-            )
-    return tensors
-
-
-def _can_only_be_local(source: str | Path) -> bool:
-    """Whether no id on the hub looks like this."""
-    try:
-        validate_repo_id(str(source))
-    except HFValidationError:
-        return True
-    return False

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import prod
-from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from inheritune import UserError
-from inheritune.models.architecture import blocks_name, layer_count
+from inheritune.config import Pretrained
+from inheritune.models.architecture import block_pattern, layer_count
 from inheritune.models.checkpoint_files import CONFIG, Tensor, warn_once
 
 LANGUAGE_MODEL = {
@@ -43,7 +43,7 @@ WHOLE = ("I64", "I32", "BOOL")
 """Of tables that some models keep beside their weights (which expert a token goes to)."""
 
 
-def check_size(source: str | Path, empty: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
+def check_size(source: Pretrained, empty: PreTrainedModel, tensors: Mapping[str, Tensor]) -> None:
     """Refuse a checkpoint that cannot fill the model before anything is read: what is missing may be terabytes.
 
     Args:
@@ -61,7 +61,7 @@ def check_size(source: str | Path, empty: PreTrainedModel, tensors: Mapping[str,
     for name, parameter in empty.named_parameters():
         found = tensors.get(name, tensors.get(name.removeprefix(f"{empty.base_model_prefix}.")))
         if found is not None and prod(found.shape) < parameter.numel():
-            raise UserError(_other_shape(source, name, found.shape, tuple(parameter.shape)))
+            raise UserError(_other_shape(source, name, found.shape, parameter.shape))
     raise UserError(
         f"{source} has {held:,} weights, but its {CONFIG} describes a model of {needed:,}: some are missing, or one "
         f"of both is another model's{_if_quantized(tensors)}"
@@ -69,11 +69,10 @@ def check_size(source: str | Path, empty: PreTrainedModel, tensors: Mapping[str,
 
 
 def check_weights(
-    source: str | Path,
+    source: Pretrained,
     model: PreTrainedModel,
     report: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
-    reference: PretrainedConfig,
     kept: Collection[int],
 ) -> None:
     """Every weight of the model came from the checkpoint, and what was left over are whole blocks.
@@ -83,45 +82,46 @@ def check_weights(
         model: as it was loaded.
         report: transformers' account of the loading.
         tensors: all that the checkpoint holds.
-        reference: the checkpoint's own configuration; `model` may have fewer layers.
         kept: numbers of the blocks that were wanted.
 
     Raises:
         UserError: so it is not.
     """
     if report["missing_keys"]:
-        names = report["missing_keys"]
-        raise UserError(f"{source} lacks weights: {_some(names)}{_if_quantized(tensors)}")
-    if report["mismatched_keys"]:
-        name, found, wanted = min((str(name), tuple(a), tuple(b)) for name, a, b in report["mismatched_keys"])
-        more = len(report["mismatched_keys"]) - 1
+        raise UserError(f"{source} lacks weights: {_some(report['missing_keys'])}{_if_quantized(tensors)}")
+    if mismatched := sorted((str(n), tuple(a), tuple(b)) for n, a, b in report["mismatched_keys"]):
+        more = f"; so it is with {len(mismatched) - 1} more" if len(mismatched) > 1 else ""
+        raise UserError(_other_shape(source, *mismatched[0]) + more)
+    pattern = block_pattern(model)
+    numbers = {n: int(m[1]) for n in {*tensors, *report["unexpected_keys"]} if (m := pattern.match(n))}
+    _check_left_over(source, model, report["unexpected_keys"], numbers, kept)
+    _check_types(source, model, tensors, {name for name, number in numbers.items() if number not in kept})
+    # transformers leaves a head alone that differs from the embedding that it should be tied to.
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    if tied and model._tied_weights_keys and head is not None and head.weight is not embedding.weight:
         raise UserError(
-            _other_shape(source, name, found, wanted) + (f"; so it is with {more} more" if more else "")
+            f"{source} has a head of its own, but its {CONFIG} says that it is the embedding (tie_word_embeddings): "
+            "set that to false, or leave the head's weight out"
         )
-    blocks = _block_names(model)
-    _check_left_over(source, model, report["unexpected_keys"], reference, kept, blocks)
-    _check_types(source, model, tensors, kept, blocks)
-    _check_tied(source, model)
 
 
 def _check_left_over(
-    source: str | Path,
+    source: Pretrained,
     model: PreTrainedModel,
     names: Iterable[str],
-    reference: PretrainedConfig,
+    numbers: Mapping[str, int],
     kept: Collection[int],
-    blocks: re.Pattern[str],
 ) -> None:
     """Blocks that are not wanted, and heads for further tokens, stay behind; nothing else may."""
-    depth = layer_count(reference)
-    said = [getattr(reference, field, None) for field in ("num_nextn_predict_layers", "num_mtp_layers")]
+    depth = layer_count(model.config)
+    said = [getattr(model.config, field, None) for field in ("num_nextn_predict_layers", "num_mtp_layers")]
     further = max((number for number in said if isinstance(number, int)), default=0)
     behind, unknown, beyond = set(), set(), set()
     for name in names:
+        number = numbers.get(name)
         if HARMLESS.search(name):
             continue
-        block = blocks.match(name)
-        number = int(block[1]) if block else None
         if FURTHER_TOKENS.match(name) or (number is not None and depth <= number < depth + further):
             behind.add(name)
         elif number is None or number in kept:
@@ -146,19 +146,8 @@ def _check_left_over(
         warn_once(f"{source}: its heads for the tokens after the next stay behind: {_some(behind)}")
 
 
-def _block_names(model: PreTrainedModel) -> re.Pattern[str]:
-    """Finds the number of the block that a weight belongs to, with or without the base model's prefix."""
-    whole = blocks_name(model)
-    short = whole.removeprefix(f"{model.base_model_prefix}.")
-    return re.compile(rf"^(?:{re.escape(whole)}|{re.escape(short)})\.(\d+)\.")
-
-
 def _check_types(
-    source: str | Path,
-    model: PreTrainedModel,
-    tensors: Mapping[str, Tensor],
-    kept: Collection[int],
-    blocks: re.Pattern[str],
+    source: Pretrained, model: PreTrainedModel, tensors: Mapping[str, Tensor], behind: Collection[str]
 ) -> None:
     """Numbers of 8 bits or whole ones, read as if they were weights, are garbage: quantized without saying so."""
     own, prefix = model.state_dict(), f"{model.base_model_prefix}."
@@ -166,43 +155,24 @@ def _check_types(
         if tensor.dtype in FLOATS or HARMLESS.search(name):
             continue
         target = own.get(name, own.get(prefix + name, own.get(name.removeprefix(prefix))))
-        block = blocks.match(name)
-        stays_behind = target is None and block is not None and int(block[1]) not in kept
-        if stays_behind or (target is not None and not target.is_floating_point()):
-            continue
-        if (
-            target is None and tensor.dtype in WHOLE
-        ):  # renamed in loading; were it a weight, it would be missing
-            continue
-        raise UserError(
-            f"{name} of {source} is of the type {tensor.dtype}: the weights are quantized, or damaged; give them in "
-            "bfloat16, float16 or float32"
+        # What is renamed in loading has no target; were it a weight, it would be missing.
+        harmless = (
+            tensor.dtype in WHOLE or name in behind if target is None else not target.is_floating_point()
         )
-
-
-def _check_tied(source: str | Path, model: PreTrainedModel) -> None:
-    """transformers leaves a head alone that differs from the embedding that it should be tied to."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
-    if tied and model._tied_weights_keys and head is not None and head.weight is not embedding.weight:
-        raise UserError(
-            f"{source} has a head of its own, but its {CONFIG} says that it is the embedding (tie_word_embeddings): "
-            "set that to false, or leave the head's weight out"
-        )
+        if not harmless:
+            raise UserError(
+                f"{name} of {source} is of the type {tensor.dtype}: the weights are quantized, or damaged; give them "
+                "in bfloat16, float16 or float32"
+            )
 
 
 def _if_quantized(names: Iterable[str]) -> str:
     return "; its weights are quantized" if any(QUANTIZED.search(name) for name in names) else ""
 
 
-def _other_shape(source: str | Path, name: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> str:
-    return (
-        f"{name} of {source} has the shape {_shape(found)}, but its configuration asks for {_shape(wanted)}"
-    )
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape)) or "of a number"
+def _other_shape(source: Pretrained, name: str, found: Sequence[int], wanted: Sequence[int]) -> str:
+    shapes = [" x ".join(map(str, shape)) or "of a number" for shape in (found, wanted)]
+    return f"{name} of {source} has the shape {shapes[0]}, but its configuration asks for {shapes[1]}"
 
 
 def _some(names: Iterable[str]) -> str:

@@ -11,29 +11,22 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune.models.architecture import blocks
 
 
 def with_only(
-    config: PretrainedConfig, layers: Collection[int], trust_remote_code: bool = False
+    kind: type[PreTrainedModel], config: PretrainedConfig, layers: Collection[int]
 ) -> type[PreTrainedModel]:
-    """The class of a configuration's causal language model; of its instances all blocks but these stand empty.
+    """A class of causal language model; of its instances, with this configuration, all blocks but these stand empty.
+
+    The class that it was made of is its `whole_class`.
 
     An empty block keeps its modules and plain attributes, which some models ask their blocks for. Where that is not
     enough, because parameters are shared between blocks (Zamba) or set in all of them (Falcon-H1), it is the whole
     class.
-
-    Raises:
-        UserError: it cannot be told where the blocks are.
     """
-    with torch.device("meta"):
-        whole = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), trust_remote_code=trust_remote_code, dtype=torch.float32
-        )
-    blocks(whole)  # raises if they are not found
-    kind = type(whole)
 
     def build(self: Any, *args: Any, **kwargs: Any) -> None:
         kind.__init__(self, *args, **kwargs)
@@ -53,7 +46,11 @@ def with_only(
 
 
 def empty_all_but(model: PreTrainedModel, layers: Collection[int]) -> None:
-    """Take the tensors out of all blocks but these."""
+    """Take the tensors out of all blocks but these.
+
+    Raises:
+        UserError: it cannot be told where the blocks are.
+    """
     for number, block in enumerate(blocks(model)):
         if number not in layers:
             block.apply(_empty)
@@ -64,8 +61,3 @@ def _empty(module: Any) -> None:
     for own in (module._parameters, module._buffers):
         own.update(dict.fromkeys(own))
     module._is_hf_initialized = True
-
-
-def whole_class(model: PreTrainedModel) -> type[PreTrainedModel]:
-    """The class of a model that was made by `with_only`, as transformers has it."""
-    return getattr(type(model), "whole_class", type(model))

@@ -15,7 +15,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -25,9 +24,18 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import UserError
 from inheritune.models.architecture import blocks, named
-
-TOLERANCE = 1e-4
-"""Difference over the largest value that counts as rounding, in float32: experts are summed in any order."""
+from inheritune.models.blockwise import (
+    TOLERANCE,
+    Call,
+    called,
+    check_order,
+    given_hidden,
+    hidden_of,
+    random_tokens,
+    replaced,
+    with_hidden,
+)
+from inheritune.models.layer_fields import MISFITS, lines_of
 
 SHORT = 4
 """Tokens that a sliding window sees during the check, so that a few tokens show where one is."""
@@ -38,16 +46,9 @@ WINDOWS = ("sliding_window", "attention_chunk_size")
 SIGHT = ("chunk", "rope", "sliding", "type", "window")
 """In the names of attributes of a block's modules: what few tokens may not show. They have to be the same."""
 
-MODEL_ERRORS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What the code of a model may raise when its blocks run in another way than it was written for."""
 
-
-@dataclass
-class _Pass:
-    """One forward pass: what left each block that ran, in order, and the logits at the end."""
-
-    hidden: list[Tensor] = field(default_factory=list)
-    logits: Tensor | None = None
+Pass = list[Tensor]
+"""One forward pass: what left each block that ran, in order, and the logits at the end."""
 
 
 def check_exact(model: PreTrainedModel, reference: PreTrainedModel, layers: Sequence[int]) -> None:
@@ -64,9 +65,9 @@ def check_exact(model: PreTrainedModel, reference: PreTrainedModel, layers: Sequ
         UserError: they differ, or the reference's blocks cannot be run apart.
     """
     described = f"{named(layers)} of this {reference.config.model_type!r} model"
-    for place, layer in enumerate(layers):
-        name = _other_sight(blocks(model)[place], blocks(reference)[layer])
-        if name is not None:
+    theirs = blocks(reference)
+    for place, (block, layer) in enumerate(zip(blocks(model), layers, strict=True)):
+        if name := _other_sight(block, theirs[layer]):
             raise UserError(
                 f"cannot make a model of {described}: layer {layer} would look at tokens in another way at its new "
                 f"place {place} (`{name}`); choose other layers"
@@ -88,7 +89,7 @@ def check_exact(model: PreTrainedModel, reference: PreTrainedModel, layers: Sequ
 
 def _both(
     model: PreTrainedModel, reference: PreTrainedModel, layers: Sequence[int], described: str
-) -> tuple[_Pass, _Pass]:
+) -> tuple[Pass, Pass]:
     tokens = random_tokens(reference)
     try:
         found, shapes = _whole(model, tokens)
@@ -96,30 +97,25 @@ def _both(
         return found, run(reference, layers, tokens, shapes)
     except torch.OutOfMemoryError:
         raise
-    except MODEL_ERRORS as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except MISFITS as error:
         raise UserError(
-            f"cannot check a model of {described}, so it is not made: its blocks cannot be run apart ({reason})"
+            f"cannot check a model of {described}, so it is not made: its blocks cannot be run apart "
+            f"({lines_of(error)[0]})"
         ) from error
 
 
-def _difference(found: _Pass, expected: _Pass) -> tuple[str, float] | None:
+def _difference(found: Pass, expected: Pass) -> tuple[str, float] | None:
     """Where two passes differ first by more than rounding, and by how much of the largest value."""
-    assert found.logits is not None and expected.logits is not None
-    pairs = [
-        (f"hidden state after layer {place + 1}", a, b)
-        for place, (a, b) in enumerate(zip(found.hidden, expected.hidden, strict=True))
-    ]
-    for where, a, b in [*pairs, ("logits", found.logits, expected.logits)]:
+    for place, (a, b) in enumerate(zip(found, expected, strict=True), start=1):
         if torch.equal(a, b):
             continue
         off = (a.double() - b.double()).abs().max() / b.double().abs().max()
         if a.dtype != torch.float32 or not off <= TOLERANCE:  # not a number is no rounding either
-            return where, off.item()
+            return "logits" if place == len(found) else f"hidden state after layer {place}", off.item()
     return None
 
 
-def _whole(model: PreTrainedModel, tokens: Tensor) -> tuple[_Pass, list[Any]]:
+def _whole(model: PreTrainedModel, tokens: Tensor) -> tuple[Pass, list[Any]]:
     """An ordinary forward pass, and what each block returned."""
     returned: list[Any] = []
     with _prepared(model), ExitStack() as stack:
@@ -129,13 +125,13 @@ def _whole(model: PreTrainedModel, tokens: Tensor) -> tuple[_Pass, list[Any]]:
         logits = model(input_ids=tokens, use_cache=False).logits
     if len(returned) != len(blocks(model)):
         raise RuntimeError("they do not run once each")
-    return _Pass([hidden_of(output).clone() for output in returned], logits), returned
+    return [*(hidden_of(output).clone() for output in returned), logits], returned
 
 
-def _in_place(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, returned: list[Any]) -> _Pass:
+def _in_place(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, returned: list[Any]) -> Pass:
     """The chosen blocks at their places, of which each stands behind the one before."""
-    done, last, expected = _Pass(), returned[0], 0
-    kept: Tensor | None = None
+    done: Pass = []
+    last, expected, kept = returned[0], 0, None
 
     def at(number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         nonlocal last, expected, kept
@@ -144,7 +140,7 @@ def _in_place(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, ret
         if number in layers:
             last = forward(*args, **kwargs)
             kept = hidden_of(last)
-            done.hidden.append(kept.clone())
+            done.append(kept.clone())
             return last
         given = given_hidden(args, kwargs)
         if kept is not None and not torch.equal(given, kept):
@@ -153,14 +149,15 @@ def _in_place(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, ret
         return with_hidden(last, given)
 
     with _prepared(model), called(model, at):
-        done.logits = model(input_ids=tokens, use_cache=False).logits
-    return done
+        logits = model(input_ids=tokens, use_cache=False).logits
+    return [*done, logits]
 
 
-def _one_by_one(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, returned: list[Any]) -> _Pass:
+def _one_by_one(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, returned: list[Any]) -> Pass:
     """The chosen blocks in any order, at the end, each with what it was given at its place but the hidden state."""
-    done, depth = _Pass(), len(blocks(model))
-    calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
+    done: Pass = []
+    depth = len(blocks(model))
+    calls: list[Call] = []
 
     def at(number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         check_order(number, len(calls))
@@ -173,32 +170,12 @@ def _one_by_one(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, r
             forward, args, kwargs = calls[layer]
             output = forward(*replaced(args, hidden), **replaced(kwargs, hidden))
             hidden = hidden_of(output)
-            done.hidden.append(hidden.clone())
+            done.append(hidden.clone())
         return output
 
     with _prepared(model), called(model, at):
-        done.logits = model(input_ids=tokens, use_cache=False).logits
-    return done
-
-
-@contextmanager
-def called(model: PreTrainedModel, at: Callable[..., Any]) -> Iterator[None]:
-    """Within the block `at(number, forward, args, kwargs)` computes in the place of each of the model's blocks."""
-    own = [vars(block).get("forward") for block in blocks(model)]
-    try:
-        for number, block in enumerate(blocks(model)):
-            forward = block.forward
-
-            def call(*args: Any, number: int = number, forward: Any = forward, **kwargs: Any) -> Any:
-                return at(number, forward, args, kwargs)
-
-            block.forward = call
-        yield
-    finally:
-        for block, before in zip(blocks(model), own, strict=True):
-            del block.forward
-            if before is not None:
-                block.forward = before
+        logits = model(input_ids=tokens, use_cache=False).logits
+    return [*done, logits]
 
 
 @contextmanager
@@ -218,22 +195,6 @@ def _prepared(model: PreTrainedModel) -> Iterator[None]:
             module.training = True
 
 
-def random_tokens(model: PreTrainedModel) -> Tensor:
-    """Random ids, int64 [2, 16], without those that stand for something other than text."""
-    config = model.config.get_text_config()
-    special = {
-        v
-        for c in (config, model.config)
-        for k, v in c.to_dict().items()
-        if k.endswith(("_id", "_index"))
-        if isinstance(v, int)
-    }
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(config.vocab_size, (256,), generator=generator).tolist()
-    usual = [number for number in ids if number not in special] or ids
-    return torch.tensor((usual * 32)[:32], device=model.device).view(2, 16)
-
-
 def _other_sight(block: nn.Module, reference: nn.Module) -> str | None:
     """The first attribute by which two blocks look at tokens in another way, where a few tokens may not show it."""
     theirs = {name: vars(module) for name, module in reference.named_modules()}
@@ -243,31 +204,3 @@ def _other_sight(block: nn.Module, reference: nn.Module) -> str | None:
             if plain and value != theirs.get(name, {}).get(key, value):
                 return key
     return None
-
-
-def check_order(number: int, expected: int) -> None:
-    if number != expected:
-        raise RuntimeError("they do not run one after the other")
-
-
-def hidden_of(output: Any) -> Tensor:
-    hidden = output[0] if isinstance(output, (tuple, list)) else output
-    if not isinstance(hidden, Tensor):
-        raise TypeError(f"they return {type(hidden).__name__}")
-    return hidden
-
-
-def with_hidden(output: Any, hidden: Tensor) -> Any:
-    """What a block returns, with another hidden state."""
-    return type(output)([hidden, *output[1:]]) if isinstance(output, (tuple, list)) else hidden
-
-
-def given_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
-
-
-def replaced(given: Any, hidden: Tensor) -> Any:
-    """Positional or named arguments of a block with another hidden state."""
-    if isinstance(given, dict):
-        return {**given, "hidden_states": hidden} if "hidden_states" in given else given
-    return (hidden, *given[1:]) if given else given

@@ -17,16 +17,18 @@ from transformers import PretrainedConfig
 
 from inheritune import UserError
 
-DESCRIPTION_ERRORS = (
-    StrictDataclassError,
+MISFITS = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
+    ImportError,
     LookupError,
-    NotImplementedError,
+    RuntimeError,
+    StrictDataclassError,
     TypeError,
     ValueError,
 )
-"""What transformers raises when a configuration is made of values that do not go together."""
+"""What transformers and torch raise, somewhere inside, over values of a configuration that mean nothing to them."""
 
 Values = dict[str, Any]
 """A configuration as it is written to disk."""
@@ -47,8 +49,11 @@ NUMBERS = {
 }
 """Field that lists the numbers of some layers -> what the first layer is numbered."""
 
-DENSE_FIRST = ("first_k_dense_replace", "num_dense_layers")
+FIRST = ("first_k_dense_replace", "num_dense_layers")
 """Fields that say how many layers from the first on have no experts."""
+
+LAST = ("num_kv_shared_layers",)
+"""Fields that say how many of the last layers take their keys and values from earlier ones (Gemma 3n and 4)."""
 
 PERIODIC = (("attn_layer_period", "attn_layer_offset"), ("expert_layer_period", "expert_layer_offset"))
 """Pairs of fields: layers whose number leaves this remainder."""
@@ -109,18 +114,27 @@ def _depth_fields(config: PretrainedConfig) -> set[str]:
     return {config.attribute_map.get(name, name) for name in names}
 
 
+def lines_of(error: BaseException) -> list[str]:
+    """What another library's error says, at least its name: the first line is what, the last one often where."""
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+
+
 def _usual(kind: type[PretrainedConfig]) -> Values:
     """What the configuration is if nothing is said."""
     try:
         return kind().to_dict()
-    except DESCRIPTION_ERRORS:  # some need to be given more
+    except MISFITS:  # some need to be given more
         return {}
 
 
-def _dense_first(values: Values, layers: Sequence[int], depth: int) -> None:
-    for name in DENSE_FIRST:
+def _counted(values: Values, layers: Sequence[int], depth: int) -> None:
+    """How many layers there are of a kind that stands at the beginning or at the end."""
+    for name in FIRST:
         if isinstance(values.get(name), int):
             values[name] = sum(layer < values[name] for layer in layers)
+    for name in LAST:
+        if isinstance(values.get(name), int):
+            values[name] = sum(layer >= depth - values[name] for layer in layers)
 
 
 def _dense_between(values: Values, layers: Sequence[int], depth: int) -> None:
@@ -166,35 +180,17 @@ def _experts_between(values: Values, layers: Sequence[int], depth: int) -> None:
     values.update(zip(names, (_first(fitting, "`moe_layer_interval`", layers), first, last), strict=True))
 
 
-def _shared_keys(values: Values, layers: Sequence[int], depth: int) -> None:
-    """The last layers take their keys and values from earlier ones (Gemma 3n and 4)."""
-    if isinstance(values.get("num_kv_shared_layers"), int):
-        values["num_kv_shared_layers"] = sum(
-            layer >= depth - values["num_kv_shared_layers"] for layer in layers
-        )
-
-
-def _scaled_by_depth(values: Values, layers: Sequence[int], depth: int) -> None:
-    """MiniCPM divides what a block adds by the root of the depth."""
+def _rewritten(values: Values, layers: Sequence[int], depth: int) -> None:
+    """MiniCPM divides what a block adds by the root of the depth. GPT-Neo writes its layers as repeated groups: one
+    group of one repetition, of those already taken."""
     if isinstance(values.get("scale_depth"), (int, float)):
         values["scale_depth"] *= math.sqrt(len(layers) / depth)
-
-
-def _written_out(values: Values, layers: Sequence[int], depth: int) -> None:
-    """GPT-Neo writes its layers as repeated groups: one group of one repetition, of those already taken."""
     if "attention_types" in values and "attention_layers" in values:
         values["attention_types"] = [[values["attention_layers"], 1]]
 
 
-RULES: tuple[Callable[[Values, Sequence[int], int], None], ...] = (
-    _dense_first,
-    _dense_between,
-    _periodic,
-    _experts_between,
-    _shared_keys,
-    _scaled_by_depth,
-    _written_out,
-)
+Rule = Callable[[Values, Sequence[int], int], None]
+RULES: tuple[Rule, ...] = (_counted, _dense_between, _periodic, _experts_between, _rewritten)
 
 
 def _first(fitting: Any, what: str, layers: Sequence[int]) -> Any:

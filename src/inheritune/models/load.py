@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -29,23 +30,23 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from inheritune import UserError
+from inheritune.config import Pretrained
 from inheritune.data.shards import TOKENIZER
-from inheritune.models.architecture import check_positions, layer_count
-from inheritune.models.checkpoint_config import read_config, without_weights
+from inheritune.models.architecture import layer_count
+from inheritune.models.checkpoint_config import load_config, without_weights
 from inheritune.models.checkpoint_files import (
     CONFIG,
     GENERATION,
     WEIGHTS,
-    check_place,
     check_pointer,
-    first_line,
     read_object,
     read_tensors,
     reading,
     warn_once,
 )
 from inheritune.models.checkpoint_weights import LANGUAGE_MODEL, check_size, check_weights
-from inheritune.models.empty_blocks import empty_all_but, whole_class, with_only
+from inheritune.models.empty_blocks import empty_all_but, with_only
+from inheritune.models.layer_fields import lines_of
 from inheritune.models.presets import freeze_biases
 from inheritune.runtime import files
 
@@ -76,87 +77,68 @@ TOKENIZER_FILES = (
 """Names of the files that tokenizers consist of; those that hold the tokens come first."""
 
 
-def load_config(
-    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PretrainedConfig:
-    """The configuration of a Hugging Face model id or checkpoint folder; of a multimodal one, its language model's.
-
-    Raises:
-        UserError: there is no such model, it is not a causal language model, it is quantized, or its configuration
-            does not fit together.
-    """
-    check_place(source)
-    config = read_config(source, revision, trust_remote_code)
-    if not trust_remote_code:
-        check_positions(config)
-    return config
-
-
 def load_model(
-    source: str | Path,
+    named: Pretrained | str | Path,
     *,
     config: PretrainedConfig | None = None,
     layers: Collection[int] | None = None,
     dtype: torch.dtype | str = torch.float32,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A causal language model from a Hugging Face id or a checkpoint folder, in evaluation mode on the CPU.
+    """A trained causal language model, in evaluation mode on the CPU.
 
     Args:
-        source: model id or folder.
-        config: read the weights into this configuration.
+        named: which model, or its name alone: an id, or a folder.
+        config: what `load_config` says of it, where that is known already.
         layers: numbers of the only blocks that are wanted; the others stand empty in their places, and their tensors
             stay on the disk. Such a model cannot compute; `assemble` makes others of its blocks.
         dtype: of the weights; "auto" keeps the checkpoint's.
-        revision: branch, tag or commit of a model id.
-        trust_remote_code: run code that comes with the model.
 
     Raises:
         UserError: not a model, no safetensors, or weights that do not fit the configuration.
     """
-    reference = load_config(source, revision=revision, trust_remote_code=trust_remote_code)
-    config = reference if config is None else config
-    folder = Path(source)
+    source = Pretrained.of(named)
+    config = load_config(source) if config is None else config
+    kept = range(layer_count(config)) if layers is None else layers
+    folder = Path(source.name)
     local = folder.is_dir()
     if local:
-        tensors = read_tensors(folder, getattr(reference, "transformers_weights", None) or WEIGHTS)
-        if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:  # else it is made by code of its own
-            empty = without_weights(source, config)
-            empty_all_but(empty, range(layer_count(config)) if layers is None else layers)
-            check_size(source, empty, tensors)
+        tensors = read_tensors(folder, getattr(config, "transformers_weights", None) or WEIGHTS)
         if (folder / GENERATION).exists():
             read_object(folder / GENERATION)
+    kind: Any = AutoModelForCausalLM
+    sized = local and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING  # code of its own may tie what it likes
+    if sized or layers is not None:
+        empty = without_weights(source, config)
+        empty_all_but(empty, kept)
+        if sized:
+            check_size(source, empty, tensors)
+        if layers is not None:
+            kind = with_only(type(empty), config, layers)
     try:
-        kind = AutoModelForCausalLM if layers is None else with_only(config, layers, trust_remote_code)
         with _without_load_report():
             model, report = kind.from_pretrained(
-                source,
+                source.name,
                 config=config,
                 dtype=dtype,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
+                revision=source.revision,
+                trust_remote_code=source.trust_remote_code,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # `check_weights` names the tensor and both shapes
                 key_mapping=LANGUAGE_MODEL,
                 output_loading_info=True,
             )
-    except UserError:
-        raise
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         if "use_safetensors" in str(error):  # transformers would have one allow pickles
             raise UserError(
                 f"{source} has no safetensors on the hub, or they cannot be reached: other files can run code when "
                 "they are read; convert them with transformers' `save_pretrained`"
             ) from error
-        raise UserError(f"cannot load the model {source}: {first_line(error)}") from error
+        raise UserError(f"cannot load the model {source}: {lines_of(error)[0]}") from error
     if not local:  # the hub's client has made sure that what it gave is whole
-        folder = Path(cached_file(source, CONFIG, revision=revision)).parent
+        folder = Path(cached_file(source.name, CONFIG, revision=source.revision)).parent
         tensors = read_tensors(folder)
-    if layers is not None:
-        model.__class__ = whole_class(model)
-    kept = range(layer_count(config)) if layers is None else layers
-    check_weights(source, model, report, tensors, reference, kept)
+    model.__class__ = getattr(type(model), "whole_class", type(model))
+    check_weights(source, model, report, tensors, kept)
     _settle(source, model)
     return model.eval()
 
@@ -192,21 +174,17 @@ def save_model(
             check(folder)
 
 
-def load_tokenizer(
-    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(source: Pretrained | str | Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer that comes with a model or with token shards; None if none does, or if it cannot be used here.
 
     Raises:
         UserError: it is damaged.
     """
-    found = read_tokenizer(source, revision=revision, trust_remote_code=trust_remote_code)
+    found = read_tokenizer(source)
     return None if isinstance(found, list) else found
 
 
-def read_tokenizer(
-    source: str | Path, *, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase | list[Path]:
+def read_tokenizer(model: Pretrained | str | Path) -> PreTrainedTokenizerBase | list[Path]:
     """The tokenizer that comes with a model; where it takes a library or code that is not there, its files.
 
     Without any files of a tokenizer the list is empty; transformers would make one of some architectures that
@@ -215,7 +193,8 @@ def read_tokenizer(
     Raises:
         UserError: it is damaged.
     """
-    files = _tokenizer_files(source, revision)
+    source = Pretrained.of(model)
+    files = _tokenizer_files(source)
     if not files:
         return []
     for file in files:
@@ -223,16 +202,16 @@ def read_tokenizer(
             check_pointer(file)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=revision, trust_remote_code=trust_remote_code
+            source.name, revision=source.revision, trust_remote_code=source.trust_remote_code
         )
     except Exception as error:  # tokenizers has nothing narrower for a file that it cannot read
-        if need := _needs(files, trust_remote_code):
+        if need := _needs(files, source.trust_remote_code):
             logger.warning("the tokenizer of %s cannot be used here: it needs %s", source, need)
             return files
         if any(files[0].match(name) for name in VOCABULARIES):
             raise UserError(
                 f"the tokenizer of {source} cannot be read: its files are damaged, or made for other versions of "
-                f"tokenizers and transformers ({first_line(error)})"
+                f"tokenizers and transformers ({lines_of(error)[0]})"
             ) from error
         raise UserError(_no_vocabulary(source, files)) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
@@ -272,7 +251,7 @@ def _without_load_report() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _settle(source: str | Path, model: PreTrainedModel) -> None:
+def _settle(source: Pretrained, model: PreTrainedModel) -> None:
     """What makes a model that was loaded one that can be trained and saved."""
     freeze_biases(model)
     # Else a language model would be saved under the names that it had in a multimodal one.
@@ -287,23 +266,23 @@ def _settle(source: str | Path, model: PreTrainedModel) -> None:
         with TemporaryDirectory() as folder:
             model.generation_config.save_pretrained(folder)
     except ValueError as error:  # some versions of transformers read settings that they refuse to save
-        warn_once(f"{GENERATION} of {source} is left out: {first_line(error)}")
+        warn_once(f"{GENERATION} of {source} is left out: {lines_of(error)[0]}")
         model.generation_config = GenerationConfig.from_model_config(model.config)
 
 
-def _tokenizer_files(source: str | Path, revision: str | None) -> list[Path]:
-    folder = Path(source)
+def _tokenizer_files(source: Pretrained) -> list[Path]:
+    folder = Path(source.name)
     if not folder.is_dir():
         try:
             folder = Path(
-                snapshot_download(str(source), revision=revision, allow_patterns=list(TOKENIZER_FILES))
+                snapshot_download(str(source), revision=source.revision, allow_patterns=list(TOKENIZER_FILES))
             )
         except (OSError, ValueError):  # neither a folder, nor an id that the hub or its cache knows
             return []
     return [file for name in TOKENIZER_FILES for file in sorted(folder.glob(name))]
 
 
-def _no_vocabulary(source: str | Path, files: Sequence[Path]) -> str:
+def _no_vocabulary(source: Pretrained, files: Sequence[Path]) -> str:
     return (
         f"the tokenizer of {source} has no tokens: there is {files[0].name}, but a file such as tokenizer.json is "
         "missing"

@@ -15,27 +15,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from pydantic import JsonValue
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from inheritune import UserError
 from inheritune.models.architecture import context_length, layer_count
+from inheritune.models.layer_fields import MISFITS, lines_of
 from inheritune.plain_yaml import shown
-
-MISFITS = (
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-    AssertionError,
-    ImportError,
-    RuntimeError,
-    StrictDataclassError,
-)
-"""What the classes of transformers and torch raise over values that mean nothing to them."""
 
 MOST_LAYERS = 1_024
 """Or experts: even without weights, the modules of more take minutes to make."""
@@ -122,10 +109,10 @@ def _fitting(model_type: str) -> Iterator[None]:
     except UserError:
         raise
     except MISFITS as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         # A bare key means nothing without the name of its error.
-        reason = lines[-1][:300] if lines and not isinstance(error, KeyError) else repr(error)[:300]
-        raise UserError(f"this {model_type!r} architecture does not fit together: {reason}") from error
+        bare = isinstance(error, KeyError) or not str(error).strip()
+        reason = repr(error) if bare else lines_of(error)[-1]
+        raise UserError(f"this {model_type!r} architecture does not fit together: {reason[:300]}") from error
 
 
 def _check_sizes(value: JsonValue, key: str = "architecture") -> None:

@@ -12,10 +12,12 @@ from inheritune.models.architecture import blocks
 from inheritune.models.presets import freeze_biases
 
 
-def on_meta(config: PretrainedConfig) -> PreTrainedModel:
+def on_meta(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model without its weights: shapes only, whatever its size; `config` itself is not changed."""
     with torch.device("meta"):  # of a copy: transformers writes the type of the weights into it
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), dtype=torch.float32, trust_remote_code=trust_remote_code
+        )
     freeze_biases(model)
     return model
 

@@ -37,8 +37,9 @@ def check_fit(
     Raises:
         UserError: as `check_tokens`, or windows longer than the model's context.
     """
-    for split in (data.train, data.validation):
-        check_tokens(split, config, tokenizer, name, ignore_tokenizer=data.ignore_tokenizer)
+    check_rows(data.train, config, name)
+    # Both splits have one tokenizer.
+    check_tokens(data.validation, config, tokenizer, name, ignore_tokenizer=data.ignore_tokenizer)
     context = context_length(config)
     if context is not None and data.window > context:
         raise UserError(f"windows of {data.window} tokens are longer than the model's context of {context}")
@@ -78,9 +79,7 @@ def check_tokens(
     Raises:
         UserError: an id occurs that the embedding does not have, or the tokenizers differ.
     """
-    # A tokenizer may have more entries than the embedding has rows (CodeLlama): what counts is what occurs.
-    if split.vocabulary > config.get_text_config().vocab_size:
-        check_ids(max(split.largest_token, split.bos or 0), config, str(split.directory), name)
+    check_rows(split, config, name)
     if ignore_tokenizer or tokenizer is None:
         return
     own = tokenizer_in(split.directory)
@@ -93,6 +92,17 @@ def check_tokens(
             f"the tokens of {split.directory} are not those of {name}, which has another tokenizer: prepare the text "
             "with the model's own, or set `ignore_tokenizer` if you know that they mean the same"
         )
+
+
+def check_rows(split: Split, config: PretrainedConfig, name: str) -> None:
+    """As `check_ids`, of a split.
+
+    Raises:
+        UserError: an id occurs that the embedding does not have.
+    """
+    # A tokenizer may have more entries than the embedding has rows (CodeLlama): what counts is what occurs.
+    if split.vocabulary > config.get_text_config().vocab_size:
+        check_ids(max(split.largest_token, split.bos or 0), config, str(split.directory), name)
 
 
 def check_ids(largest: int, config: PretrainedConfig, where: str, name: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from inheritune.config import Training
+from inheritune.config import Pretrained, Training
 from inheritune.data.loader import TrainingData
 from inheritune.models.load import load_model
 from inheritune.recipe_file import deciding_settings
@@ -65,7 +65,7 @@ def start_or_resume(
 
     def first_weights() -> PreTrainedModel:
         if path is not None:
-            return load_model(path, trust_remote_code=trust_remote_code)
+            return load_model(Pretrained(path, trust_remote_code=trust_remote_code))
         torch.manual_seed(training.seed)
         return initial().to(torch.float32)
 
