@@ -50,14 +50,12 @@ class Placed:
     Args:
         loss: whose modules hold the parameters, whole or in shares.
         forward: computes it; compiled, and with gradients averaged over processes, where that is wanted.
-        strategy: how it is spread.
-        world: over these processes.
+        strategy: how it is spread over the processes.
     """
 
     loss: NextTokenLoss
     forward: Callable[[Tensor, Tensor], Tensor]
     strategy: Strategy
-    world: World
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
         """Around forward and backward of a micro-batch: DDP averages gradients after the last one only.
@@ -99,7 +97,7 @@ def place(loss: NextTokenLoss, training: Training, hardware: Hardware, window: i
         attend(model, hardware.world.on_first(partial(fitting_attention, model, window)))
     if hardware.world.size == 1:
         loss.to(hardware.device)
-        return Placed(loss, torch.compile(loss) if hardware.compile else loss, "single", hardware.world)
+        return Placed(loss, torch.compile(loss) if hardware.compile else loss, "single")
     strategy = training.parallel.strategy
     if strategy == "auto":
         room = min(hardware.world.gather(device_memory(hardware)))
@@ -117,7 +115,7 @@ def spread(loss: NextTokenLoss, strategy: Literal["ddp", "fsdp"], hardware: Hard
             loss.compile_parts()
     if strategy == "fsdp":
         _shard(loss, hardware)
-        return Placed(loss, loss, strategy, hardware.world)
+        return Placed(loss, loss, strategy)
     _receive(loss, hardware.device)
     engine = nn.parallel.DistributedDataParallel
     # Buffers never change; torch 2.13 has a new name for not sending them at every step.
@@ -130,7 +128,7 @@ def spread(loss: NextTokenLoss, strategy: Literal["ddp", "fsdp"], hardware: Hard
         bucket_cap_mb=BUCKET,
         **quiet,
     )
-    return Placed(loss, replica, strategy, hardware.world)
+    return Placed(loss, replica, strategy)
 
 
 @needing_memory("the first forward pass", f"set a smaller `training.micro_batch`, {LESS_PER_WINDOW}")

@@ -93,7 +93,7 @@ class Stepper:
         placed: the loss, whose trainable parameters are updated in place.
         optimizer: over those parameters.
         training: learning rate schedule and gradient clip.
-        hardware: precision.
+        hardware: precision, and the processes.
         fitted: given the windows that fitted after memory ran out with more.
     """
 
@@ -166,7 +166,7 @@ class Stepper:
                 if not ran_out_of_memory(error):
                     raise
                 fewer = smaller(size, share)
-                if fewer is None or self.placed.world.size > 1:
+                if fewer is None or self.hardware.world.size > 1:
                     raise UserError(self._advice(step, size, fewer)) from error
             else:
                 if self.most != before:
@@ -189,7 +189,7 @@ class Stepper:
         """Forward and backward pass, and clipping: loss and gradient norm, and those of query and key weights."""
         self.loss.train()
         # Dropout, where there is any, is a function of the step, so that no random state has to be kept.
-        torch.manual_seed(_seed(self.training.seed, step, self.placed.world.rank))
+        torch.manual_seed(_seed(self.training.seed, step, self.hardware.world.rank))
         total, count = torch.zeros((), device=self.hardware.device), len(micro_batches)
         for number, (inputs_bt, targets_bt) in enumerate(micro_batches, 1):
             with self.placed.accumulating(last=number == count):
@@ -199,11 +199,11 @@ class Stepper:
             total += loss.detach()
         norms = self.gradients.norms() if self.gradients and gradient_norms else {}
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.training.optimizer.gradient_clip)
-        return torch.stack([self.placed.world.mean(total), whole(norm)]), norms
+        return torch.stack([self.hardware.world.mean(total), whole(norm)]), norms
 
     def _advice(self, step: int, size: int, fewer: int | None) -> str:
         """What to set after memory ran out with so many windows, where fewer were no remedy or cannot be tried."""
-        world = self.placed.world
+        world = self.hardware.world
         who = f"process {world.rank} of {world.size}" if world.size > 1 else "the training"
         windows = f"{size} window{'' if size == 1 else 's'}"
         first = "" if fewer is None else f"`training.micro_batch: {fewer}`, "
