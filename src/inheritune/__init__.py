@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inheritune.analysis.analyze import analyze
-    from inheritune.initialization.inherit import inherit
+    from inheritune.cut import inherit
 
 __version__ = "0.1.0"
 __all__ = ["UserError", "__version__", "analyze", "inherit"]
@@ -21,7 +21,7 @@ class UserError(ValueError):
 def __getattr__(name: str) -> Any:
     """Import on first use: `import inheritune` and `inheritune --help` need not wait for torch."""
     if name == "inherit":
-        from inheritune.initialization.inherit import inherit
+        from inheritune.cut import inherit
 
         return inherit
     if name == "analyze":

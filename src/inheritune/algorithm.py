@@ -19,11 +19,19 @@ from itertools import count
 from pathlib import Path
 from typing import Literal
 
-import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import UserError
 from inheritune.analysis.analyze import analyze
+from inheritune.analysis.layers import (
+    CHOICE,
+    Kept,
+    choose_kept,
+    grown_kept,
+    kept_in,
+    recorded,
+    text_of,
+)
 from inheritune.analysis.probe import check_attention
 from inheritune.analysis.result import FILE, load_analyses, save_analyses
 from inheritune.config import Pretrained, Recipe, TrainRecipe
@@ -33,7 +41,7 @@ from inheritune.evaluation.evaluate import DIRECTORY as EVALUATION
 from inheritune.evaluation.evaluate import check_settings, evaluate
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
 from inheritune.evaluation.samples import write_samples
-from inheritune.initialization import append, inherit
+from inheritune.initialization import append, select
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.load import load_config, load_model
 from inheritune.models.presets import from_config
@@ -253,7 +261,7 @@ def one_round(this: Run, reference: Reference, number: int, layers: int, previou
     this.record("round", number)
 
     def first_weights() -> PreTrainedModel:
-        model = initial_weights(this, reference, layers, previous)
+        model = initial_weights(this, reference, directory, layers, previous)
         check_tied(model)
         return model
 
@@ -276,7 +284,8 @@ def one_round(this: Run, reference: Reference, number: int, layers: int, previou
         title=f"round {number}, {layers} layers",
     )
     losses = WindowLosses.load(directory / "validation.json")
-    figures = figures_of(this.summary, reference, number, directory.name, losses, outcome)
+    kept = kept_in(directory, layers, reference.layers).layers
+    figures = figures_of(this.summary, reference, number, directory.name, kept, losses, outcome)
     this.summary.rounds.append(figures)
     this.record("round", number)
     return directory / "model"
@@ -288,14 +297,43 @@ def objective(this: Run, reference: Reference) -> Callable[[PreTrainedModel, Wor
     return NextTokenLoss if settings is None else taught_by(reference.load, settings)
 
 
-def initial_weights(this: Run, reference: Reference, layers: int, previous: Path | None) -> PreTrainedModel:
+def initial_weights(
+    this: Run, reference: Reference, directory: Path, layers: int, previous: Path | None
+) -> PreTrainedModel:
     """A round's first weights: cut from the reference, or grown from the model that the round before left behind.
 
-    That one may be rounded (`training.dtype`), as the reference's own layers that are put on top of it are.
+    That one may be rounded (`training.dtype`), as the reference's own layers that are put between its are. Which of
+    the reference's layers they are is recorded in the round's directory.
     """
-    if previous is None or this.recipe.grow.mode == "reinherit":
-        return inherit(reference.source, layers, dtype=torch.float32)
-    return append(load_model(this.recipe.reference.at(previous)), reference.source, layers)
+    recipe, chosen = this.recipe, directory / CHOICE
+    if previous is None or recipe.grow.mode == "reinherit":
+        kept = recorded(chosen, lambda: first_choice(this, reference, layers))
+        return select(reference.source, kept.layers)
+    trained = load_model(recipe.reference.at(previous))
+    before = kept_in(previous.parent, layer_count(trained.config), reference.layers)
+    kept = recorded(chosen, lambda: next_choice(this, reference, before, layers, trained))
+    return append(trained, reference.source, kept.layers, before.layers)
+
+
+def first_choice(this: Run, reference: Reference, layers: int) -> Kept:
+    """Which of the reference's layers to inherit, after those that a recipe lists the ones that are worth most."""
+    keep, depth, seed = this.recipe.keep, reference.layers, this.recipe.training.seed
+    assert keep != "auto", "the recipe says what it stands for"
+    text, device = text_of(this.data.train), this.hardware.device
+    if isinstance(keep, str) or len(keep) == layers:
+        return choose_kept(keep, layers, depth, text, lambda: reference.load().to(device), seed)
+    listed = choose_kept(keep, len(keep), depth, None, reference.load, seed)
+    return grown_kept(listed, layers, reference.load().to(device), text, seed)
+
+
+def next_choice(this: Run, reference: Reference, before: Kept, layers: int, trained: PreTrainedModel) -> Kept:
+    """Which layers to grow to: by a fixed rule, or those whose return to the trained model lowers the loss most."""
+    keep, seed = this.recipe.keep, this.recipe.training.seed
+    if keep in ("first", "last", "ends"):
+        return choose_kept(keep, layers, reference.layers, None, reference.load, seed)
+    whole = append(trained, reference.source, range(reference.layers), before.layers)
+    text = text_of(this.data.train)
+    return grown_kept(before, layers, whole.to(this.hardware.device), text, seed)
 
 
 def figures_of(
@@ -303,6 +341,7 @@ def figures_of(
     reference: Reference,
     number: int,
     directory: str,
+    kept: list[int],
     losses: WindowLosses,
     outcome: Outcome,
 ) -> RoundFigures:
@@ -324,6 +363,7 @@ def figures_of(
         steps=outcome.steps,
         seconds=outcome.seconds,
         directory=directory,
+        kept=kept,
     )
 
 

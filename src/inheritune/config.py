@@ -177,6 +177,13 @@ LAYERS_EXPLAINED = (
 )
 
 
+MEASURED = re.compile(r"(measured|contiguous) [1-9]\d{0,5}", re.ASCII)
+"""How layers can be named in words that stand for other ones in each model: what they are is measured."""
+
+Keep = Literal["first", "last", "ends", "spread", "contiguous", "measured"] | tuple[Block, ...]
+"""Which layers a cut keeps, whatever their number: a rule, or the blocks themselves."""
+
+
 class Training(Settings):
     """One training: of the reference, of one round, or of a single model."""
 
@@ -346,7 +353,9 @@ class Initialization(Settings):
     layers: tuple[Block, ...] | str | None = None
     """Blocks to take, in this order: their numbers from 0; a Python slice, `"0:24:2"`; or one of `first N`, `last N`,
     `middle N`, `ends N` (all but the middle ones), `spread N` (evenly), `every N` (of `every 2` every other one, as
-    DistilBERT does). By default all."""
+    DistilBERT does); or one that is measured on the training text: `measured N` (a search for the blocks with the
+    lowest loss as they are) or `contiguous N` (all but the consecutive ones that turn the hidden state least). By
+    default all."""
     stack_to: Depth | None = None
     """Depth to reach by copying these blocks onto themselves (stacking); a multiple of their number."""
     parts: tuple[Part, ...] | None = None
@@ -364,8 +373,12 @@ class Initialization(Settings):
 
     @model_validator(mode="after")
     def _one_way(self) -> Initialization:
-        if isinstance(self.layers, str) and not LAYERS.fullmatch(self.layers):
-            raise UserError(f"`layers` is {shown(self.layers)}, but should be {LAYERS_EXPLAINED}")
+        if isinstance(self.layers, str) and not (
+            LAYERS.fullmatch(self.layers) or MEASURED.fullmatch(self.layers)
+        ):
+            raise UserError(
+                f"`layers` is {shown(self.layers)}, but should be {LAYERS_EXPLAINED}, 'measured N' or 'contiguous N'"
+            )
         for name in ("layers", "parts"):
             if getattr(self, name) == ():
                 raise UserError(f"`{name}` is an empty list: nothing would be inherited")
@@ -470,6 +483,10 @@ class Recipe(Settings):
     name: Name = "inheritune"
     data: Data
     reference: Reference
+    keep: Keep | Auto = "auto"
+    """Which of the reference's layers a round keeps: a rule, or a list of block numbers for the first round, to which
+    growth adds measured ones. `measured` searches for those with the lowest loss before training, on text of the
+    training split. `auto` is `measured` for a `pretrained` reference, and for others `first`, as in the paper."""
     start_layers: Depth | Literal["half", "auto"] = "half"
     """Layers of the first round; `half` is the paper's k/2, `auto` as many as keep every layer of the reference
     whose attention is not lazy."""
@@ -482,6 +499,28 @@ class Recipe(Settings):
     samples: Samples = Samples()
     evaluation: EvaluationSettings | None = None
     """Evaluate the reference and the final model at the end."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_is_a_rule(cls, values: Any) -> Any:
+        """Write down what `auto` stands for."""
+        if not isinstance(values, Mapping) or values.get("keep", "auto") != "auto":
+            return values
+        reference = values.get("reference")
+        pretrained = isinstance(reference, Mapping) and reference.get("pretrained") is not None
+        return {**values, "keep": "measured" if pretrained else "first"}
+
+    @model_validator(mode="after")
+    def _growth_keeps_what_there_is(self) -> Recipe:
+        if self.grow.mode == "append" and self.keep == "spread":
+            raise UserError(
+                "`keep: spread` has other layers at each depth, so `grow.mode: append` cannot keep them"
+            )
+        if not isinstance(self.keep, str) and self.start_layers not in (len(self.keep), "half"):
+            raise UserError(
+                f"`keep` lists {len(self.keep)} layers, but `start_layers` is {self.start_layers}"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -507,7 +546,7 @@ DECIDES_WEIGHTS = (
         for model in ("model", "reference")
         for name in ("pretrained", "revision", "architecture")
     ),
-    *("initialization", "start_layers", "grow", "distillation", "parity"),
+    *("initialization", "keep", "start_layers", "grow", "distillation", "parity"),
     *(f"training.{name}" for name in ("steps", "tokens_per_step", "seed", "float8", "optimizer", "schedule")),
 )
 """The settings that decide a run's weights, beside the identity of its data and the precision that was chosen: a run

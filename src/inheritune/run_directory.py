@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from inheritune import UserError, __version__
+from inheritune import UserError, __version__, plain_yaml
 from inheritune.card import card_name, model_card
 from inheritune.config import Recipe
 from inheritune.data.shards import DataIdentity, check_same_data
-from inheritune.recipe_file import AnyRecipe, differences, load_recipe, to_yaml
+from inheritune.recipe_file import AnyRecipe, differences, load_recipe, parse_recipe, to_yaml
 from inheritune.runtime import files
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ class RoundFigures(Record):
     steps: int
     seconds: float
     directory: str
+    kept: list[int] | None = None
+    """Which of the reference's layers it has, counted from 0; None in runs of versions that kept the first ones."""
 
 
 class Summary(Record):
@@ -180,7 +182,11 @@ class RunDirectory:
         Raises:
             UserError: by another; the differences are named.
         """
-        changed = differences(load_recipe(self.path / "recipe.yaml", type(recipe)), recipe)
+        path = self.path / "recipe.yaml"
+        values = plain_yaml.read(path)
+        if isinstance(recipe, Recipe) and isinstance(values, dict):
+            values.setdefault("keep", "first")  # versions that did not record it
+        changed = differences(parse_recipe(values, type(recipe), str(path)), recipe)
         if changed:
             raise UserError(
                 f"{self.path} holds a run of another recipe ({'; '.join(changed)}); "
@@ -333,8 +339,14 @@ def _card(recipe: Recipe, summary: Summary, dtype: torch.dtype) -> str:
     low, high = last.interval
     source = recipe.reference.pretrained
     origin = card_name(source) if source else "a reference trained by the same recipe"
+    kept = last.kept or list(range(last.layers))
+    which = (
+        f"The first {last.layers}"
+        if kept == list(range(last.layers))
+        else f"Layers {', '.join(map(str, kept))}"
+    )
     text = f"""
-The first {last.layers} of {reference.layers} layers of {origin}, trained further by the recipe of
+{which} of {reference.layers} layers of {origin}, trained further by the recipe of
 *Inheritune: Training Smaller Yet More Attentive Language Models* (arXiv 2404.08634).
 
 | | reference | this model |

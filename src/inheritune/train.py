@@ -7,11 +7,13 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import __version__
-from inheritune.config import Data, ModelSource, Training, TrainRecipe
+from inheritune.analysis.layers import CHOICE, choose_kept, recorded, text_of
+from inheritune.config import MEASURED, Data, ModelSource, Training, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.initialization import choose, half_width, select
 from inheritune.initialization.narrow import narrow_config
@@ -45,7 +47,8 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
         data = open_together(recipe.data, world)
         # What cannot be made is an error before there is a directory of it.
         check_room(initial_config(recipe, data), hardware.device)
-        initial, loss = initial_model(recipe, data), objective(recipe, data)
+        initial = initial_model(recipe, data, directory, hardware.device)
+        loss = objective(recipe, data)
         world.on_first(lambda: folder.open(recipe, environment(hardware, command), data.identities))
         train(
             initial,
@@ -73,8 +76,13 @@ def open_together(settings: Data, world: World) -> TrainingData:
     return open_data(settings.model_copy(update={"verify": False}))
 
 
-def initial_model(recipe: TrainRecipe, data: TrainingData) -> Callable[[], PreTrainedModel]:
-    """What makes the model that a recipe names, after checking that it can be made and that the data fits it."""
+def initial_model(
+    recipe: TrainRecipe, data: TrainingData, directory: Path, device: torch.device
+) -> Callable[[], PreTrainedModel]:
+    """What makes the model that a recipe names, after checking that it can be made and that the data fits it.
+
+    Layers whose choice is measured are measured on the device when it is made, and recorded in the directory.
+    """
     source, part, seed = recipe.model, recipe.initialization, recipe.training.seed
     config = initial_config(recipe, data)
     check_source(source, config, data)
@@ -87,8 +95,22 @@ def initial_model(recipe: TrainRecipe, data: TrainingData) -> Callable[[], PreTr
         width, divide = part.width, part.divide or "heads"
         return lambda: half_width(trained, width, divide=divide)
     depth = layer_count(source_config(source))
-    layers, parts = choose(part.layers, depth, part.stack_to), part.parts or PARTS
-    return lambda: select(trained, layers, parts=parts, seed=seed)
+    layers, parts = part.layers, part.parts or PARTS
+    if not (isinstance(layers, str) and MEASURED.fullmatch(layers)):
+        chosen = choose(layers, depth, part.stack_to)
+        return lambda: select(trained, chosen, parts=parts, seed=seed)
+    keep, count = layers.split()
+
+    def measured() -> PreTrainedModel:
+        kept = recorded(
+            directory / CHOICE,
+            lambda: choose_kept(
+                keep, int(count), depth, text_of(data.train), lambda: load_model(trained).to(device), seed
+            ),
+        )
+        return select(trained, choose(kept.layers, depth, part.stack_to), parts=parts, seed=seed)
+
+    return measured
 
 
 def initial_config(
@@ -114,7 +136,10 @@ def initial_config(
         return config
     if part.width is not None:
         return narrow_config(config, part.width, part.divide or "heads")
-    return choose_layers(config, choose(part.layers, layer_count(config), part.stack_to))
+    layers = part.layers
+    if isinstance(layers, str) and MEASURED.fullmatch(layers):
+        layers = f"first {layers.split()[1]}"  # as many, where it is not known which
+    return choose_layers(config, choose(layers, layer_count(config), part.stack_to))
 
 
 def check_source(source: ModelSource, config: PretrainedConfig, data: TrainingData) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from inheritune import UserError
-from inheritune.initialization.inherit import cut_to_folder
+from inheritune.cut import cut_to_folder
 from inheritune.models.architecture import blocks
 from inheritune.models.load import load_model
 from tiny_checkpoints import INDEX, WEIGHTS, write_checkpoint

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from inheritune import UserError, inherit
+from inheritune.cut import cut_to_folder
 from inheritune.initialization import append, select
-from inheritune.initialization.inherit import cut_to_folder
 from inheritune.models import layer_fields
 from inheritune.models.architecture import blocks
 from inheritune.models.exactness import check_exact

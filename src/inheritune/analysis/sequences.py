@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -74,8 +75,13 @@ class Text:
         return Sequences(inputs_nt.contiguous(), numbers.tolist())
 
 
-def open_text(data: Path, tokenizer: PreTrainedTokenizerBase | None, bos: str = AUTO) -> Text:
-    """The validation split of a folder of shards, or a text file as the model's tokenizer reads it.
+def open_text(
+    data: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    bos: str = AUTO,
+    split: Literal["train", "validation"] = "validation",
+) -> Text:
+    """A split of a folder of shards, or a text file as the model's tokenizer reads it.
 
     `bos`: as `analyze`, which see.
 
@@ -83,8 +89,8 @@ def open_text(data: Path, tokenizer: PreTrainedTokenizerBase | None, bos: str = 
         UserError: nothing there, no text in it, or a text file without a tokenizer to read it.
     """
     if data.is_dir():
-        split = open_split(data, "validation", bos)
-        return Text(data, split, split.bos, split.end_of_text)
+        tokens = open_split(data, split, bos)
+        return Text(data, tokens, tokens.bos, tokens.end_of_text)
     if not data.is_file():
         raise UserError(f"there is neither a folder of token shards nor a text file at {data}")
     if tokenizer is None:

@@ -7,22 +7,75 @@ from typing import Annotated
 
 import typer
 
+from inheritune import UserError
 from inheritune.cli.options import Dtype, ModelName, Revision, TrustRemoteCode
 
 
 def inherit_command(
     model: ModelName,
-    layers: Annotated[int, typer.Option("--layers", "-n", help="How many of the first layers to keep.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the new checkpoint.")],
+    layers: Annotated[
+        int | None,
+        typer.Option("--layers", "-n", help="How many layers to keep; needless if --keep lists them."),
+    ] = None,
+    keep: Annotated[
+        str,
+        typer.Option(
+            metavar="RULE",
+            help="Which layers: first, last, ends, spread, contiguous, measured, or block numbers from 0 as 0,1,2,9. "
+            "`auto` is measured where --data or --text is given, else first, as in the paper.",
+        ),
+    ] = "auto",
+    data: Annotated[
+        Path | None, typer.Option(help="Token shards to measure on; their training split is read.")
+    ] = None,
+    text: Annotated[Path | None, typer.Option(help="A text file to measure on.")] = None,
+    seed: Annotated[int, typer.Option(help="Changes which windows are measured on.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="Where to measure: cpu, cuda, cuda:1; by default a GPU if any.")
+    ] = None,
     dtype: Dtype = "auto",
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Keep a model's first layers, embeddings, final norm and head: a standard checkpoint in, one out."""
+    """Keep some of a model's layers, its embeddings, final norm and head: a standard checkpoint in, one out."""
     from inheritune.cli.console import print_line, quiet
     from inheritune.config import Pretrained
-    from inheritune.initialization.inherit import cut_to_folder
+    from inheritune.cut import cut_to_folder
 
     quiet()
-    small = cut_to_folder(Pretrained(model, revision, trust_remote_code), layers, output, dtype=dtype)
-    print_line(f"{output}: {small.layers} of {small.of_layers} layers, {small.parameters:,} parameters")
+    if data is not None and text is not None:
+        raise UserError("give either --data (token shards) or --text (a text file)")
+    cut = cut_to_folder(
+        Pretrained(model, revision, trust_remote_code),
+        layers,
+        output,
+        keep=parse_keep(keep),
+        data=data or text,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
+    kept = cut.kept
+    print_line(f"{output}: {len(kept.layers)} of {kept.of_layers} layers, {cut.parameters:,} parameters")
+    if kept.loss is not None:
+        blocks = ", ".join(map(str, kept.layers))
+        print_line(f"kept {blocks}: loss {kept.loss:.3f} as they are, the whole model's {kept.whole:.3f}")
+
+
+def parse_keep(keep: str) -> str | list[int]:
+    """A rule, or block numbers.
+
+    Raises:
+        UserError: neither.
+    """
+    from inheritune.analysis.layers import RULES
+
+    if keep in ("auto", *RULES):
+        return keep
+    try:
+        return [int(block) for block in keep.split(",")]
+    except ValueError:
+        raise UserError(
+            f"--keep is {keep!r}, but should be {', '.join(RULES)}, or block numbers such as 0,1,2,9"
+        ) from None

@@ -92,7 +92,7 @@ def assemble(
     return model
 
 
-def _origin(name: str, pattern: re.Pattern[str], layers: Sequence[int]) -> tuple[str, int | None]:
+def origin(name: str, pattern: re.Pattern[str], layers: Sequence[int]) -> tuple[str, int | None]:
     """What a tensor is called in the reference, and the place of its block; None for what is around the blocks."""
     block = pattern.match(name)
     if block is None:
@@ -111,7 +111,7 @@ def _weights(model: PreTrainedModel, reference: PreTrainedModel, layers: Sequenc
     refusal = f"cannot make a model of {named(layers)} of this {model.config.model_type!r} model"
     found, used = {}, set()
     for name, value in model.state_dict().items():
-        source, place = _origin(name, pattern, layers)
+        source, place = origin(name, pattern, layers)
         tensor = theirs.get(source)
         if tensor is not None and tensor.shape != value.shape and place is None:
             tensor = _of_layers(tensor, value, layers, depth)
@@ -150,7 +150,7 @@ def _round_buffers(
     """
     pattern, theirs, saved = block_pattern(model), dict(reference.named_buffers()), model.state_dict()
     for name, buffer in list(model.named_buffers()):
-        source = theirs.get(_origin(name, pattern, layers)[0])
+        source = theirs.get(origin(name, pattern, layers)[0])
         if name not in saved and source is not None and buffer.is_floating_point():
             owner, _, last = name.rpartition(".")
             rounded = buffer.to(source.dtype)

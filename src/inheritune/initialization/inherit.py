@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
-from inheritune import UserError
-from inheritune.card import card_name, model_card
 from inheritune.config import Part, Pretrained
 from inheritune.initialization.assemble import assemble, read_blocks
 from inheritune.models.architecture import (
     PARTS,
     check_parts,
     first_layers,
-    layer_count,
-    parameter_count,
     parts_of,
 )
-from inheritune.models.exactness import check_exact
-from inheritune.models.load import load_config, load_model, read_tokenizer, save_model
+from inheritune.models.load import load_config
 from inheritune.models.presets import from_config
 
 logger = logging.getLogger(__name__)
@@ -106,49 +100,3 @@ def select(
     inherited = {name: value for name, value in whole.state_dict().items() if part_of[name] in parts}
     model.load_state_dict(inherited, strict=False)
     return model.eval()
-
-
-@dataclass(frozen=True)
-class Cut:
-    """What was made: layers kept, layers there were, parameters of the result."""
-
-    layers: int
-    of_layers: int
-    parameters: int
-
-
-def cut_to_folder(model: Pretrained | str | Path, layers: int, output: Path, *, dtype: str = "auto") -> Cut:
-    """`inherit`, and save the result with the tokenizer that the model comes with, and a model card.
-
-    Before it stands at `output` it is read again, and has to compute what was cut; else nothing is left behind.
-
-    Raises:
-        UserError: as `inherit`; an unknown dtype; there is something at `output` already.
-    """
-    if output.exists():
-        raise UserError(f"{output} exists already; nothing was written")
-    if dtype not in DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
-    source = Pretrained.of(model)
-    config, tokenizer = load_config(source), read_tokenizer(source)
-    depth = layer_count(config)
-    small = read_blocks(source, config, first_layers(config, layers), dtype)
-    output.parent.mkdir(parents=True, exist_ok=True)
-
-    def check(folder: Path) -> None:
-        check_exact(load_model(folder, dtype=small.dtype), small, range(layers))
-
-    save_model(small, output, tokenizer=tokenizer, card=_card(source, layers, depth), check=check)
-    if not tokenizer:
-        logger.warning("%s comes without a tokenizer: there is none in %s either", source, output)
-    return Cut(layers, depth, parameter_count(small))
-
-
-def _card(source: Pretrained, layers: int, depth: int) -> str:
-    name = card_name(str(source))
-    text = f"""
-Blocks 0 to {layers - 1}, all embeddings, the final norm and the head of {name}, as they are: the first step of
-*Inheritune: Training Smaller Yet More Attentive Language Models* (arXiv 2404.08634). It is meant to be trained
-further; as it is, it predicts far worse than {name}.
-"""
-    return model_card(f"The first {layers} of {depth} layers of {name}", text, str(source))

@@ -1,0 +1,388 @@
+"""What each layer of a model is worth, which ones to keep, and what that costs before any training.
+
+`layers.json` holds what `analyze_layers` found. `choice.json`, beside weights that were cut, says which layers they
+have and why. Blocks are counted from 0, as in recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from transformers import PreTrainedModel
+
+from inheritune import UserError
+from inheritune.analysis.choice import contiguous, put_back, search, without_each
+from inheritune.analysis.importance import Choice, ChoiceLosses, Windows
+from inheritune.analysis.sequences import Text
+from inheritune.data.loader import model_inputs, read_windows
+from inheritune.data.shards import DataIdentity, Split
+from inheritune.initialization.layers import choose
+from inheritune.models.architecture import context_length, layer_count, parameter_count
+from inheritune.runtime import files
+from inheritune.runtime.progress import ProgressBar
+from inheritune.training.validation import Z95
+
+FILE = "layers.json"
+CHOICE = "choice.json"
+
+WINDOWS = 32
+LENGTH = 256
+"""Choices are compared on so many windows of so many tokens."""
+
+SHORTEST = 16
+"""Tokens of a window that says anything."""
+
+FEW = 8
+"""Windows on which the loss without each block is measured: enough to tell which blocks matter."""
+
+WORDS = ("first", "last", "ends", "spread")
+"""Rules that need no measuring."""
+
+RULES = (*WORDS, "contiguous", "measured")
+
+
+class Record(BaseModel):
+    """Part of a file; keys that a later version adds are passed over."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+
+class Measurement(Record):
+    """What losses were measured on: windows of the training split, so that held-out text stays so."""
+
+    data: str
+    identity: DataIdentity | None
+    """None of a text file."""
+    windows: int
+    window: int
+    """Tokens of each."""
+    seed: int
+    """Of the choice of windows."""
+
+
+class Kept(Record):
+    """Which layers were kept, by which rule."""
+
+    keep: str
+    """The rule: a word of a recipe's `keep`, or `list`."""
+    layers: list[int]
+    of_layers: int
+    loss: float | None = None
+    """Nats per token with these blocks as they are; None if it was not measured."""
+    whole: float | None = None
+    """The same with all blocks."""
+    path: list[list[int]] = []
+    """The best choice found of each smaller cut on the way to this one."""
+    measured: Measurement | None = None
+
+
+class BlockFigures(Record):
+    """What one block is worth."""
+
+    block: int
+    added: float
+    """Loss without it minus the loss with it, nats per token."""
+    low: float
+    high: float
+    """Paired 95% interval of that, over windows."""
+    influence: float
+    """1 - cosine of the hidden states before and after it."""
+
+
+class Point(Record):
+    """Loss of one choice before any training, nats per token."""
+
+    keep: str
+    layers: list[int]
+    loss: float
+
+
+class LayerAnalysis(Record):
+    """What each block is worth, and what cuts cost."""
+
+    format: Literal[1] = 1
+    model: str
+    parameters: int
+    of_layers: int
+    measured: Measurement
+    loss: float
+    """Of the whole model, on all windows."""
+    blocks: list[BlockFigures]
+    angles: list[float]
+    """For n = 1, 2, ... the angular distance over the n consecutive blocks that turn the hidden state least."""
+    curve: list[Point]
+    """For each depth, from deep to shallow, the measured choice and the others."""
+    sentence: str
+
+
+def windows_of(text: Text, context: int | None, seed: int) -> tuple[Windows, int]:
+    """Random windows to compare choices on, and how many tokens each has.
+
+    Raises:
+        UserError: the text has too few.
+    """
+    tokens = text.tokens
+    count = (tokens.tokens if isinstance(tokens, Split) else len(tokens)) - 1
+    length = min(LENGTH, context or LENGTH, count // FEW)  # a short text has shorter ones
+    if length < SHORTEST:
+        raise UserError(
+            f"{text.source} has {count + 1} tokens, too few to choose layers by: it takes {FEW} windows of {SHORTEST}"
+        )
+    available = count // length
+    generator = np.random.Generator(np.random.PCG64(seed))
+    numbers = generator.choice(available, min(WINDOWS, available), replace=False)
+    if isinstance(tokens, Split):
+        windows_nt = read_windows(tokens, numbers, length)
+    else:
+        windows_nt = torch.from_numpy(np.stack([tokens[n * length : (n + 1) * length + 1] for n in numbers]))
+    inputs_nt = model_inputs(windows_nt[:, :-1], text.bos, text.end_of_text)
+    return Windows(inputs_nt.contiguous(), windows_nt[:, 1:].contiguous()), length
+
+
+def losses_on(model: PreTrainedModel, text: Text, seed: int) -> tuple[ChoiceLosses, Measurement]:
+    """What measures choices of a model's blocks on windows of a text, and what those are.
+
+    Raises:
+        UserError: too little text, or a model whose blocks cannot be run apart.
+    """
+    windows, length = windows_of(text, context_length(model.config), seed)
+    identity = text.tokens.identity if isinstance(text.tokens, Split) else None
+    measured = Measurement(
+        data=str(text.source), identity=identity, windows=len(windows), window=length, seed=seed
+    )
+    return ChoiceLosses(model, windows), measured
+
+
+def choose_kept(
+    keep: str | Sequence[int],
+    layers: int,
+    depth: int,
+    text: Text | None,
+    model: Callable[[], PreTrainedModel],
+    seed: int,
+) -> Kept:
+    """Which layers to keep, by a rule of which only `contiguous` and `measured` need text and a model.
+
+    Args:
+        keep: the rule, one of a recipe's `keep`, or the blocks themselves.
+        layers: how many to keep.
+        depth: of the model.
+        text: to measure on.
+        model: gives the model, where it is to compute.
+        seed: of the windows.
+
+    Raises:
+        UserError: more layers than there are, no text where one is needed, or as `losses_on`.
+    """
+    if not isinstance(keep, str):
+        return Kept(keep="list", layers=listed(keep, layers, depth), of_layers=depth)
+    if not 1 <= layers <= depth:
+        raise UserError(f"cannot keep {layers} layers of a model with {depth}: choose 1 to {depth}")
+    if keep in WORDS or layers == depth:
+        word = keep if keep in WORDS else "first"
+        return Kept(keep=keep, layers=choose(f"{word} {layers}", depth), of_layers=depth)
+    if keep not in RULES:
+        raise UserError(f"keep is {keep!r}, but should be {', '.join(RULES)}, or a list of block numbers")
+    if text is None:
+        raise UserError(f"to keep {keep} layers takes text to measure on: give token shards or a text file")
+    losses, measured = losses_on(model(), text, seed)
+    found: dict[int, Choice] = {}
+    if keep == "measured":
+        with ProgressBar(f"choosing {layers} of {depth} layers", None, "cuts") as bar:
+            found = search(losses, layers, tell=lambda size: bar.update(bar.done + 1, f"{size} layers"))
+        kept = found[layers]
+    else:
+        kept = contiguous(losses.similarities(len(losses.windows))[1], layers)
+    return Kept(
+        keep=keep,
+        layers=list(kept),
+        of_layers=depth,
+        loss=losses.mean(kept),
+        whole=losses.mean(losses.whole),
+        path=[list(found[size]) for size in sorted(found, reverse=True)],
+        measured=measured,
+    )
+
+
+def grown_kept(kept: Kept, layers: int, model: PreTrainedModel, text: Text, seed: int) -> Kept:
+    """The layers to grow a trained model to: those it has, and the reference's whose return lowers the loss most.
+
+    Args:
+        kept: what the small model was cut to.
+        layers: how many there will be.
+        model: the reference, with the trained blocks, embeddings, norm and head in the places of its own.
+        text: to measure on.
+        seed: of the windows.
+    """
+    losses, measured = losses_on(model, text, seed)
+    choice = put_back(losses, tuple(kept.layers), layers)
+    return Kept(
+        keep=kept.keep,
+        layers=list(choice),
+        of_layers=kept.of_layers,
+        loss=losses.mean(choice),
+        whole=losses.mean(losses.whole),
+        measured=measured,
+    )
+
+
+def listed(blocks: Sequence[int], layers: int, depth: int) -> list[int]:
+    """A choice that a user wrote down: each block once, in order.
+
+    Raises:
+        UserError: a block that is not there, is named twice or out of order, or another number of them.
+    """
+    chosen = choose(blocks, depth)
+    if sorted(set(chosen)) != chosen:
+        raise UserError(f"keep names layers {chosen}, but should name each once, in their order")
+    if len(chosen) != layers:
+        raise UserError(f"keep names {len(chosen)} layers, but {layers} are to be kept")
+    return chosen
+
+
+def analyze_layers(
+    model: PreTrainedModel,
+    text: Text,
+    *,
+    name: str,
+    fewest: int | None = None,
+    seed: int = 0,
+    show: Callable[[Sequence[BlockFigures]], None] = lambda blocks: None,
+) -> LayerAnalysis:
+    """What each layer is worth, and what cuts would cost.
+
+    Args:
+        model: in evaluation mode, on the device to compute on.
+        text: to measure on.
+        name: of the model.
+        fewest: layers of the smallest cut; by default half of them.
+        seed: of the choice of windows.
+        show: is given what each block is worth as soon as it is known; the search for cuts takes longer.
+
+    Raises:
+        UserError: as `losses_on` and `search`.
+    """
+    depth = layer_count(model.config)
+    losses, measured = losses_on(model, text, seed)
+    cosines, angles = losses.similarities(FEW)
+    blocks = block_figures(losses, cosines)
+    show(blocks)
+    with ProgressBar(f"cuts of {name}", None, "cuts") as bar:
+        best = search(
+            losses, fewest or max(1, depth // 2), tell=lambda size: bar.update(bar.done + 1, f"{size} layers")
+        )
+    curve = []
+    for size in sorted(best, reverse=True):
+        rows: dict[str, Choice] = {"measured": best[size], "contiguous": contiguous(angles, size)}
+        rows |= {word: tuple(choose(f"{word} {size}", depth)) for word in WORDS}
+        found = losses(list(rows.values()), FEW).mean(1)
+        curve += [
+            Point(keep=word, layers=list(row), loss=float(loss))
+            for (word, row), loss in zip(rows.items(), found, strict=True)
+        ]
+    return LayerAnalysis(
+        model=name,
+        parameters=parameter_count(model),
+        of_layers=depth,
+        measured=measured,
+        loss=losses.mean(losses.whole),
+        blocks=blocks,
+        angles=[float(min(angles[i, i + n] for i in range(depth - n + 1))) for n in range(1, depth)],
+        curve=curve,
+        sentence=advice(blocks, curve, depth),
+    )
+
+
+def block_figures(losses: ChoiceLosses, cosines: np.ndarray) -> list[BlockFigures]:
+    """The loss without each block, exactly, on a few windows; and its influence."""
+    whole = losses.whole
+    added = losses(without_each(whole), FEW) - losses([whole], FEW)
+    errors = Z95 * added.std(1, ddof=1) / np.sqrt(FEW)
+    return [
+        BlockFigures(
+            block=block,
+            added=float(row.mean()),
+            low=float(row.mean() - error),
+            high=float(row.mean() + error),
+            influence=float(1 - cosines[block, block + 1]),
+        )
+        for block, row, error in zip(whole, added, errors, strict=True)
+    ]
+
+
+def advice(blocks: Sequence[BlockFigures], curve: Sequence[Point], depth: int) -> str:
+    """In words: which block costs least and most to drop, and which way to cut is best at the smallest depth."""
+    ranked = sorted(blocks, key=lambda figures: figures.added)
+    smallest = min(len(point.layers) for point in curve)
+    at = {point.keep: point.loss for point in curve if len(point.layers) == smallest}
+    other = min((word for word in at if word != "measured"), key=lambda word: at[word])
+    sentence = (
+        f"The cheapest block to drop is {ranked[0].block} ({ranked[0].added:+.3f} nats), the dearest "
+        f"{ranked[-1].block} ({ranked[-1].added:+.3f}). At {smallest} of {depth} layers the measured choice starts "
+        f"at {at['measured']:.2f}, the first layers at {at['first']:.2f}"
+    )
+    if other != "first":
+        sentence += f", the best simple rule (`{other}`) at {at[other]:.2f}"
+    if at["first"] - at["measured"] < 0.1:
+        return f"{sentence}: which layers are kept makes little difference here."
+    return f"{sentence}: keep the measured ones."
+
+
+def disagreement(blocks: Sequence[BlockFigures], lazy: Sequence[int]) -> str | None:
+    """A sentence if layers whose attention is lazy are dear to lose; None if they are not.
+
+    Args:
+        blocks: what each is worth.
+        lazy: the layers that attention says could go, counted from 0.
+    """
+    median = float(np.median([figures.added for figures in blocks]))
+    dear = [figures.block for figures in blocks if figures.block in lazy and figures.added > median]
+    if not dear:
+        return None
+    return (
+        f"Rank and importance disagree: the attention of blocks {', '.join(map(str, dear))} is lazy, but their "
+        "absence costs more than most. Go by the loss."
+    )
+
+
+def text_of(split: Split) -> Text:
+    """The tokens of a split as something to measure on."""
+    return Text(split.directory, split, split.bos, split.end_of_text)
+
+
+def save(path: Path, record: Record) -> None:
+    """Write a record, at once."""
+    files.write_text(path, record.model_dump_json(indent=1) + "\n")
+
+
+def recorded(path: Path, make: Callable[[], Kept]) -> Kept:
+    """The choice that is recorded there, or a new one, recorded."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(path, make())
+    return load_kept(path)
+
+
+def load_kept(path: Path) -> Kept:
+    """Read a `choice.json`.
+
+    Raises:
+        UserError: it is something else, or damaged.
+    """
+    try:
+        return Kept.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{path} does not say which layers were kept: {error.errors()[0]['msg']}") from None
+
+
+def kept_in(directory: Path, layers: int, depth: int) -> Kept:
+    """Which layers a model in a run has: what is recorded beside it, or the first ones, as versions before did."""
+    path = directory / CHOICE
+    return (
+        load_kept(path) if path.exists() else Kept(keep="first", layers=list(range(layers)), of_layers=depth)
+    )

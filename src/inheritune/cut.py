@@ -1,0 +1,191 @@
+"""From a trained model to a smaller one: which of its layers, and those as a model of their own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+from inheritune import UserError
+from inheritune.analysis.layers import CHOICE, Kept, choose_kept, save
+from inheritune.analysis.sequences import Text, open_text
+from inheritune.card import card_name, model_card
+from inheritune.config import Pretrained
+from inheritune.data.shards import Split
+from inheritune.initialization.assemble import assemble, read_blocks
+from inheritune.models.architecture import layer_count, parameter_count
+from inheritune.models.exactness import check_exact
+from inheritune.models.load import load_config, load_model, load_tokenizer, read_tokenizer, save_model
+from inheritune.runtime.hardware import choose_device
+from inheritune.training.checks import check_ids, check_tokens
+
+logger = logging.getLogger(__name__)
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def inherit(
+    reference: str | Path | Pretrained | PreTrainedModel,
+    layers: int | None = None,
+    *,
+    keep: str | Sequence[int] = "auto",
+    data: str | Path | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Some transformer blocks of a model, with all its embeddings, its final norm and its head.
+
+    What they compute equals what the reference's same blocks do, which is checked on a few tokens. Tied weights stay
+    tied; what the configuration says of single layers follows them. From an id or a folder only the tensors that are
+    kept are read.
+
+    Args:
+        reference: Hugging Face model id, checkpoint folder, or a model in memory (copied, not changed).
+        layers: how many blocks to keep, 1 to the reference's depth; needless if `keep` lists them.
+        keep: "first" (the paper's), "last", "ends", "spread", "contiguous" or "measured", as a recipe's `keep`; or
+            numbers of blocks, from 0. "auto" is "measured" where there is data, else "first".
+        data: what to measure on: a folder of token shards (their training split is read), or a text file.
+        seed: of the windows of it.
+        device: to measure on; by default a GPU if there is one.
+        dtype: of the weights when read; "auto" keeps the checkpoint's. A model in memory keeps its own.
+        revision: branch, tag or commit of a model id.
+        trust_remote_code: run code that comes with the model.
+
+    Raises:
+        UserError: not a model, no safetensors, `layers` out of range, data that does not fit, or an architecture that
+            is not understood or cannot be cut there exactly.
+
+    Source: Inheritune (arXiv 2404.08634), Algorithm 1, step 1. The official code leaves out the position embedding
+    and the final norm of GPT-2, and the token embedding and the final norm of LLaMA; the paper inherits them, and so
+    does this.
+    """
+    if isinstance(reference, PreTrainedModel):
+        kept = choose_layers_of(reference, reference.config, layers, keep, data, seed, reference.device)
+        return assemble(reference, kept.layers)
+    source = Pretrained.of(reference, revision, trust_remote_code)
+    config = load_config(source)
+    kept = choose_layers_of(source, config, layers, keep, data, seed, device)
+    return read_blocks(source, config, kept.layers, dtype)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What was made: which layers were kept, parameters of the result."""
+
+    kept: Kept
+    parameters: int
+
+
+def cut_to_folder(
+    model: Pretrained | str | Path,
+    layers: int | None,
+    output: Path,
+    *,
+    keep: str | Sequence[int] = "auto",
+    data: str | Path | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    dtype: str = "auto",
+) -> Cut:
+    """`inherit`, and save the result with the tokenizer that the model comes with, and a model card.
+
+    Before it stands at `output` it is read again, and has to compute what was cut; else nothing is left behind.
+
+    Raises:
+        UserError: as `inherit`; an unknown dtype; there is something at `output` already.
+    """
+    if output.exists():
+        raise UserError(f"{output} exists already; nothing was written")
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    source = Pretrained.of(model)
+    config, tokenizer = load_config(source), read_tokenizer(source)
+    kept = choose_layers_of(source, config, layers, keep, data, seed, device)
+    small = read_blocks(source, config, kept.layers, dtype)
+    output.parent.mkdir(parents=True, exist_ok=True)
+
+    def check(folder: Path) -> None:
+        check_exact(load_model(folder, dtype=small.dtype), small, range(len(kept.layers)))
+        save(folder / CHOICE, kept)
+
+    save_model(small, output, tokenizer=tokenizer, card=_card(source, kept), check=check)
+    if not tokenizer:
+        logger.warning("%s comes without a tokenizer: there is none in %s either", source, output)
+    return Cut(kept, parameter_count(small))
+
+
+def choose_layers_of(
+    model: Pretrained | PreTrainedModel,
+    config: PretrainedConfig,
+    layers: int | None,
+    keep: str | Sequence[int],
+    data: str | Path | None,
+    seed: int,
+    device: str | torch.device | None,
+) -> Kept:
+    """Which layers to keep of a model; arguments as of `inherit`."""
+    depth = layer_count(config)
+    if layers is None:
+        if isinstance(keep, str):
+            raise UserError("say how many layers to keep, or list them")
+        layers = len(keep)
+    if keep == "auto":
+        keep = "first" if data is None else "measured"
+        if data is None and isinstance(model, Pretrained):
+            logger.warning(
+                "keeping the first layers, as in the paper: of most pretrained models a measured choice loses far "
+                "less, and takes some text to measure on"
+            )
+
+    def ready() -> PreTrainedModel:
+        if isinstance(model, PreTrainedModel):
+            return model
+        return load_model(model, config=config).to(choose_device(device))
+
+    text = None if data is None else text_for(model, config, data)
+    return choose_kept(keep, layers, depth, text, ready, seed)
+
+
+def text_for(model: Pretrained | PreTrainedModel, config: PretrainedConfig, data: str | Path) -> Text:
+    """Text to measure a model's layers on: the training split of token shards, or a text file.
+
+    Raises:
+        UserError: there is none, or its tokens are not the model's.
+    """
+    name = model.name_or_path if isinstance(model, PreTrainedModel) else model
+    tokenizer = load_tokenizer(name) if name else None
+    text = open_text(Path(data), tokenizer, split="train")
+    if isinstance(text.tokens, Split):
+        check_tokens(text.tokens, config, tokenizer, str(name))
+    else:
+        check_ids(max(int(text.tokens.max()), text.bos or 0), config, str(text.source), str(name))
+    return text
+
+
+def _card(source: Pretrained, kept: Kept) -> str:
+    name, count = card_name(str(source)), len(kept.layers)
+    if kept.layers == list(range(count)):
+        title = f"The first {count} of {kept.of_layers} layers of {name}"
+        which = f"Blocks 0 to {count - 1}"
+    else:
+        title = f"{count} of {kept.of_layers} layers of {name}"
+        which = f"Blocks {', '.join(map(str, kept.layers))} (counted from 0)"
+    why = ""
+    if kept.measured is not None and kept.loss is not None:
+        why = (
+            f" They are the `{kept.keep}` choice on {kept.measured.windows} windows of {kept.measured.window} "
+            f"tokens, where their loss is {kept.loss:.3f} nats per token, the whole model's {kept.whole:.3f}."
+        )
+    text = f"""
+{which}, all embeddings, the final norm and the head of {name}, as they are: the first step of
+*Inheritune: Training Smaller Yet More Attentive Language Models* (arXiv 2404.08634).{why} It is meant to be trained
+further; as it is, it predicts far worse than {name}.
+"""
+    return model_card(title, text, str(source))
