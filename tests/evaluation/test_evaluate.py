@@ -310,7 +310,7 @@ def test_names_of_models(models: Path, tmp_path: Path, monkeypatch: pytest.Monke
     given = ["run/reference/model", "lr=3e-4", "x=lr=3e-4", f"{models / 'large'}/"]
     found = find_subjects(given)
     assert [subject.name for subject in found] == ["reference", "lr=3e-4", "x", "large"]
-    assert found[2].source == "lr=3e-4"
+    assert str(found[2].source) == "lr=3e-4"
 
 
 def test_the_model_in_the_working_directory_has_a_name(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from inheritune import UserError, inherit
 from inheritune.initialization import select
-from inheritune.models.architecture import check_positions, choose_layers
+from inheritune.models.architecture import choose_layers
+from inheritune.models.checkpoint_config import check_positions
 from inheritune.models.layer_fields import per_layer_fields
 from tiny_models import tiny_model
 from tiny_types import tiny_config, tiny_of_type

@@ -254,7 +254,7 @@ def test_a_directory_of_a_training_stands_for_its_model(tmp_path: Path, words: P
     train_model(single(words, {"architecture": ARCHITECTURE}, steps=4), tmp_path / "two")
     first, second = find_subjects([tmp_path / "one", f"other={tmp_path / 'two'}"])
     assert (first.name, second.name) == ("one", "other")
-    assert first.source == str(tmp_path / "one/model")
+    assert first.source.name == tmp_path / "one/model"
     assert first.tokenizer is not None
     settings = EvaluationSettings(samples=True, prompts=("the quick",), validation=words, window=32)
     found = evaluate([tmp_path / "one"], settings, default_directory([tmp_path / "one"]), device="cpu")

@@ -16,7 +16,6 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from inheritune import UserError
 from inheritune.config import Part
@@ -89,25 +88,6 @@ def context_length(config: PretrainedConfig) -> int | None:
         if isinstance(value, int):
             return value
     return None
-
-
-def check_positions(config: PretrainedConfig) -> None:
-    """Refuse rotary positions of a type that transformers does not know, before a model fails on it.
-
-    Raises:
-        UserError: names the type.
-    """
-    parts = (config, getattr(config, "text_config", None))
-    ropes = [rope for part in parts if isinstance(rope := getattr(part, "rope_parameters", None), dict)]
-    # Some models have one for each kind of layer.
-    ropes += [inner for rope in ropes for inner in rope.values() if isinstance(inner, dict)]
-    known = ("default", *ROPE_INIT_FUNCTIONS)
-    unknown = [rope["rope_type"] for rope in ropes if rope.get("rope_type", "default") not in known]
-    if unknown:
-        raise UserError(
-            f"this {config.model_type!r} model has rotary positions of the unknown type {unknown[0]!r}; this version "
-            f"of transformers knows {', '.join(known)}"
-        )
 
 
 def cut_config(config: PretrainedConfig, layers: int) -> PretrainedConfig:

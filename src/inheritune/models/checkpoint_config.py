@@ -24,11 +24,12 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import __version__ as transformers_version
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from inheritune import UserError
 from inheritune.config import Pretrained
-from inheritune.models.architecture import check_positions, cut_config, layer_count
+from inheritune.models.architecture import cut_config, layer_count
 from inheritune.models.checkpoint_files import CONFIG, adapter_sentence, check_place, read_object, warn_once
 from inheritune.models.layer_fields import MISFITS, lines_of
 from inheritune.models.size import on_meta
@@ -182,6 +183,21 @@ def _language_model(source: Pretrained, config: PretrainedConfig) -> PretrainedC
     text.tie_word_embeddings = any(getattr(part, "tie_word_embeddings", False) for part in (config, text))
     warn_once(f"{source} is a multimodal model ({config.model_type}): only its language model is taken")
     return text
+
+
+def check_positions(config: PretrainedConfig) -> None:
+    """Refuse rotary positions of a type that transformers does not know, before a model fails on it.
+
+    Raises:
+        UserError: names the type.
+    """
+    known = ("default", *ROPE_INIT_FUNCTIONS)
+    for place, value in _leaves(config.to_dict()):  # some models have one type for each kind of layer
+        if "rope_parameters." in place and place.endswith(".rope_type") and value not in known:
+            raise UserError(
+                f"this {config.model_type!r} model has rotary positions of the unknown type {value!r}; this version "
+                f"of transformers knows {', '.join(known)}"
+            )
 
 
 def _misfit(source: Pretrained, values: Mapping[str, Any], error: Exception) -> str:
