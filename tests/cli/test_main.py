@@ -129,7 +129,7 @@ def test_mistakes_exit_with_2_and_one_sentence(
 def test_a_missing_option_exits_with_2(command) -> None:
     result = command("inherit", "model")
     assert result.code == 2
-    assert "--layers" in result.err
+    assert "--output" in result.err
 
 
 def test_debug_shows_where(command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

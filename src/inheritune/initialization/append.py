@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from inheritune import UserError
 from inheritune.config import Pretrained
-from inheritune.initialization.assemble import origin
+from inheritune.initialization.assemble import mend, origin
 from inheritune.initialization.inherit import select
 from inheritune.models.architecture import block_pattern, layer_count, named
 from inheritune.models.exactness import check_exact
@@ -55,6 +55,10 @@ def append(
         raise UserError(_no_part_of(trained, reference, lines_of(error)[-1])) from error
     if outcome.unexpected_keys:
         raise UserError(_no_part_of(trained, reference, f"it has no {outcome.unexpected_keys[0]}"))
+    sources = list(range(len(chosen)))
+    for place, source in zip(places, range(depth), strict=True):
+        sources[place] = source
+    mend(grown, sources)
     grown = grown.to(trained.dtype).to(trained.device)
     # The reference's blocks were checked; between them stand those that were trained, and they compute as before.
     check_exact(trained, grown, places)

@@ -87,7 +87,7 @@ def assemble(
         model.generation_config = copy.deepcopy(reference.generation_config)
     freeze_biases(model)
     model = model.to(reference.device).eval()
-    _mend(model, layers)
+    mend(model, layers)
     check_exact(model, reference, layers)
     return model
 
@@ -158,7 +158,7 @@ def _round_buffers(
 
 
 @torch.no_grad()
-def _mend(model: PreTrainedModel, layers: Sequence[int]) -> None:
+def mend(model: PreTrainedModel, layers: Sequence[int]) -> None:
     """Fold into the weights what `MENDS` knows to depend on a place; tensors shared with other models stay."""
     fold = MENDS.get(model.config.model_type)
     for place, (block, layer) in enumerate(zip(blocks(model), layers, strict=True)):
