@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from inheritune import UserError
-from inheritune.data.sources import Source
+from inheritune.data.documents import Source
 
 _BATCH_CHARACTERS = 2**19  # about 0.15 s of encoding, far more than handing a batch over costs
 _BATCHES_AHEAD = 2  # read and waiting for a thread

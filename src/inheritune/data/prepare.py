@@ -20,6 +20,7 @@ from pathlib import Path
 
 from inheritune import UserError
 from inheritune.data import tokenizer as tokenizers
+from inheritune.data.documents import IN_MEMORY, Source, local_files
 from inheritune.data.pipeline import Position, in_order, key_and_hash, read_batches
 from inheritune.data.shards import (
     MANIFEST,
@@ -31,7 +32,7 @@ from inheritune.data.shards import (
     read_manifest,
     sha256_of_directory,
 )
-from inheritune.data.sources import IN_MEMORY, Documents, Source, local_files, resolve
+from inheritune.data.sources import resolve
 from inheritune.data.unfinished import (
     PROGRESS,
     Arguments,
@@ -237,7 +238,7 @@ def _make_tokenizer(
         assert arguments.tokenizer is not None
         tokenizers.save(arguments.tokenizer, directory, trust_remote_code)
         return
-    if any(isinstance(source, Documents) and source.once for source in sources):
+    if any(source.once for source in sources):
         raise UserError("a tokenizer can only be trained on documents that can be read twice: give a list")
     sample = tokenizers.Sample()
     texts = filter(None, itertools.chain.from_iterable(source.documents() for source in sources))
