@@ -21,7 +21,7 @@ from inheritune.data import tokenizer as tokenizers
 from inheritune.data.pipeline import key_and_hash
 from inheritune.data.prepare import prepare
 from inheritune.data.shards import open_split, read_manifest, verify
-from inheritune.data.writer import SplitWriter
+from inheritune.data.unfinished import SplitWriter
 
 SPECIAL = "<|endoftext|>"
 

@@ -56,22 +56,18 @@ def read_batches(sources: Sequence[Source], start: Position, seed: int, spent: s
     Raises UserError if the documents before `start` are not those that its hash was made of.
     """
     for index in range(start.source, len(sources)):
-        source = sources[index]
         begin = start if index == start.source else Position(source=index)
+        met = begin.documents == 0  # whether the documents before `begin` were met, the same as before
         texts: list[str] = []
         keys: list[float] = []
-        characters = count = 0
-        chain = b""
-        met = begin.documents == 0  # whether the documents before `begin` were met, the same as before
-        for text in source.documents():
+        characters, chain = 0, b""
+        for count, text in enumerate(sources[index].documents(), start=1):
             if index in spent:
                 break
             key, digest = key_and_hash(text, seed)
             chain = hashlib.blake2b(chain + digest, digest_size=16).digest()
-            count += 1
             if count <= begin.documents:
-                if count == begin.documents:
-                    met = chain.hex() == begin.digest
+                met = count == begin.documents and chain.hex() == begin.digest
                 continue
             if not met:
                 break
@@ -83,7 +79,7 @@ def read_batches(sources: Sequence[Source], start: Position, seed: int, spent: s
                 texts, keys, characters = [], [], 0
         if not met:
             raise UserError(
-                f"the documents of {source.name} are no longer those that the work was begun with"
+                f"the documents of {sources[index].name} are no longer those that the work was begun with"
             )
         if index not in spent:
             yield Batch(index, texts, keys, Position(source=index + 1))
@@ -95,8 +91,7 @@ def in_order(
     """Each batch with the tokens of its documents, in the order of the batches. Errors come in this order too."""
 
     def work(reading: Future[Batch | None]) -> tuple[Batch, list[Tokens]] | None:
-        batch = reading.result()
-        return None if batch is None else (batch, encode(batch.texts))
+        return None if (batch := reading.result()) is None else (batch, encode(batch.texts))
 
     # The reader is left first: the encoders wait for what it was asked to read.
     with ThreadPoolExecutor(threads) as encoders, ThreadPoolExecutor(1) as reader:
@@ -105,8 +100,7 @@ def in_order(
             while True:
                 while len(pending) < threads + _BATCHES_AHEAD:
                     pending.append(encoders.submit(work, reader.submit(next, batches, None)))
-                result = pending.popleft().result()
-                if result is None:
+                if (result := pending.popleft().result()) is None:
                     return
                 yield result
         finally:

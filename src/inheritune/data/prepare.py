@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 from inheritune import UserError
 from inheritune.data import tokenizer as tokenizers
@@ -27,7 +28,6 @@ from inheritune.data.shards import (
     TOKENIZER,
     Manifest,
     SplitName,
-    SplitRecord,
     TokenizerRecord,
     read_manifest,
     sha256_of_directory,
@@ -37,12 +37,12 @@ from inheritune.data.unfinished import (
     PROGRESS,
     Arguments,
     Saved,
+    SplitWriter,
     finished,
     load_saved,
     publish,
     work_directory,
 )
-from inheritune.data.writer import SplitWriter
 from inheritune.runtime import files
 from inheritune.runtime.progress import ProgressBar
 
@@ -85,8 +85,9 @@ def prepare(
     """
     if isinstance(sources, str | Path):
         sources = [sources]
+    named = [source for source in sources if isinstance(source, str | Path)]
     arguments = Arguments(
-        sources=[str(source) if isinstance(source, str | Path) else IN_MEMORY for source in sources],
+        sources=[str(one) if isinstance(one, str | Path) else IN_MEMORY for one in sources],
         tokenizer=None if tokenizer is None else str(tokenizer),
         train_tokenizer=train_tokenizer,
         end_of_text=end_of_text,
@@ -99,25 +100,20 @@ def prepare(
         shard_tokens=shard_tokens,
         bos=bos,
         skip_invalid=skip_invalid,
-        files={
-            str(path): path.stat().st_size
-            for source in sources
-            if isinstance(source, str | Path)
-            for path in local_files(source)
-        },
+        files={str(path): path.stat().st_size for path in itertools.chain(*map(local_files, named))},
     )
     workers = (os.cpu_count() or 1) if workers is None else workers
     _check(arguments, workers)
     output = Path(output)
     if (output / MANIFEST).exists():
         return finished(output, arguments)
-    opened = [
-        one
-        for source in sources
-        for one in resolve(
-            source, text_field=text_field, skip_invalid=skip_invalid, split=split, config=config, seed=seed
-        )
-    ]
+    how: dict[str, Any] = {
+        "text_field": text_field,
+        "skip_invalid": skip_invalid,
+        "split": split,
+        "config": config,
+    }
+    opened = [one for source in sources for one in resolve(source, seed=seed, **how)]
     with work_directory(output) as work:
         if (output / MANIFEST).exists():  # finished by another process just now
             return finished(output, arguments)
@@ -127,7 +123,7 @@ def prepare(
                 _make_tokenizer(work / TOKENIZER, arguments, opened, trust_remote_code)
             encoder = tokenizers.Encoder(work / TOKENIZER, end_of_text, bos, trust_remote_code)
             with tokenizers.one_thread_per_call():
-                splits, without_text = _write_splits(work, saved, opened, encoder, workers, save_every)
+                _write_splits(work, saved, opened, encoder, workers, save_every)
             manifest = Manifest(
                 tokenizer=TokenizerRecord(
                     name=arguments.tokenizer or f"byte-level BPE of {encoder.vocabulary} tokens",
@@ -138,9 +134,9 @@ def prepare(
                 ),
                 dtype="uint16" if encoder.dtype.itemsize == 2 else "uint32",
                 source=arguments.sources,
-                splits=splits,
+                splits={name: record for name, record in saved.splits.items() if record.tokens},
                 arguments=arguments.model_dump(),
-                rows_without_text=without_text,
+                rows_without_text=saved.rows_without_text,
             )
             files.write_json(work / MANIFEST, manifest.model_dump())
         publish(work, output)
@@ -161,74 +157,61 @@ def _write_splits(
     encoder: tokenizers.Encoder,
     workers: int,
     save_every: float,
-) -> tuple[dict[SplitName, SplitRecord], int]:
-    """Encode all documents after those of `saved`, saving now and then; also gives how many rows had no text."""
-    arguments = saved.arguments
-    position, source_tokens, smallest_key = saved.position, saved.source_tokens, saved.smallest_key
-    without_text = saved.rows_without_text
-    names: list[SplitName] = ["train", "validation"]
-    train, validation = writers = [
-        SplitWriter(work, name, encoder.dtype, arguments.shard_tokens, saved.splits.get(name))
+) -> None:
+    """Encode all documents after those of `saved`, saving now and then, and once all are written."""
+    arguments, spent = saved.arguments, set[int]()
+    names: tuple[SplitName, ...] = ("train", "validation")
+    writers = {
+        name: SplitWriter(work, name, encoder.dtype, arguments.shard_tokens, saved.splits.get(name))
         for name in names
-    ]
-    spent: set[int] = set()
+    }
+    train, validation = writers.values()
 
-    def save() -> dict[SplitName, SplitRecord]:
-        splits = {name: writer.sync() for name, writer in zip(names, writers, strict=True)}
-        state = Saved(
-            arguments=arguments,
-            position=position,
-            source_tokens=source_tokens,
-            smallest_key=smallest_key,
-            rows_without_text=without_text,
-            splits=splits,
-        )
-        files.write_json(work / PROGRESS, state.model_dump())
-        return splits
+    def save() -> None:
+        saved.splits = {name: writer.sync() for name, writer in writers.items()}
+        files.write_json(work / PROGRESS, saved.model_dump())
 
-    batches = read_batches(sources, position, arguments.seed, spent)
+    def count() -> int:
+        return train.documents + validation.documents
+
+    batches = read_batches(sources, saved.position, arguments.seed, spent)
     threads = workers if encoder.is_parallel else 1
     bar = ProgressBar("encoding", None, "tokens", train.tokens + validation.tokens)
     last_saved = time.monotonic()
     try:
         with bar, closing(in_order(batches, encoder, threads)) as encoded:
             for batch, documents in encoded:
-                if train.documents + validation.documents == arguments.max_documents:
+                if count() == arguments.max_documents:
                     break
-                index = batch.source
-                if index in spent:
+                if batch.source in spent:
                     continue  # was read ahead
                 for key, text, tokens in zip(batch.keys, batch.texts, documents, strict=True):
                     if not text:
-                        without_text += 1
+                        saved.rows_without_text += 1
                         continue
-                    smallest_key = min(smallest_key, key)
+                    saved.smallest_key = min(saved.smallest_key, key)
                     (validation if key < arguments.validation else train).append(tokens)
-                    source_tokens += len(tokens)
-                    if source_tokens >= (sources[index].tokens or math.inf):
-                        spent.add(index)
+                    saved.source_tokens += len(tokens)
+                    if saved.source_tokens >= (sources[batch.source].tokens or math.inf):
+                        spent.add(batch.source)
                         break
-                    if train.documents + validation.documents == arguments.max_documents:
+                    if count() == arguments.max_documents:
                         break
-                position = Position(source=index + 1) if index in spent else batch.end
-                if position.source > index:
-                    source_tokens = 0
-                count, tokens_so_far = (
-                    train.documents + validation.documents,
-                    train.tokens + validation.tokens,
-                )
-                total = _expected(tokens_so_far, sources, count, arguments.max_documents)
-                bar.update(tokens_so_far, f"{count:,} documents", total)
+                saved.position = Position(source=batch.source + 1) if batch.source in spent else batch.end
+                if saved.position.source > batch.source:
+                    saved.source_tokens = 0
+                done = train.tokens + validation.tokens
+                total = _expected(done, sources, count(), arguments.max_documents)
+                bar.update(done, f"{count():,} documents", total)
                 if time.monotonic() - last_saved >= save_every:
                     save()
                     last_saved = time.monotonic()
-        _check_splits(work, arguments, train.documents, validation.documents, smallest_key, without_text)
-        splits = save()
+        _check_splits(work, saved, train.documents, validation.documents)
+        save()
     finally:
-        for writer in writers:
+        for writer in writers.values():
             with suppress(OSError):  # a full disk: the error that brought us here says so
                 writer.close()
-    return {name: record for name, record in splits.items() if record.tokens}, without_text
 
 
 def _make_tokenizer(
@@ -274,25 +257,20 @@ def _check(arguments: Arguments, workers: int) -> None:
         raise UserError(f"a byte-level tokenizer has at least {_SMALLEST_VOCABULARY} tokens, not {size}")
     if not 0 <= arguments.validation < 1:
         raise UserError(f"the fraction for validation is {arguments.validation}, not from 0 to below 1")
-    limits = {
-        "max_documents": arguments.max_documents,
-        "shard_tokens": arguments.shard_tokens,
-        "workers": workers,
-    }
-    for name, value in limits.items():
+    limits = (("max_documents", arguments.max_documents), ("shard_tokens", arguments.shard_tokens))
+    for name, value in (*limits, ("workers", workers)):
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}, not at least 1")
 
 
-def _check_splits(
-    work: Path, arguments: Arguments, train: int, validation: int, smallest_key: float, without_text: int
-) -> None:
+def _check_splits(work: Path, saved: Saved, train: int, validation: int) -> None:
     """UserError for a split without documents. The work is of no use then, whatever comes next."""
+    arguments = saved.arguments
     if train and (validation or not arguments.validation):
         return
     (work / PROGRESS).unlink(missing_ok=True)
     if not train + validation:
-        rows = f": {rows_left_out(without_text)}" if without_text else ""
+        rows = f": {rows_left_out(saved.rows_without_text)}" if saved.rows_without_text else ""
         raise UserError(f"there is no document with text in {', '.join(arguments.sources)}{rows}")
     if train + validation == 1:
         raise UserError(
@@ -301,7 +279,7 @@ def _check_splits(
         )
     if not train:
         raise UserError(f"all {validation} documents fall into validation: make the fraction smaller")
-    enough = min(math.ceil(smallest_key * 1000 + 1) / 1000, 0.999)
+    enough = min(math.ceil(saved.smallest_key * 1000 + 1) / 1000, 0.999)
     raise UserError(
         f"none of the {train} documents falls into validation with a fraction of {arguments.validation}: "
         f"a fraction of {enough} gives one (or set it to 0 for no validation split)"
