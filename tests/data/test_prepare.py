@@ -380,17 +380,23 @@ def test_a_tokenizer_is_trained_on_no_more_documents_than_are_taken(tmp_path):
     assert not any("qq" in token for token in vocabulary)
 
 
-def test_sample_is_bounded_and_does_not_depend_on_the_order():
+def test_sample_is_bounded_and_does_not_depend_on_the_order(monkeypatch):
     documents = [(key_and_hash(text, 0)[0], text) for text in TEXTS]
-    samples = []
-    for order in (documents, documents[::-1], sorted(documents), sorted(documents)[::-1]):
-        sample = tokenizers.Sample(20_000)
-        for key, text in order:
-            sample.offer(key, text)
-            assert sample.held <= 2 * 20_000
-        samples.append(list(sample.texts()))
+    smallest, held = tokenizers._smallest, []
+
+    def watched(documents, characters):
+        held.append(sum(len(text) for _, text in documents))
+        return smallest(documents, characters)
+
+    monkeypatch.setattr(tokenizers, "_smallest", watched)
+    samples = [
+        tokenizers.sample(iter(order), 20_000)
+        for order in (documents, documents[::-1], sorted(documents), sorted(documents)[::-1])
+    ]
     assert samples[0] == samples[1] == samples[2] == samples[3]
     assert 18_000 < sum(map(len, samples[0])) <= 20_000
+    longest = max(map(len, TEXTS))
+    assert max(held) <= 2 * 20_000 + longest
 
 
 def test_a_generator_cannot_be_read_twice(tmp_path):

@@ -14,7 +14,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -223,18 +223,21 @@ def _make_tokenizer(
         return
     if any(source.once for source in sources):
         raise UserError("a tokenizer can only be trained on documents that can be read twice: give a list")
-    sample = tokenizers.Sample()
     texts = filter(None, itertools.chain.from_iterable(source.documents() for source in sources))
     most = arguments.max_documents
-    with ProgressBar("reading for the tokenizer", None, "documents") as bar:
+
+    def training_documents() -> Iterator[tuple[float, str]]:
         for count, text in enumerate(itertools.islice(texts, most), start=1):
             key, _ = key_and_hash(text, arguments.seed)
             if key >= arguments.validation:
-                sample.offer(key, text)
+                yield key, text
             if count % 1000 == 0:
                 bar.update(count, total=_expected(count, sources, count, most))
+
+    with ProgressBar("reading for the tokenizer", None, "documents") as bar:
+        sample = tokenizers.sample(training_documents())
     with ProgressBar("training the tokenizer", None, "tokens"):
-        tokenizers.train(sample.texts(), arguments.train_tokenizer, directory)
+        tokenizers.train(sample, arguments.train_tokenizer, directory)
 
 
 def _expected(done: int, sources: list[Source], documents: int, max_documents: int | None) -> int | None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from inheritune import UserError
 from inheritune.runtime import files
 
 FILE = "evaluation.json"
@@ -219,11 +218,4 @@ def load_evaluation(path: Path) -> Evaluation:
     Raises:
         UserError: it is something else, or damaged.
     """
-    try:
-        return Evaluation.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{path} is not an evaluation of format 1: {where or 'file'}: {first['msg']}"
-        ) from None
+    return files.read_record(path, Evaluation, "an evaluation of format 1")
