@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,6 +97,15 @@ class TaskItems(BaseModel):
         """Write as JSON, at once."""
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path, self.model_dump_json() + "\n")
+
+    @classmethod
+    def load(cls, path: Path, key: dict[str, Any]) -> TaskItems | None:
+        """What `save` wrote, if it answers the same questions and is whole."""
+        try:
+            found = cls.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if found.key == json.loads(json.dumps(key)) else None
 
 
 def task_result(unit: Unit, names: Sequence[str], answers: Sequence[TaskItems]) -> TaskResult:
