@@ -94,10 +94,7 @@ class TaskResult(Record):
 
     def of(self, metric: str) -> MetricResult:
         """The figures of one metric; KeyError if the task does not have it."""
-        for result in self.metrics:
-            if result.metric == metric:
-                return result
-        raise KeyError(metric)
+        return {result.metric: result for result in self.metrics}[metric]
 
 
 class Cell(Record):
@@ -193,10 +190,7 @@ class Evaluation(Record):
 
     def task(self, name: str) -> TaskResult:
         """The figures of one task; KeyError if there are none."""
-        for result in self.tasks:
-            if result.task == name:
-                return result
-        raise KeyError(name)
+        return {result.task: result for result in self.tasks}[name]
 
 
 def judge(interval: tuple[float, float], higher_is_better: bool, p: float | None = None) -> Outcome:
