@@ -10,19 +10,21 @@ number of threads. Copies of a document are in the same split.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from inheritune import UserError
 from inheritune.data import tokenizer as tokenizers
 from inheritune.data.documents import IN_MEMORY, Source, local_files
-from inheritune.data.pipeline import Position, in_order, key_and_hash, read_batches
 from inheritune.data.shards import (
     MANIFEST,
     TOKENIZER,
@@ -36,6 +38,7 @@ from inheritune.data.sources import resolve
 from inheritune.data.unfinished import (
     PROGRESS,
     Arguments,
+    Position,
     Saved,
     SplitWriter,
     finished,
@@ -46,6 +49,8 @@ from inheritune.data.unfinished import (
 from inheritune.runtime import files
 from inheritune.runtime.progress import ProgressBar
 
+_BATCH_CHARACTERS = 2**19  # about 0.15 s of encoding, far more than handing a batch over costs
+_BATCHES_AHEAD = 2  # read and waiting for a thread
 _SMALLEST_VOCABULARY = 257  # all bytes, and end-of-text
 
 
@@ -287,3 +292,82 @@ def _check_splits(work: Path, saved: Saved, train: int, validation: int) -> None
         f"none of the {train} documents falls into validation with a fraction of {arguments.validation}: "
         f"a fraction of {enough} gives one (or set it to 0 for no validation split)"
     )
+
+
+class Batch(NamedTuple):
+    """Some documents of one source, with their keys, and the place after the last of them."""
+
+    source: int
+    texts: list[str]
+    keys: list[float]
+    end: Position
+
+
+def key_and_hash(text: str, seed: int) -> tuple[float, bytes]:
+    """A number in [0, 1) that depends on the text and the seed alone, and the hash it is made of."""
+    digest = hashlib.blake2b(
+        text.encode(), digest_size=16, salt=seed.to_bytes(8, "little", signed=True)
+    ).digest()
+    return int.from_bytes(digest[:7], "little") / 2**56, digest  # 56 bits: never rounded up to 1
+
+
+def read_batches(sources: Sequence[Source], start: Position, seed: int, spent: set[int]) -> Iterator[Batch]:
+    """The documents after `start`. A source that is added to `spent` meanwhile is read no further.
+
+    Raises UserError if the documents before `start` are not those that its hash was made of.
+    """
+    for index in range(start.source, len(sources)):
+        begin = start if index == start.source else Position(source=index)
+        met = begin.documents == 0  # whether the documents before `begin` were met, the same as before
+        texts: list[str] = []
+        keys: list[float] = []
+        characters, chain = 0, b""
+        for count, text in enumerate(sources[index].documents(), start=1):
+            if index in spent:
+                break
+            key, digest = key_and_hash(text, seed)
+            chain = hashlib.blake2b(chain + digest, digest_size=16).digest()
+            if count <= begin.documents:
+                met = count == begin.documents and chain.hex() == begin.digest
+                continue
+            if not met:
+                break
+            texts.append(text)
+            keys.append(key)
+            characters += max(1, len(text))  # so that a batch of empty documents ends too
+            if characters >= _BATCH_CHARACTERS:
+                yield Batch(index, texts, keys, Position(source=index, documents=count, digest=chain.hex()))
+                texts, keys, characters = [], [], 0
+        if not met:
+            raise UserError(
+                f"the documents of {sources[index].name} are no longer those that the work was begun with"
+            )
+        if index not in spent:
+            yield Batch(index, texts, keys, Position(source=index + 1))
+
+
+def in_order(
+    batches: Iterator[Batch], encode: Callable[[list[str]], list[tokenizers.Tokens]], threads: int
+) -> Generator[tuple[Batch, list[tokenizers.Tokens]]]:
+    """Each batch with the tokens of its documents, in the order of the batches. Errors come in this order too.
+
+    Threads and not processes: decompressing, hashing and encoding happen outside Python's global lock, nothing has to
+    be copied between processes, and a killed program leaves none behind.
+    """
+
+    def work(reading: Future[Batch | None]) -> tuple[Batch, list[tokenizers.Tokens]] | None:
+        return None if (batch := reading.result()) is None else (batch, encode(batch.texts))
+
+    # The reader is left first: the encoders wait for what it was asked to read.
+    with ThreadPoolExecutor(threads) as encoders, ThreadPoolExecutor(1) as reader:
+        pending: deque[Future[tuple[Batch, list[tokenizers.Tokens]] | None]] = deque()
+        try:
+            while True:
+                while len(pending) < threads + _BATCHES_AHEAD:
+                    pending.append(encoders.submit(work, reader.submit(next, batches, None)))
+                if (result := pending.popleft().result()) is None:
+                    return
+                yield result
+        finally:
+            for future in pending:
+                future.cancel()

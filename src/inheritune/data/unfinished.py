@@ -16,7 +16,6 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from inheritune import UserError
-from inheritune.data.pipeline import Position
 from inheritune.data.shards import MANIFEST, FileRecord, Manifest, SplitName, SplitRecord, read_manifest
 from inheritune.data.tokenizer import AUTO
 from inheritune.runtime import files
@@ -24,6 +23,15 @@ from inheritune.runtime import files
 UNFINISHED = "unfinished"
 PROGRESS = "progress.json"
 _LOCK = "lock"
+
+
+class Position(BaseModel):
+    """A place between two documents: in which source, after how many of its documents, and a hash of these."""
+
+    model_config = ConfigDict(frozen=True)
+    source: int = 0
+    documents: int = 0
+    digest: str = ""
 
 
 class Arguments(BaseModel):
