@@ -26,8 +26,7 @@ import yaml
 from lm_eval.models.dummy import DummyLM
 
 from inheritune.evaluation.harness import Scorer, ask
-from inheritune.evaluation.local_data import local_tasks
-from inheritune.evaluation.tasks import Unit, make_plan
+from inheritune.evaluation.tasks import Unit, local_tasks, make_plan
 from inheritune.models.load import load_model, load_tokenizer
 
 TIMED = ("piqa", "sciq")

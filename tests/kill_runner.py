@@ -29,7 +29,7 @@ from inheritune import UserError, study
 from inheritune.algorithm import run
 from inheritune.cli import main as cli
 from inheritune.config import EvaluationSettings, Study, TrainRecipe
-from inheritune.data import pipeline
+from inheritune.data import prepare as preparation
 from inheritune.data.prepare import prepare
 from inheritune.evaluation.evaluate import evaluate
 from inheritune.recipe_file import parse_recipe
@@ -75,7 +75,7 @@ class Forked:
 
 def do_prepare(work: Path, directory: Path) -> None:
     """Train a tokenizer, and make shards of some thousand documents."""
-    pipeline._BATCH_CHARACTERS = 5_000
+    preparation._BATCH_CHARACTERS = 5_000
     generator = random.Random(1)
     words = ["".join(generator.choices("abcdefghiä漢 é", k=generator.randint(2, 9))) for _ in range(300)]
     texts = [" ".join(generator.choices(words, k=generator.randint(20, 80))) for _ in range(800)]

@@ -299,6 +299,20 @@ def test_a_run_reads_it_everywhere(
                 place, shards, sequences=found[name].sequences, window=WINDOW, bos=said, device="cpu"
             )
             assert again.ranks == found[name].ranks
+        settings = EvaluationSettings(validation=path, window=WINDOW)
+        for models in ([directory], [f"reference={checkpoint}", directory / "final"]):
+            measured = evaluate(models, settings, device="cpu").validation
+            assert measured is not None
+            assert measured.scores[0].value == pytest.approx(losses.mean(), rel=1e-5), "as the run reads it"
+    settings = EvaluationSettings(validation=shards, window=WINDOW)
+    runs = [
+        f"{said}={tmp_path / folder / 'final'}"
+        for said, folder in (("a", "shards-none"), ("b", directory.name))
+    ]
+    with pytest.raises(
+        UserError, match=r"different tokens in front of a text \(a with 'none', b with '<bos>'\)"
+    ):
+        evaluate(runs, settings, device="cpu")
     with pytest.raises(UserError, match="belong to other data"):
         run(parse_recipe({**values, "data": {**values["data"], "bos": "auto"}}, Recipe), directory)
 

@@ -143,7 +143,7 @@ def test_the_installed_package_works_from_anywhere(installed: Path, tmp_path: Pa
 import importlib.metadata, sys
 import inheritune
 from inheritune.cli.main import main
-from inheritune.evaluation.local_data import local_tasks
+from inheritune.evaluation.tasks import local_tasks
 from inheritune.report.evaluation_report import paper_tables
 
 print(inheritune.__file__, importlib.metadata.version("inheritune"), len(local_tasks()), len(paper_tables()))

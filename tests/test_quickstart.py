@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from inheritune import quickstart
-from inheritune.data.docstrings import docstring_documents
 from inheritune.data.shards import read_manifest
+from inheritune.data.sources import docstring_documents
 from inheritune.recipe_file import parse_recipe
 
 

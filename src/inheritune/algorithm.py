@@ -38,7 +38,7 @@ from inheritune.config import Pretrained, Recipe, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.data.shards import NoShardsError
 from inheritune.evaluation.evaluate import DIRECTORY as EVALUATION
-from inheritune.evaluation.evaluate import check_settings, evaluate
+from inheritune.evaluation.evaluate import check_reference, check_settings, evaluate
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
 from inheritune.evaluation.samples import write_samples
 from inheritune.initialization import append, select
@@ -189,6 +189,7 @@ def trained_here(this: Run) -> tuple[Pretrained, Outcome]:
     assert training is not None, "the recipe fills it in"
     config = scratch_config(source, this.data, this.data.window)
     check_room(config, this.hardware.device)
+    check_reference(this.recipe, config)
     first_cut(this.recipe.start_layers, layer_count(config))  # an error before anything is trained
     if this.recipe.start_layers == "auto":
         check_attention(config)
@@ -214,6 +215,7 @@ def found(this: Run) -> tuple[Pretrained, None]:
     if not this.world.on_first(path.exists):
         config = load_config(trained)
         check_source(source, config, this.data)
+        check_reference(this.recipe, config)
         first_cut(this.recipe.start_layers, layer_count(config))
         model = made_by_first(partial(load_model, trained, config=config), this.world)
         placed = place(

@@ -13,8 +13,8 @@ from inheritune import UserError
 from inheritune.algorithm import run
 from inheritune.analysis.analyze import analyze_run
 from inheritune.config import Recipe
-from inheritune.data.docstrings import docstring_documents
 from inheritune.data.prepare import prepare
+from inheritune.data.sources import docstring_documents
 from inheritune.recipe_file import parse_recipe
 from inheritune.run_directory import RunDirectory, Summary
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import tiny_data
@@ -76,6 +76,7 @@ def plain_inputs(tokens: list[int], bos: int | None, end_of_text: int | None) ->
 def test_beginning_of_text_is_where_texts_begin_and_costs_no_prediction(
     tokens: list[int], window: int, size: int, bos: int | None, end_of_text: int | None
 ) -> None:
+    assume(len(tokens) > window)
     split = InMemory(tokens, bos, end_of_text)
     count = window_count(split, window)  # type: ignore[arg-type]
     numbers = np.arange(count)[::-1].copy()

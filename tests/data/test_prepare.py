@@ -18,10 +18,9 @@ from transformers import AutoTokenizer
 
 from inheritune import UserError
 from inheritune.data import tokenizer as tokenizers
-from inheritune.data.pipeline import key_and_hash
-from inheritune.data.prepare import prepare
+from inheritune.data.prepare import key_and_hash, prepare
 from inheritune.data.shards import open_split, read_manifest, verify
-from inheritune.data.writer import SplitWriter
+from inheritune.data.unfinished import SplitWriter
 
 SPECIAL = "<|endoftext|>"
 
@@ -224,7 +223,7 @@ def test_rows_without_text_are_counted_once_after_an_interruption(tmp_path, toke
     sources[0].write_text(with_gaps(TEXTS[:100]))
     sources[1].write_text(with_gaps(TEXTS[100:]))
     options = {"tokenizer": tokenizer, "validation": 0.1, "shard_tokens": 5000, "skip_invalid": True}
-    monkeypatch.setattr("inheritune.data.pipeline._BATCH_CHARACTERS", 3000)
+    monkeypatch.setattr("inheritune.data.prepare._BATCH_CHARACTERS", 3000)
     undisturbed = prepare(sources, tmp_path / "undisturbed", **options)
     assert undisturbed.rows_without_text == len(TEXTS) + 2
     append = SplitWriter.append
@@ -245,10 +244,10 @@ def test_rows_without_text_are_counted_once_after_an_interruption(tmp_path, toke
 
 
 def test_many_rows_without_text_do_not_pile_up(tmp_path, tokenizer, monkeypatch):
-    from inheritune.data.pipeline import Position, read_batches
+    from inheritune.data.prepare import Position, read_batches
     from inheritune.data.sources import resolve
 
-    monkeypatch.setattr("inheritune.data.pipeline._BATCH_CHARACTERS", 100)
+    monkeypatch.setattr("inheritune.data.prepare._BATCH_CHARACTERS", 100)
     (source,) = resolve(["one", *[None] * 1000, "two"], skip_invalid=True)
     sizes = [len(batch.texts) for batch in read_batches([source], Position(), 0, set())]
     assert max(sizes) <= 100
@@ -316,7 +315,6 @@ def test_max_documents(tmp_path, source, tokenizer):
 
 def test_a_source_gives_no_more_than_its_tokens(tmp_path, tokenizer, monkeypatch):
     """A budget ends a source at the document that reaches it, however far was read ahead."""
-    from inheritune.data import prepare as room
     from inheritune.data.sources import resolve
 
     def with_budget(source, **options):
@@ -324,8 +322,8 @@ def test_a_source_gives_no_more_than_its_tokens(tmp_path, tokenizer, monkeypatch
         one.tokens = 1000
         return [one]
 
-    monkeypatch.setattr(room, "resolve", with_budget)
-    monkeypatch.setattr("inheritune.data.pipeline._BATCH_CHARACTERS", 300)
+    monkeypatch.setattr("inheritune.data.prepare.resolve", with_budget)
+    monkeypatch.setattr("inheritune.data.prepare._BATCH_CHARACTERS", 300)
     prepare([TEXTS[:200], TEXTS[200:]], tmp_path / "out", tokenizer=tokenizer, validation=0, workers=3)
     encoder = tokenizers.Encoder(tokenizer)
     expected = []
@@ -380,17 +378,23 @@ def test_a_tokenizer_is_trained_on_no_more_documents_than_are_taken(tmp_path):
     assert not any("qq" in token for token in vocabulary)
 
 
-def test_sample_is_bounded_and_does_not_depend_on_the_order():
+def test_sample_is_bounded_and_does_not_depend_on_the_order(monkeypatch):
     documents = [(key_and_hash(text, 0)[0], text) for text in TEXTS]
-    samples = []
-    for order in (documents, documents[::-1], sorted(documents), sorted(documents)[::-1]):
-        sample = tokenizers.Sample(20_000)
-        for key, text in order:
-            sample.offer(key, text)
-            assert sample.held <= 2 * 20_000
-        samples.append(list(sample.texts()))
+    smallest, held = tokenizers._smallest, []
+
+    def watched(documents, characters):
+        held.append(sum(len(text) for _, text in documents))
+        return smallest(documents, characters)
+
+    monkeypatch.setattr(tokenizers, "_smallest", watched)
+    samples = [
+        tokenizers.sample(iter(order), 20_000)
+        for order in (documents, documents[::-1], sorted(documents), sorted(documents)[::-1])
+    ]
     assert samples[0] == samples[1] == samples[2] == samples[3]
     assert 18_000 < sum(map(len, samples[0])) <= 20_000
+    longest = max(map(len, TEXTS))
+    assert max(held) <= 2 * 20_000 + longest
 
 
 def test_a_generator_cannot_be_read_twice(tmp_path):
@@ -412,7 +416,7 @@ def interrupted(tmp_path, tokenizer, monkeypatch, error, after=250, name="out"):
 
     with monkeypatch.context() as patch:
         patch.setattr(SplitWriter, "append", failing)
-        patch.setattr("inheritune.data.pipeline._BATCH_CHARACTERS", 3000)
+        patch.setattr("inheritune.data.prepare._BATCH_CHARACTERS", 3000)
         with pytest.raises(type(error)):
             prepare(
                 [TEXTS], tmp_path / name, tokenizer=tokenizer, validation=0.1, shard_tokens=5000, save_every=0
@@ -460,7 +464,7 @@ def test_other_documents_are_refused(tmp_path, tokenizer, monkeypatch):
 
 def test_text_mended_after_where_it_stopped(tmp_path, tokenizer, monkeypatch):
     """A bad line is met late; once it is mended, the work before it counts."""
-    monkeypatch.setattr("inheritune.data.pipeline._BATCH_CHARACTERS", 3000)
+    monkeypatch.setattr("inheritune.data.prepare._BATCH_CHARACTERS", 3000)
     path = write_json_lines(tmp_path / "a.jsonl", TEXTS)
     good = path.read_text()
     path.write_text(good[:-20])
@@ -589,9 +593,9 @@ def test_a_tokenizer_that_cannot_be_reached(tmp_path):
 
 SCRIPT = """
 import sys
-from inheritune.data import pipeline
+from inheritune.data import prepare as preparation
 from inheritune.data.prepare import prepare
-pipeline._BATCH_CHARACTERS = 20_000
+preparation._BATCH_CHARACTERS = 20_000
 print("started", flush=True)
 arguments = {"train_tokenizer": 500} if sys.argv[3] == "train" else {"tokenizer": sys.argv[3]}
 prepare(sys.argv[1], sys.argv[2], validation=0.05, shard_tokens=30_000, save_every=0.0, **arguments)

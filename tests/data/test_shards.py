@@ -1,6 +1,5 @@
 import hashlib
 import json
-import pickle
 
 import numpy as np
 import pytest
@@ -67,13 +66,6 @@ def test_read_outside_is_our_own_mistake(tmp_path):
     split = open_split(write_shards(tmp_path, [[1, 2, 3]]), "train")
     with pytest.raises(AssertionError):
         split.read(2, 4)
-
-
-def test_split_pickles_as_a_name_and_not_as_its_tokens(tmp_path):
-    split = open_split(write_shards(tmp_path, [list(range(1000)) * 100]), "train")
-    pickled = pickle.dumps(split)
-    assert len(pickled) < 2000
-    assert np.array_equal(pickle.loads(pickled).read(5, 2005), split.read(5, 2005))
 
 
 def test_verify_accepts_whole_shards(tmp_path):

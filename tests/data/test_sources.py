@@ -10,8 +10,9 @@ import pytest
 import zstandard
 
 from inheritune import UserError
-from inheritune.data import documents, files, hub
-from inheritune.data.sources import local_files, resolve
+from inheritune.data import documents, sources
+from inheritune.data.documents import local_files
+from inheritune.data.sources import resolve
 
 TEXTS = ["first document", "zweites Dokument – mit Strich", "third\nwith lines", "x" * 5000]
 
@@ -375,8 +376,7 @@ def test_damaged_parquet(tmp_path, content):
 
 def test_a_whole_data_set_in_one_document(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "LONGEST_DOCUMENT", 10)
-    monkeypatch.setattr(files, "LONGEST_DOCUMENT", 10)
-    monkeypatch.setattr(files, "_LONGEST_LINE", 80)
+    monkeypatch.setattr(documents, "_LONGEST_LINE", 80)
     (tmp_path / "a.txt").write_text("x" * 41)
     assert "a.txt is a document of more than 10 characters: cut it" in refused(tmp_path / "a.txt")
     (tmp_path / "a.jsonl").write_bytes(json_lines(["x" * 200]))
@@ -480,7 +480,7 @@ def test_network_that_fails_in_the_middle(on_the_hub):
         yield {"text": "one"}
         raise ConnectionError("reset by peer")
 
-    source._rows = rows()
+    source.rows = rows
     texts = source.documents()
     assert next(texts) == "one"
     with pytest.raises(OSError, match=re.escape("reading someone/texts broke off (reset by peer)")):
@@ -500,12 +500,12 @@ def redpajama(tmp_path, monkeypatch):
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
             urls.append(path.as_uri())
     (tmp_path / "urls.txt").write_text("\n".join(urls) + "\n")
-    monkeypatch.setattr(hub, "_REDPAJAMA_FILES", (tmp_path / "urls.txt").as_uri())
+    monkeypatch.setattr(sources, "_REDPAJAMA_FILES", (tmp_path / "urls.txt").as_uri())
 
 
 def test_redpajama_has_the_proportions_of_the_paper(redpajama, caplog):
-    sources = resolve("redpajama-1b")
-    tokens = {source.name.partition("/")[2]: source.tokens for source in sources}
+    parts = resolve("redpajama-1b")
+    tokens = {source.name.partition("/")[2]: source.tokens for source in parts}
     total = sum(tokens.values())
     assert total == pytest.approx(1e9, abs=10)
     # Section 5: 67, 15, 4.5, (books 4.5,) 4.5, 2.5, 2 per cent; these add up to 100 with the books.
@@ -527,12 +527,12 @@ def test_redpajama_sample_depends_on_the_seed_alone(redpajama):
 
 
 def test_redpajama_sample_is_spread_over_the_files(redpajama, monkeypatch):
-    monkeypatch.setattr(hub, "_REDPAJAMA_TOKENS", 100)
+    monkeypatch.setattr(sources, "_REDPAJAMA_TOKENS", 100)
     texts = list(resolve("redpajama-1b")[0].documents())
     # 70 tokens, so at most 350 characters of two files: documents of 16 characters until half of that is reached.
     assert [sum(f"l {number} " in text for text in texts) for number in range(2)] == [11, 11]
 
 
 def test_redpajama_cannot_be_reached(monkeypatch):
-    monkeypatch.setattr(hub, "_REDPAJAMA_FILES", "file:///nowhere/urls.txt")
+    monkeypatch.setattr(sources, "_REDPAJAMA_FILES", "file:///nowhere/urls.txt")
     assert refused("redpajama-1b").startswith("RedPajama v1 cannot be read from file:///nowhere/urls.txt: ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -500,6 +501,57 @@ def test_speed_and_samples(pair: list[str]) -> None:
     assert found.tasks == []
 
 
+def without_cache(folder: Path, models: Path) -> None:
+    tiny_model("mamba", hidden_size=32, num_hidden_layers=2, vocab_size=600).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(models / "tokenizer").save_pretrained(folder)
+
+
+def with_short_context(folder: Path, models: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(models / "tokenizer")
+    tiny_items.make_model(tokenizer, context=20).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def with_a_token_too_many(folder: Path, models: Path) -> None:
+    shutil.copytree(models / "small", folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("make", "wanted", "sentence"),
+    [
+        (
+            without_cache,
+            {"speed": True},
+            "other, of type 'mamba', keeps no keys and values of earlier tokens",
+        ),
+        (with_short_context, {"speed": True}, "a model's context has 20: leave speed out"),
+        (
+            with_a_token_too_many,
+            {"samples": True, "prompts": ("Ada", "A <new> lamp")},
+            "token 600 occurs in the prompt 'A <new> lamp', but the embedding of other has 600 rows",
+        ),
+    ],
+)
+def test_speed_and_samples_that_cannot_be_are_refused_before_anything_is_asked(
+    make: Callable[[Path, Path], None],
+    wanted: dict[str, Any],
+    sentence: str,
+    pair: list[str],
+    items: Path,
+    models: Path,
+    tmp_path: Path,
+    asked: Asked,
+) -> None:
+    make(tmp_path / "other", models)
+    with pytest.raises(ValueError, match=sentence):
+        evaluate([pair[0], tmp_path / "other"], settings(items, **wanted), tmp_path / "out", **CPU)
+    assert not asked
+    assert not (tmp_path / "out").exists()
+
+
 RECIPE_TASKS = ("boolq", "wikitext")
 
 
@@ -587,6 +639,17 @@ def test_an_evaluation_that_cannot_be_made_stops_a_recipe_before_it_trains(
     with pytest.raises(ValueError, match=sentence):
         run(recipe(small_text, **evaluation), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_the_reference_cannot_do_stops_a_recipe_before_it_trains(
+    small_text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="a model's context has 32: leave speed out"):
+        run(recipe(small_text, speed=True), tmp_path / "run")
+    without = tiny_data.write_shards(tmp_path / "text")
+    with pytest.raises(ValueError, match="the reference comes without a tokenizer"):
+        run(recipe(without, samples=True), tmp_path / "other")
+    assert not list(tmp_path.glob("*/reference/*"))
 
 
 def test_an_evaluation_that_asks_for_nothing_is_refused() -> None:

@@ -23,9 +23,8 @@ from bos_tokenizers import BOS, EOS, make_tokenizer
 from evaluation import tiny_items
 from inheritune.evaluation import harness
 from inheritune.evaluation.harness import Scorer, ask
-from inheritune.evaluation.local_data import local_tasks
 from inheritune.evaluation.statistics import TaskItems
-from inheritune.evaluation.tasks import Unit, make_plan
+from inheritune.evaluation.tasks import Unit, local_tasks, make_plan
 
 FEW = ("arc_easy", "hellaswag", "lambada_openai", "sciq", "wikitext", "winogrande", "wsc273")
 MMLU = tuple(f"mmlu_{subject}" for subject in tiny_items.SUBJECTS)

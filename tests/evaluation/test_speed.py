@@ -14,8 +14,8 @@ from inheritune import UserError
 from inheritune.config import Pretrained
 from inheritune.evaluation import speed
 from inheritune.evaluation.speed import (
+    check_speed,
     checkpoint_bytes,
-    fitting_prompt,
     measure_speed,
     memory_bytes,
     read,
@@ -162,12 +162,13 @@ def test_weights_in_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_prompt_fits_every_context(monkeypatch: pytest.MonkeyPatch) -> None:
     set_length(monkeypatch, prompt=512, new=24)
     models = [tiny_model("gpt2", n_positions=2048), tiny_model("bloom")]
-    assert fitting_prompt(models) == 512
-    assert fitting_prompt(models[1:]) == 512, "a model without an end"
-    assert fitting_prompt([*models, tiny_model("llama")]) == 40
+    names = ["one", "two", "three"]
+    assert check_speed(models, names[:2]) == 512
+    assert check_speed(models[1:], names[:1]) == 512, "a model without an end"
+    assert check_speed([*models, tiny_model("llama")], names) == 40
     set_length(monkeypatch, prompt=512, new=64)
     with pytest.raises(UserError, match="writing 64 tokens after a prompt, and a model's context has 64"):
-        fitting_prompt([*models, tiny_model("llama")])
+        check_speed([*models, tiny_model("llama")], names)
 
 
 def test_models_that_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:

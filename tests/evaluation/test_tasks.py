@@ -13,8 +13,7 @@ from inheritune import UserError
 from inheritune.config import EvaluationSettings
 from inheritune.evaluation import tasks
 from inheritune.evaluation.evaluate import check_settings
-from inheritune.evaluation.local_data import local_tasks
-from inheritune.evaluation.tasks import GROUPS, Unit, check_names, make_plan
+from inheritune.evaluation.tasks import GROUPS, Unit, check_names, local_tasks, make_plan
 
 OWN_TASK = """
 task: colours

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from inheritune import UserError
 from inheritune.runtime import files
 
 FILE = "analysis.json"
@@ -125,14 +124,7 @@ def load_analyses(path: Path) -> list[AttentionAnalysis]:
     Raises:
         UserError: it is something else, or damaged.
     """
-    try:
-        return _File.model_validate_json(path.read_bytes()).analyses
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{path} is not an attention analysis of format 1: {where or 'file'}: {first['msg']}"
-        ) from None
+    return files.read_record(path, _File, "an attention analysis of format 1").analyses
 
 
 def short_name(model: str) -> str:

@@ -66,27 +66,20 @@ def open_data(settings: Data) -> TrainingData:
         verify(settings.path)
     train = open_split(settings.path, "train", settings.bos)
     validation = open_split(settings.path, "validation", settings.bos)
-    for name, split in (("training", train), ("validation", validation)):
-        if window_count(split, settings.window) == 0:
-            raise UserError(
-                f"the {name} split of {settings.path} has {split.tokens} tokens, fewer than one window "
-                f"of {settings.window}"
-            )
-    sample = None if settings.tokens is None else _sample(settings.tokens, train, settings.window)
+    window_count(validation, settings.window)
+    sample = _sample(settings, train)
     return TrainingData(
-        settings.path,
-        train,
-        validation,
-        settings.window,
-        settings.order,
-        sample,
-        settings.ignore_tokenizer,
+        settings.path, train, validation, settings.window, settings.order, sample, settings.ignore_tokenizer
     )
 
 
-def _sample(tokens: int, split: Split, window: int) -> np.ndarray:
+def _sample(settings: Data, split: Split) -> np.ndarray | None:
     """The same windows for the same number of tokens, and more tokens only add windows."""
-    count, available = tokens // window, window_count(split, window)
+    tokens, window = settings.tokens, settings.window
+    available = window_count(split, window)
+    if tokens is None:
+        return None
+    count = tokens // window
     if not 1 <= count <= available:
         raise UserError(
             f"data.tokens is {tokens}, but should be at least one window ({window}) and at most what the training "
@@ -96,8 +89,16 @@ def _sample(tokens: int, split: Split, window: int) -> np.ndarray:
 
 
 def window_count(split: Split, window: int) -> int:
-    """How many non-overlapping windows a split has; the last needs one token more, for its target."""
-    return max(0, (split.tokens - 1) // window)
+    """How many non-overlapping windows a split has; the last needs one token more, for its target.
+
+    Raises:
+        UserError: there is not one.
+    """
+    count = (split.tokens - 1) // window
+    if count < 1:
+        has = f"{split.tokens} tokens, fewer than one window of {window}"
+        raise UserError(f"the {split.name} split of {split.directory} has {has}")
+    return count
 
 
 def read_windows(split: Split, numbers: np.ndarray, window: int) -> Tensor:

@@ -10,41 +10,47 @@ number of threads. Copies of a document are in the same split.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from inheritune import UserError
 from inheritune.data import tokenizer as tokenizers
-from inheritune.data.pipeline import Position, in_order, key_and_hash, read_batches
+from inheritune.data.documents import IN_MEMORY, Source, local_files
 from inheritune.data.shards import (
     MANIFEST,
     TOKENIZER,
     Manifest,
     SplitName,
-    SplitRecord,
     TokenizerRecord,
     read_manifest,
     sha256_of_directory,
 )
-from inheritune.data.sources import IN_MEMORY, Documents, Source, local_files, resolve
+from inheritune.data.sources import resolve
 from inheritune.data.unfinished import (
     PROGRESS,
     Arguments,
+    Position,
     Saved,
+    SplitWriter,
     finished,
     load_saved,
     publish,
     work_directory,
 )
-from inheritune.data.writer import SplitWriter
 from inheritune.runtime import files
 from inheritune.runtime.progress import ProgressBar
 
+_BATCH_CHARACTERS = 2**19  # about 0.15 s of encoding, far more than handing a batch over costs
+_BATCHES_AHEAD = 2  # read and waiting for a thread
 _SMALLEST_VOCABULARY = 257  # all bytes, and end-of-text
 
 
@@ -84,8 +90,9 @@ def prepare(
     """
     if isinstance(sources, str | Path):
         sources = [sources]
+    named = [source for source in sources if isinstance(source, str | Path)]
     arguments = Arguments(
-        sources=[str(source) if isinstance(source, str | Path) else IN_MEMORY for source in sources],
+        sources=[str(one) if isinstance(one, str | Path) else IN_MEMORY for one in sources],
         tokenizer=None if tokenizer is None else str(tokenizer),
         train_tokenizer=train_tokenizer,
         end_of_text=end_of_text,
@@ -98,25 +105,20 @@ def prepare(
         shard_tokens=shard_tokens,
         bos=bos,
         skip_invalid=skip_invalid,
-        files={
-            str(path): path.stat().st_size
-            for source in sources
-            if isinstance(source, str | Path)
-            for path in local_files(source)
-        },
+        files={str(path): path.stat().st_size for path in itertools.chain(*map(local_files, named))},
     )
     workers = (os.cpu_count() or 1) if workers is None else workers
     _check(arguments, workers)
     output = Path(output)
     if (output / MANIFEST).exists():
         return finished(output, arguments)
-    opened = [
-        one
-        for source in sources
-        for one in resolve(
-            source, text_field=text_field, skip_invalid=skip_invalid, split=split, config=config, seed=seed
-        )
-    ]
+    how: dict[str, Any] = {
+        "text_field": text_field,
+        "skip_invalid": skip_invalid,
+        "split": split,
+        "config": config,
+    }
+    opened = [one for source in sources for one in resolve(source, seed=seed, **how)]
     with work_directory(output) as work:
         if (output / MANIFEST).exists():  # finished by another process just now
             return finished(output, arguments)
@@ -126,7 +128,7 @@ def prepare(
                 _make_tokenizer(work / TOKENIZER, arguments, opened, trust_remote_code)
             encoder = tokenizers.Encoder(work / TOKENIZER, end_of_text, bos, trust_remote_code)
             with tokenizers.one_thread_per_call():
-                splits, without_text = _write_splits(work, saved, opened, encoder, workers, save_every)
+                _write_splits(work, saved, opened, encoder, workers, save_every)
             manifest = Manifest(
                 tokenizer=TokenizerRecord(
                     name=arguments.tokenizer or f"byte-level BPE of {encoder.vocabulary} tokens",
@@ -137,9 +139,9 @@ def prepare(
                 ),
                 dtype="uint16" if encoder.dtype.itemsize == 2 else "uint32",
                 source=arguments.sources,
-                splits=splits,
+                splits={name: record for name, record in saved.splits.items() if record.tokens},
                 arguments=arguments.model_dump(),
-                rows_without_text=without_text,
+                rows_without_text=saved.rows_without_text,
             )
             files.write_json(work / MANIFEST, manifest.model_dump())
         publish(work, output)
@@ -160,74 +162,61 @@ def _write_splits(
     encoder: tokenizers.Encoder,
     workers: int,
     save_every: float,
-) -> tuple[dict[SplitName, SplitRecord], int]:
-    """Encode all documents after those of `saved`, saving now and then; also gives how many rows had no text."""
-    arguments = saved.arguments
-    position, source_tokens, smallest_key = saved.position, saved.source_tokens, saved.smallest_key
-    without_text = saved.rows_without_text
-    names: list[SplitName] = ["train", "validation"]
-    train, validation = writers = [
-        SplitWriter(work, name, encoder.dtype, arguments.shard_tokens, saved.splits.get(name))
+) -> None:
+    """Encode all documents after those of `saved`, saving now and then, and once all are written."""
+    arguments, spent = saved.arguments, set[int]()
+    names: tuple[SplitName, ...] = ("train", "validation")
+    writers = {
+        name: SplitWriter(work, name, encoder.dtype, arguments.shard_tokens, saved.splits.get(name))
         for name in names
-    ]
-    spent: set[int] = set()
+    }
+    train, validation = writers.values()
 
-    def save() -> dict[SplitName, SplitRecord]:
-        splits = {name: writer.sync() for name, writer in zip(names, writers, strict=True)}
-        state = Saved(
-            arguments=arguments,
-            position=position,
-            source_tokens=source_tokens,
-            smallest_key=smallest_key,
-            rows_without_text=without_text,
-            splits=splits,
-        )
-        files.write_json(work / PROGRESS, state.model_dump())
-        return splits
+    def save() -> None:
+        saved.splits = {name: writer.sync() for name, writer in writers.items()}
+        files.write_json(work / PROGRESS, saved.model_dump())
 
-    batches = read_batches(sources, position, arguments.seed, spent)
+    def count() -> int:
+        return train.documents + validation.documents
+
+    batches = read_batches(sources, saved.position, arguments.seed, spent)
     threads = workers if encoder.is_parallel else 1
     bar = ProgressBar("encoding", None, "tokens", train.tokens + validation.tokens)
     last_saved = time.monotonic()
     try:
         with bar, closing(in_order(batches, encoder, threads)) as encoded:
             for batch, documents in encoded:
-                if train.documents + validation.documents == arguments.max_documents:
+                if count() == arguments.max_documents:
                     break
-                index = batch.source
-                if index in spent:
+                if batch.source in spent:
                     continue  # was read ahead
                 for key, text, tokens in zip(batch.keys, batch.texts, documents, strict=True):
                     if not text:
-                        without_text += 1
+                        saved.rows_without_text += 1
                         continue
-                    smallest_key = min(smallest_key, key)
+                    saved.smallest_key = min(saved.smallest_key, key)
                     (validation if key < arguments.validation else train).append(tokens)
-                    source_tokens += len(tokens)
-                    if source_tokens >= (sources[index].tokens or math.inf):
-                        spent.add(index)
+                    saved.source_tokens += len(tokens)
+                    if saved.source_tokens >= (sources[batch.source].tokens or math.inf):
+                        spent.add(batch.source)
                         break
-                    if train.documents + validation.documents == arguments.max_documents:
+                    if count() == arguments.max_documents:
                         break
-                position = Position(source=index + 1) if index in spent else batch.end
-                if position.source > index:
-                    source_tokens = 0
-                count, tokens_so_far = (
-                    train.documents + validation.documents,
-                    train.tokens + validation.tokens,
-                )
-                total = _expected(tokens_so_far, sources, count, arguments.max_documents)
-                bar.update(tokens_so_far, f"{count:,} documents", total)
+                saved.position = Position(source=batch.source + 1) if batch.source in spent else batch.end
+                if saved.position.source > batch.source:
+                    saved.source_tokens = 0
+                done = train.tokens + validation.tokens
+                total = _expected(done, sources, count(), arguments.max_documents)
+                bar.update(done, f"{count():,} documents", total)
                 if time.monotonic() - last_saved >= save_every:
                     save()
                     last_saved = time.monotonic()
-        _check_splits(work, arguments, train.documents, validation.documents, smallest_key, without_text)
-        splits = save()
+        _check_splits(work, saved, train.documents, validation.documents)
+        save()
     finally:
-        for writer in writers:
+        for writer in writers.values():
             with suppress(OSError):  # a full disk: the error that brought us here says so
                 writer.close()
-    return {name: record for name, record in splits.items() if record.tokens}, without_text
 
 
 def _make_tokenizer(
@@ -237,20 +226,23 @@ def _make_tokenizer(
         assert arguments.tokenizer is not None
         tokenizers.save(arguments.tokenizer, directory, trust_remote_code)
         return
-    if any(isinstance(source, Documents) and source.once for source in sources):
+    if any(source.once for source in sources):
         raise UserError("a tokenizer can only be trained on documents that can be read twice: give a list")
-    sample = tokenizers.Sample()
     texts = filter(None, itertools.chain.from_iterable(source.documents() for source in sources))
     most = arguments.max_documents
-    with ProgressBar("reading for the tokenizer", None, "documents") as bar:
+
+    def training_documents() -> Iterator[tuple[float, str]]:
         for count, text in enumerate(itertools.islice(texts, most), start=1):
             key, _ = key_and_hash(text, arguments.seed)
             if key >= arguments.validation:
-                sample.offer(key, text)
+                yield key, text
             if count % 1000 == 0:
                 bar.update(count, total=_expected(count, sources, count, most))
+
+    with ProgressBar("reading for the tokenizer", None, "documents") as bar:
+        sample = tokenizers.sample(training_documents())
     with ProgressBar("training the tokenizer", None, "tokens"):
-        tokenizers.train(sample.texts(), arguments.train_tokenizer, directory)
+        tokenizers.train(sample, arguments.train_tokenizer, directory)
 
 
 def _expected(done: int, sources: list[Source], documents: int, max_documents: int | None) -> int | None:
@@ -273,25 +265,20 @@ def _check(arguments: Arguments, workers: int) -> None:
         raise UserError(f"a byte-level tokenizer has at least {_SMALLEST_VOCABULARY} tokens, not {size}")
     if not 0 <= arguments.validation < 1:
         raise UserError(f"the fraction for validation is {arguments.validation}, not from 0 to below 1")
-    limits = {
-        "max_documents": arguments.max_documents,
-        "shard_tokens": arguments.shard_tokens,
-        "workers": workers,
-    }
-    for name, value in limits.items():
+    limits = (("max_documents", arguments.max_documents), ("shard_tokens", arguments.shard_tokens))
+    for name, value in (*limits, ("workers", workers)):
         if value is not None and value < 1:
             raise UserError(f"{name} is {value}, not at least 1")
 
 
-def _check_splits(
-    work: Path, arguments: Arguments, train: int, validation: int, smallest_key: float, without_text: int
-) -> None:
+def _check_splits(work: Path, saved: Saved, train: int, validation: int) -> None:
     """UserError for a split without documents. The work is of no use then, whatever comes next."""
+    arguments = saved.arguments
     if train and (validation or not arguments.validation):
         return
     (work / PROGRESS).unlink(missing_ok=True)
     if not train + validation:
-        rows = f": {rows_left_out(without_text)}" if without_text else ""
+        rows = f": {rows_left_out(saved.rows_without_text)}" if saved.rows_without_text else ""
         raise UserError(f"there is no document with text in {', '.join(arguments.sources)}{rows}")
     if train + validation == 1:
         raise UserError(
@@ -300,8 +287,87 @@ def _check_splits(
         )
     if not train:
         raise UserError(f"all {validation} documents fall into validation: make the fraction smaller")
-    enough = min(math.ceil(smallest_key * 1000 + 1) / 1000, 0.999)
+    enough = min(math.ceil(saved.smallest_key * 1000 + 1) / 1000, 0.999)
     raise UserError(
         f"none of the {train} documents falls into validation with a fraction of {arguments.validation}: "
         f"a fraction of {enough} gives one (or set it to 0 for no validation split)"
     )
+
+
+class Batch(NamedTuple):
+    """Some documents of one source, with their keys, and the place after the last of them."""
+
+    source: int
+    texts: list[str]
+    keys: list[float]
+    end: Position
+
+
+def key_and_hash(text: str, seed: int) -> tuple[float, bytes]:
+    """A number in [0, 1) that depends on the text and the seed alone, and the hash it is made of."""
+    digest = hashlib.blake2b(
+        text.encode(), digest_size=16, salt=seed.to_bytes(8, "little", signed=True)
+    ).digest()
+    return int.from_bytes(digest[:7], "little") / 2**56, digest  # 56 bits: never rounded up to 1
+
+
+def read_batches(sources: Sequence[Source], start: Position, seed: int, spent: set[int]) -> Iterator[Batch]:
+    """The documents after `start`. A source that is added to `spent` meanwhile is read no further.
+
+    Raises UserError if the documents before `start` are not those that its hash was made of.
+    """
+    for index in range(start.source, len(sources)):
+        begin = start if index == start.source else Position(source=index)
+        met = begin.documents == 0  # whether the documents before `begin` were met, the same as before
+        texts: list[str] = []
+        keys: list[float] = []
+        characters, chain = 0, b""
+        for count, text in enumerate(sources[index].documents(), start=1):
+            if index in spent:
+                break
+            key, digest = key_and_hash(text, seed)
+            chain = hashlib.blake2b(chain + digest, digest_size=16).digest()
+            if count <= begin.documents:
+                met = count == begin.documents and chain.hex() == begin.digest
+                continue
+            if not met:
+                break
+            texts.append(text)
+            keys.append(key)
+            characters += max(1, len(text))  # so that a batch of empty documents ends too
+            if characters >= _BATCH_CHARACTERS:
+                yield Batch(index, texts, keys, Position(source=index, documents=count, digest=chain.hex()))
+                texts, keys, characters = [], [], 0
+        if not met:
+            raise UserError(
+                f"the documents of {sources[index].name} are no longer those that the work was begun with"
+            )
+        if index not in spent:
+            yield Batch(index, texts, keys, Position(source=index + 1))
+
+
+def in_order(
+    batches: Iterator[Batch], encode: Callable[[list[str]], list[tokenizers.Tokens]], threads: int
+) -> Generator[tuple[Batch, list[tokenizers.Tokens]]]:
+    """Each batch with the tokens of its documents, in the order of the batches. Errors come in this order too.
+
+    Threads and not processes: decompressing, hashing and encoding happen outside Python's global lock, nothing has to
+    be copied between processes, and a killed program leaves none behind.
+    """
+
+    def work(reading: Future[Batch | None]) -> tuple[Batch, list[tokenizers.Tokens]] | None:
+        return None if (batch := reading.result()) is None else (batch, encode(batch.texts))
+
+    # The reader is left first: the encoders wait for what it was asked to read.
+    with ThreadPoolExecutor(threads) as encoders, ThreadPoolExecutor(1) as reader:
+        pending: deque[Future[tuple[Batch, list[tokenizers.Tokens]] | None]] = deque()
+        try:
+            while True:
+                while len(pending) < threads + _BATCHES_AHEAD:
+                    pending.append(encoders.submit(work, reader.submit(next, batches, None)))
+                if (result := pending.popleft().result()) is None:
+                    return
+                yield result
+        finally:
+            for future in pending:
+                future.cancel()

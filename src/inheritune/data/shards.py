@@ -19,6 +19,7 @@ import itertools
 import json
 import logging
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
 from pathlib import Path
@@ -26,7 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from inheritune import UserError
 from inheritune.data.tokenizer import AUTO, NONE, bos_id, load_tokenizer, tokens_in_front
@@ -139,28 +140,17 @@ def _warn_unknown(what: str) -> None:
 
 
 class Split:
-    """The tokens of one split, memory-mapped, and the token that models read in front of a text (`bos`).
-
-    Pickles as what it was opened with, so that loader processes map the files themselves.
-    """
+    """The tokens of one split, memory-mapped, and the token that models read in front of a text (`bos`)."""
 
     def __init__(self, directory: Path, name: SplitName, manifest: Manifest, bos: str = AUTO) -> None:
-        record = manifest.splits[name]
-        self.directory = directory
-        self.name = name
-        self.tokens = record.tokens
-        self.tokenizer = manifest.tokenizer.name
-        self.vocabulary = manifest.tokenizer.vocabulary
-        self.end_of_text = manifest.tokenizer.end_of_text
-        self._record = record
-        self.bos = _bos(directory, manifest, bos)
-        self._said_of_bos = bos
+        record, tokenizer = manifest.splits[name], manifest.tokenizer
+        self.directory, self.name, self.tokens, self._record = directory, name, record.tokens, record
+        self.tokenizer, self.vocabulary = tokenizer.name, tokenizer.vocabulary
+        self.end_of_text, self.bos = tokenizer.end_of_text, _bos(directory, manifest, bos)
         self._starts = list(itertools.accumulate((file.tokens for file in record.files), initial=0))
-        self._files: list[npt.NDArray[Any]] = []
         dtype = np.dtype(manifest.dtype).newbyteorder("<")
-        for file in record.files:
-            _check_size(directory / file.name, file.tokens * dtype.itemsize)
-            self._files.append(np.asarray(np.memmap(directory / file.name, dtype, mode="r")))
+        paths = [_whole(directory, file, dtype.itemsize) for file in record.files]
+        self._files: list[npt.NDArray[Any]] = [np.asarray(np.memmap(path, dtype, mode="r")) for path in paths]
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """Tokens `start` to `stop` (exclusive) of the split, across the boundaries of files, as int64."""
@@ -189,9 +179,6 @@ class Split:
         """The largest token id that occurs; reads all of them."""
         return max(int(part.max()) for part in self._files if len(part))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return open_split, (self.directory, self.name, self._said_of_bos)
-
 
 def read_manifest(directory: Path | str) -> Manifest:
     """What is in a directory of shards (or of nanoGPT's `train.bin` and `val.bin`).
@@ -201,12 +188,7 @@ def read_manifest(directory: Path | str) -> Manifest:
     directory = Path(directory)
     path = directory / MANIFEST
     if path.is_file():
-        try:
-            return Manifest.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(str(part) for part in problem["loc"]) or "file"
-            raise UserError(f"{path} is not a manifest of format 1: {where}: {problem['msg']}") from error
+        return files.read_record(path, Manifest, "a manifest of format 1")
     if (directory / "train.bin").is_file():
         return _nanogpt_manifest(directory)
     if not directory.is_dir():
@@ -240,16 +222,12 @@ def verify(directory: Path | str) -> None:
     records = [file for split in manifest.splits.values() for file in split.files]
 
     def check(file: FileRecord) -> None:
-        path = directory / file.name
-        _check_size(path, file.tokens * itemsize)
-        if file.sha256 is not None and files.sha256(path) != file.sha256:
-            raise UserError(f"{path} is damaged: its SHA-256 is not that of the manifest")
+        path = _whole(directory, file, itemsize)
+        _check_sum(path, file.sha256, files.sha256)
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(check, records))
-    expected = manifest.tokenizer.sha256
-    if expected is not None and sha256_of_directory(directory / TOKENIZER) != expected:
-        raise UserError(f"{directory / TOKENIZER} is damaged: its SHA-256 is not that of the manifest")
+    _check_sum(directory / TOKENIZER, manifest.tokenizer.sha256, sha256_of_directory)
 
 
 def sha256_of_directory(directory: Path) -> str:
@@ -303,11 +281,18 @@ def _warn_of_bos(directory: Path) -> None:
         )
 
 
-def _check_size(path: Path, size: int) -> None:
+def _whole(directory: Path, file: FileRecord, itemsize: int) -> Path:
+    path, size = directory / file.name, file.tokens * itemsize
     if not path.is_file():
         raise UserError(f"{path} is missing")
     if path.stat().st_size != size:
         raise UserError(f"{path} is damaged: it has {path.stat().st_size} bytes instead of {size}")
+    return path
+
+
+def _check_sum(path: Path, expected: str | None, sha256: Callable[[Path], str]) -> None:
+    if expected is not None and sha256(path) != expected:
+        raise UserError(f"{path} is damaged: its SHA-256 is not that of the manifest")
 
 
 def _nanogpt_manifest(directory: Path) -> Manifest:
@@ -321,21 +306,15 @@ def _nanogpt_manifest(directory: Path) -> Manifest:
                 raise UserError(f"{path} is not a file of uint16 tokens: it has {size} bytes")
             file = FileRecord(name=name, tokens=size // 2, documents=None, sha256=None)
             splits[split] = SplitRecord(documents=None, tokens=file.tokens, files=[file])
-    vocabulary = _GPT2_VOCABULARY
-    end_of_text: int | None = _GPT2_END_OF_TEXT
+    tokenizer = TokenizerRecord(
+        name=GPT2, sha256=None, vocabulary=_GPT2_VOCABULARY, end_of_text=_GPT2_END_OF_TEXT, bos=None
+    )
     if (directory / "meta.pkl").exists():
         # nanoGPT's character-level data. The pickle is not loaded (it could run code): the ids tell the size.
-        tokens = [np.memmap(directory / split.files[0].name, "<u2", mode="r") for split in splits.values()]
-        vocabulary, end_of_text = 1 + max(int(part.max()) for part in tokens), None
-    return Manifest(
-        tokenizer=TokenizerRecord(
-            name=GPT2 if end_of_text else "characters",
-            sha256=None,
-            vocabulary=vocabulary,
-            end_of_text=end_of_text,
-            bos=None,
-        ),
-        dtype="uint16",
-        source=[f"nanoGPT: {directory.name}"],
-        splits=splits,
-    )
+        largest = max(
+            int(np.memmap(directory / split.files[0].name, "<u2", "r").max()) for split in splits.values()
+        )
+        changes = {"name": "characters", "vocabulary": 1 + largest, "end_of_text": None}
+        tokenizer = tokenizer.model_copy(update=changes)
+    source = [f"nanoGPT: {directory.name}"]
+    return Manifest(tokenizer=tokenizer, dtype="uint16", source=source, splits=splits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -177,54 +178,39 @@ def vocabulary_size(tokenizer: Any) -> int:
     return 1 + max(tokenizer.get_vocab().values(), default=-1)
 
 
-class Sample:
-    """The documents with the smallest keys that fit into a number of characters.
+def sample(documents: Iterable[tuple[float, str]], characters: int = SAMPLE_CHARACTERS) -> list[str]:
+    """Of documents with keys, those with the smallest keys that fit into a number of characters, in their order.
 
-    Which these are does not depend on the order in which documents are offered. Never holds more than twice as much.
+    Which these are does not depend on the order in which documents come. Never holds more than twice as much.
     """
+    chosen: list[tuple[float, str]] = []
+    held = 0
+    for document in documents:
+        chosen.append(document)
+        held += len(document[1])
+        if held > 2 * characters:
+            chosen = _smallest(chosen, characters)
+            held = sum(len(text) for _, text in chosen)
+    return [text for _, text in _smallest(chosen, characters)]
 
-    def __init__(self, characters: int = SAMPLE_CHARACTERS) -> None:
-        self.limit = characters
-        self.held = 0
-        self._documents: list[tuple[float, str]] = []
 
-    def offer(self, key: float, text: str) -> None:
-        """Consider one document."""
-        self._documents.append((key, text))
-        self.held += len(text)
-        if self.held > 2 * self.limit:
-            self._cut()
-
-    def texts(self) -> Iterator[str]:
-        """The sample, in the order of its keys."""
-        self._cut()
-        return (text for _, text in self._documents)
-
-    def _cut(self) -> None:
-        self._documents.sort()
-        characters = kept = 0
-        for _, text in self._documents:
-            if kept and characters + len(text) > self.limit:
-                break
-            characters += len(text)
-            kept += 1
-        del self._documents[kept:]
-        self.held = characters
+def _smallest(documents: list[tuple[float, str]], characters: int) -> list[tuple[float, str]]:
+    documents.sort()
+    ends = itertools.accumulate(len(text) for _, text in documents)
+    return documents[: max(1, sum(end <= characters for end in ends))]
 
 
 @contextmanager
 def one_thread_per_call() -> Iterator[None]:
     """Keep `tokenizers` from starting a thread per core for each call: prepare makes its calls from threads."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        del os.environ["TOKENIZERS_PARALLELISM"]
+        if before is not None:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 def _save_checked(tokenizer: Any, directory: Path, trust_remote_code: bool = False) -> None:

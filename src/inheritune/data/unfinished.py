@@ -1,19 +1,22 @@
-"""The directory of an unfinished `prepare`: made, gone on with, refused, published."""
+"""An unfinished `prepare`: its directory, how far its files are good, and writing on after a kill."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from inheritune import UserError
-from inheritune.data.pipeline import Position
-from inheritune.data.shards import MANIFEST, Manifest, SplitName, SplitRecord, read_manifest
+from inheritune.data.shards import MANIFEST, FileRecord, Manifest, SplitName, SplitRecord, read_manifest
 from inheritune.data.tokenizer import AUTO
 from inheritune.runtime import files
 
@@ -22,8 +25,17 @@ PROGRESS = "progress.json"
 _LOCK = "lock"
 
 
+class Position(BaseModel):
+    """A place between two documents: in which source, after how many of its documents, and a hash of these."""
+
+    model_config = ConfigDict(frozen=True)
+    source: int = 0
+    documents: int = 0
+    digest: str = ""
+
+
 class Arguments(BaseModel):
-    """What decides the shards. A directory is gone on with only if these are the same."""
+    """What decides the shards. A directory is resumed only if these are the same."""
 
     model_config = ConfigDict(frozen=True)
     sources: list[str]
@@ -72,9 +84,8 @@ def load_saved(work: Path, arguments: Arguments) -> Saved:
 def finished(output: Path, arguments: Arguments) -> Manifest:
     """The manifest of a finished directory. UserError if it was made with other arguments or another text."""
     manifest = read_manifest(output)
-    _check_same(
-        {"sources": manifest.source, **manifest.arguments}, arguments, output, "give another directory"
-    )
+    before = {"sources": manifest.source, **manifest.arguments}
+    _check_same(before, arguments, output, "give another directory")
     known = manifest.arguments.get("files", arguments.files)  # the first versions did not write them down
     changed = [file for file, size in arguments.files.items() if known.get(file) != size]
     if changed:
@@ -125,3 +136,85 @@ def publish(work: Path, output: Path) -> None:
             entry.rename(output / entry.name)
     files.write_bytes(output / MANIFEST, (work / MANIFEST).read_bytes())
     shutil.rmtree(work)
+
+
+class SplitWriter:
+    """Appends documents to the files of one split; a new file starts where one would exceed `shard_tokens`.
+
+    `sync` makes everything so far durable and gives its record. A writer that is given this record drops what was
+    written after it and writes on: the files come out the same, byte for byte.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        name: str,
+        dtype: np.dtype[Any],
+        shard_tokens: int,
+        record: SplitRecord | None = None,
+    ) -> None:
+        self.directory, self.name, self.shard_tokens = directory, name, shard_tokens
+        self.tokens = self.documents = self._file_tokens = self._file_documents = 0
+        self._full: list[FileRecord] = []
+        self._file: BinaryIO | None = None  # the one after these
+        kept = 0
+        if record is not None and record.files:
+            kept = len(record.files)
+            self._resume(record, dtype.itemsize)
+        for path in sorted(directory.glob(f"{name}-*.bin"))[kept:]:
+            path.unlink()
+
+    def append(self, tokens: npt.NDArray[Any]) -> None:
+        """Write one document, end-of-text included."""
+        if self._file is not None and self._file_tokens + len(tokens) > self.shard_tokens:
+            self._full = self.sync().files
+            self.close()
+        if self._file is None:
+            self._file = self._path().open("wb", buffering=2**20)
+            self._file_tokens = self._file_documents = 0
+            self._sha256 = hashlib.sha256()
+        data = tokens.tobytes()
+        self._file.write(data)
+        self._sha256.update(data)
+        self._file_tokens += len(tokens)
+        self._file_documents += 1
+        self.tokens += len(tokens)
+        self.documents += 1
+
+    def sync(self) -> SplitRecord:
+        """Flush everything to the disk."""
+        written = list(self._full)
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            written.append(
+                FileRecord(
+                    name=self._path().name,
+                    tokens=self._file_tokens,
+                    documents=self._file_documents,
+                    sha256=self._sha256.hexdigest(),
+                )
+            )
+        return SplitRecord(documents=self.documents, tokens=self.tokens, files=written)
+
+    def close(self) -> None:
+        """Let go of the open file. What was not synced may be lost."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            file.close()
+
+    def _resume(self, record: SplitRecord, itemsize: int) -> None:
+        *self._full, last = record.files
+        assert record.documents is not None and last.documents is not None
+        self.tokens, self.documents = record.tokens, record.documents
+        self._file_tokens, self._file_documents = last.tokens, last.documents
+        path = self._path()
+        with path.open("r+b") as file:
+            file.truncate(last.tokens * itemsize)
+            self._sha256 = hashlib.file_digest(file, "sha256")
+        if self._sha256.hexdigest() != last.sha256:
+            raise UserError(f"{path} was changed or damaged: delete {self.directory} and start again")
+        self._file = path.open("ab", buffering=2**20)
+
+    def _path(self) -> Path:
+        return self.directory / f"{self.name}-{len(self._full):05d}.bin"

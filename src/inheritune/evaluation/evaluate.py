@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,12 +11,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import UserError, __version__
-from inheritune.config import EvaluationSettings
+from inheritune.config import EvaluationSettings, Recipe
 from inheritune.data.loader import window_count
 from inheritune.data.shards import Split, open_split, verify
+from inheritune.data.tokenizer import AUTO
 from inheritune.evaluation.result import (
     FILE,
     Evaluation,
@@ -26,10 +26,16 @@ from inheritune.evaluation.result import (
     SpeedResult,
     save_evaluation,
 )
-from inheritune.evaluation.samples import PROMPTS, side_by_side
-from inheritune.evaluation.speed import checkpoint_bytes, measure_speed, memory_bytes
+from inheritune.evaluation.samples import PROMPTS, check_prompts, side_by_side
+from inheritune.evaluation.speed import check_speed, checkpoint_bytes, measure_speed, memory_bytes
 from inheritune.evaluation.statistics import TaskItems, group_result, task_result, validation_result
-from inheritune.evaluation.subjects import Subject, check_memory, find_subjects, tokenizer_hash
+from inheritune.evaluation.subjects import (
+    Subject,
+    check_memory,
+    find_subjects,
+    reference_subject,
+    tokenizer_hash,
+)
 from inheritune.evaluation.tasks import Plan, check_names, make_plan
 from inheritune.models.architecture import context_length
 from inheritune.runtime.hardware import Hardware, choose_device, describe
@@ -54,15 +60,6 @@ class Work:
     dtype: torch.dtype | str
     items: Path | None
     """Where every model's answers are kept."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One model's figures, its answers by task, and its losses on the text."""
-
-    figures: ModelFigures
-    answers: Mapping[str, TaskItems]
-    losses: WindowLosses | None
 
 
 def evaluate(
@@ -99,15 +96,12 @@ def evaluate(
         models, tokenizer=tokenizer, revision=revision, trust_remote_code=trust_remote_code
     )
     work = _prepare(subjects, settings, directory, choose_device(device), dtype)
-    measured = [_measure(work, subject) for subject in subjects]
+    figures, answers, losses = zip(*(_measure(work, subject) for subject in subjects), strict=True)
     speed, samples = _side_by_side(work, subjects)
     names = [subject.name for subject in subjects]
-    tasks = [
-        task_result(unit, names, [one.answers[unit.name] for one in measured]) for unit in work.plan.units
-    ]
-    losses = [one.losses for one in measured if one.losses is not None]
+    tasks = [task_result(unit, names, [one[unit.name] for one in answers]) for unit in work.plan.units]
     evaluation = Evaluation(
-        models=[one.figures for one in measured],
+        models=list(figures),
         tasks=tasks,
         groups=[group_result(name, tasks) for name in work.plan.groups],
         skipped=dict(work.plan.skipped),
@@ -142,6 +136,53 @@ def check_settings(settings: EvaluationSettings) -> None:
             raise UserError(f"evaluation: there is no folder {folder}")
 
 
+def check_reference(recipe: Recipe, config: PretrainedConfig) -> None:
+    """The same, once the configuration of a recipe's reference is known.
+
+    Raises:
+        UserError: as `check_subjects`.
+    """
+    if recipe.evaluation is not None:
+        check_subjects([reference_subject(recipe, config)], recipe.evaluation)
+
+
+def check_subjects(subjects: Sequence[Subject], settings: EvaluationSettings) -> tuple[Split | None, int]:
+    """What can be known without weights and items: these models can be evaluated so. Gives the text and its window.
+
+    Raises:
+        UserError: a model without tokenizer, context or cache for what is asked, or text that it does not read.
+    """
+    for subject in subjects:
+        if subject.tokenizer is None and (settings.tasks or settings.samples):
+            raise UserError(f"{subject.name} comes without a tokenizer: give one with --tokenizer")
+        if settings.samples and subject.tokenizer is not None:
+            check_prompts(subject.tokenizer, settings.prompts or PROMPTS, subject.config, subject.name)
+    if settings.speed:
+        check_speed([subject.shape for subject in subjects], [subject.name for subject in subjects])
+    return (None, 0) if settings.validation is None else _text(subjects, settings, settings.validation)
+
+
+def _text(subjects: Sequence[Subject], settings: EvaluationSettings, folder: Path) -> tuple[Split, int]:
+    """The validation text as the models' runs read it, and the tokens of a window; every model can read them."""
+    said = {subject.bos: subject.name for subject in subjects if subject.bos != AUTO}
+    if len(said) > 1:
+        each = ", ".join(f"{name} with {bos!r}" for bos, name in said.items())
+        raise UserError(
+            f"the models were trained with different tokens in front of a text ({each}): their losses on one text "
+            "cannot be compared; evaluate them one by one"
+        )
+    text = open_split(folder, "validation", *said)
+    contexts = [c for subject in subjects if (c := context_length(subject.config)) is not None]
+    window = settings.window or min([WINDOW, *contexts, max(1, text.tokens - 1)])
+    if contexts and window > min(contexts):
+        raise UserError(f"windows of {window} tokens are longer than a model's context of {min(contexts)}")
+    window_count(text, window)
+    ignore = settings.ignore_tokenizer
+    for subject in subjects:
+        check_tokens(text, subject.config, subject.tokenizer, subject.name, ignore_tokenizer=ignore)
+    return text, window
+
+
 def _prepare(
     subjects: Sequence[Subject],
     settings: EvaluationSettings,
@@ -150,15 +191,12 @@ def _prepare(
     dtype: torch.dtype | str,
 ) -> Work:
     """Everything that can be refused before a model is loaded."""
-    for subject in subjects:
-        if subject.tokenizer is None and (settings.tasks or settings.samples):
-            raise UserError(f"{subject.name} comes without a tokenizer: give one with --tokenizer")
-        check_memory([subject], device, dtype)
-    text, window = None, 0
+    together = [subjects] if settings.speed or settings.samples else []
+    for at_once in (*([subject] for subject in subjects), *together):
+        check_memory(at_once, device, dtype)
     if settings.validation is not None:
         verify(settings.validation)
-        text = open_split(settings.validation, "validation")
-        window = _window(subjects, settings, text)
+    text, window = check_subjects(subjects, settings)
     plan = Plan((), (), {})
     if settings.tasks:
         plan = make_plan(
@@ -168,23 +206,8 @@ def _prepare(
     return Work(settings, plan, text, window, device, dtype, items)
 
 
-def _window(subjects: Sequence[Subject], settings: EvaluationSettings, text: Split) -> int:
-    """Tokens of a validation window, after making sure that every model can read the text."""
-    contexts = [c for subject in subjects if (c := context_length(subject.config)) is not None]
-    window = settings.window or min([WINDOW, *contexts, max(1, text.tokens - 1)])
-    if contexts and window > min(contexts):
-        raise UserError(f"windows of {window} tokens are longer than a model's context of {min(contexts)}")
-    if window_count(text, window) == 0:
-        raise UserError(
-            f"the validation split of {text.directory} has {text.tokens} tokens, fewer than one window of {window}"
-        )
-    ignore = settings.ignore_tokenizer
-    for subject in subjects:
-        check_tokens(text, subject.config, subject.tokenizer, subject.name, ignore_tokenizer=ignore)
-    return window
-
-
-def _measure(work: Work, subject: Subject) -> Measured:
+def _measure(work: Work, subject: Subject) -> tuple[ModelFigures, dict[str, TaskItems], WindowLosses | None]:
+    """One model's figures, its answers by task, and its losses on the text."""
     model = subject.load(work.device, work.dtype)
     figures = subject.figures(model)
     folder = None if work.items is None else work.items / _slug(subject.name)
@@ -201,7 +224,7 @@ def _measure(work: Work, subject: Subject) -> Measured:
         ) from error
     if losses is not None and folder is not None:
         losses.save(folder / "validation.json")
-    return Measured(figures, answers, losses)
+    return figures, answers, losses
 
 
 def _side_by_side(work: Work, subjects: Sequence[Subject]) -> tuple[SpeedResult | None, list[Sample]]:
@@ -209,7 +232,6 @@ def _side_by_side(work: Work, subjects: Sequence[Subject]) -> tuple[SpeedResult 
     settings = work.settings
     if not (settings.speed or settings.samples):
         return None, []
-    check_memory(subjects, work.device, work.dtype)
     models = [subject.load(work.device, work.dtype) for subject in subjects]
     speed, samples = None, []
     if settings.samples:
@@ -247,24 +269,13 @@ def _answers(
             "batch_size": work.settings.batch_size,
         }
         path = None if folder is None else folder / f"{_slug(unit.name)}.json"
-        known = _stored(path, key)
+        known = None if path is None else TaskItems.load(path, key)
         if known is None:
             known = ask(scorer, unit, key, work.settings.limit)
             if path is not None:
                 known.save(path)
         answers[unit.name] = known
     return answers
-
-
-def _stored(path: Path | None, key: Mapping[str, Any]) -> TaskItems | None:
-    """Answers of an earlier start, if they are to the same questions."""
-    if path is None or not path.exists():
-        return None
-    try:
-        found = TaskItems.model_validate_json(path.read_bytes())
-    except ValueError:
-        return None
-    return found if found.key == json.loads(json.dumps(key)) else None
 
 
 def _environment(work: Work, command: str) -> dict[str, Any]:

@@ -39,6 +39,16 @@ KINDS: dict[Any, Kind] = {
 }
 
 
+def _with_bar(name: str) -> Any:
+    """The method of `HFLM` with this name, with our progress bar instead of its own."""
+
+    def answers(scorer: Scorer, requests: list[Instance], disable_tqdm: bool = True) -> list[Any]:
+        with scorer.progress(requests):
+            return getattr(HFLM, name)(scorer, requests, disable_tqdm=True)
+
+    return answers
+
+
 class Scorer(HFLM):
     """The harness's way to score with a model of transformers', with our progress bar, and with what it cut counted.
 
@@ -58,20 +68,9 @@ class Scorer(HFLM):
         self.can_keep_few = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.kept_logits = 0
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """See `HFLM.loglikelihood`."""
-        with self._progress(requests):
-            return super().loglikelihood(requests, disable_tqdm=True)
-
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        """See `HFLM.loglikelihood_rolling`."""
-        with self._progress(requests):
-            return super().loglikelihood_rolling(requests, disable_tqdm=True)
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """See `HFLM.generate_until`."""
-        with self._progress(requests):
-            return super().generate_until(requests, disable_tqdm=True)
+    loglikelihood = _with_bar("loglikelihood")
+    loglikelihood_rolling = _with_bar("loglikelihood_rolling")
+    generate_until = _with_bar("generate_until")
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
@@ -84,16 +83,14 @@ class Scorer(HFLM):
             override_bs: not used: the batch size is fixed.
         """
         for texts, context, continuation in requests:
+            text, answer = texts or ("", "")
             if len(continuation) > self.max_length:
-                answer = "" if texts is None else texts[1]
                 raise UserError(
                     f"an answer of {len(continuation)} tokens ({answer[:40]!r}...) is longer than the context of "
                     f"{self.name}, {self.max_length}"
                 )
-            largest = max((*context, *continuation), default=0)
-            check_ids(
-                largest, self.model.config, f"the text {texts[0][:40]!r}..." if texts else "a text", self.name
-            )
+            where = f"the text {text[:40]!r}..." if texts else "a text"
+            check_ids(max((*context, *continuation), default=0), self.model.config, where, self.name)
             self.truncated += len(context) + len(continuation) > self.max_length + 1
         answers: list[Any] = [None] * len(requests)
         for batch, kept in self._batches(requests):
@@ -125,8 +122,8 @@ class Scorer(HFLM):
         for tokens, places in sorted(rows.items(), key=lambda row: -len(row[0])):
             length = min(len(tokens), self.max_length)
             begin = length - max(len(requests[place][2]) for place in places)
-            full = count + 1 > self.batch_size
-            if batch and (full or (count + 1) * (longest - min(first, begin)) * per_position > LOGIT_BYTES):
+            size = (count + 1) * (longest - min(first, begin)) * per_position
+            if batch and (count == self.batch_size or size > LOGIT_BYTES):
                 yield batch, longest - first
                 batch, count = [], 0
             if not batch:
@@ -135,7 +132,7 @@ class Scorer(HFLM):
         if batch:
             yield batch, longest - first
 
-    def _progress(self, requests: Sequence[Instance]) -> ProgressBar:
+    def progress(self, requests: Sequence[Instance]) -> ProgressBar:
         """A bar that the harness moves on as it caches the answer to every request."""
         self.requests += len(requests)
         bar = ProgressBar(f"{self.name}: {self.title}", len(requests), "requests")
@@ -169,10 +166,8 @@ def ask(scorer: Any, unit: Unit, key: dict[str, Any], limit: int | None = None) 
     for task in unit.tasks:
         task.set_fewshot_seed(seed=SEED)
     scorer.truncated, scorer.requests, scorer.title = 0, 0, unit.name
-    devices = (
-        [scorer.device] if scorer.device is not None and torch.device(scorer.device).type == "cuda" else []
-    )
-    with torch.random.fork_rng(devices=devices):
+    on_gpu = scorer.device is not None and torch.device(scorer.device).type == "cuda"
+    with torch.random.fork_rng(devices=[scorer.device] if on_gpu else []):
         torch.manual_seed(SEED)
         results = evaluator.evaluate(
             lm=scorer,
@@ -246,9 +241,8 @@ def _chance(unit: Unit, samples: list[dict[str, Any]]) -> float | None:
 
 def _hash(sample: dict[str, Any]) -> str:
     arguments = "\0".join(str(argument) for arguments in sample["arguments"] for argument in arguments)
-    return hashlib.sha256(f"{arguments}\0{sample['target']}".encode("utf-8", "surrogatepass")).hexdigest()[
-        :16
-    ]
+    whole = f"{arguments}\0{sample['target']}".encode("utf-8", "surrogatepass")
+    return hashlib.sha256(whole).hexdigest()[:16]
 
 
 def _has_nan(value: Any) -> bool:

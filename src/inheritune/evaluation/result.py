@@ -9,9 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from inheritune import UserError
 from inheritune.runtime import files
 
 FILE = "evaluation.json"
@@ -95,10 +94,7 @@ class TaskResult(Record):
 
     def of(self, metric: str) -> MetricResult:
         """The figures of one metric; KeyError if the task does not have it."""
-        for result in self.metrics:
-            if result.metric == metric:
-                return result
-        raise KeyError(metric)
+        return {result.metric: result for result in self.metrics}[metric]
 
 
 class Cell(Record):
@@ -194,10 +190,7 @@ class Evaluation(Record):
 
     def task(self, name: str) -> TaskResult:
         """The figures of one task; KeyError if there are none."""
-        for result in self.tasks:
-            if result.task == name:
-                return result
-        raise KeyError(name)
+        return {result.task: result for result in self.tasks}[name]
 
 
 def judge(interval: tuple[float, float], higher_is_better: bool, p: float | None = None) -> Outcome:
@@ -219,11 +212,4 @@ def load_evaluation(path: Path) -> Evaluation:
     Raises:
         UserError: it is something else, or damaged.
     """
-    try:
-        return Evaluation.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(
-            f"{path} is not an evaluation of format 1: {where or 'file'}: {first['msg']}"
-        ) from None
+    return files.read_record(path, Evaluation, "an evaluation of format 1")

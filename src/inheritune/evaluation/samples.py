@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
@@ -20,6 +20,7 @@ from inheritune.evaluation.result import Sample
 from inheritune.models.architecture import context_length
 from inheritune.models.load import tokenizer_in
 from inheritune.runtime import files
+from inheritune.training.checks import check_ids
 
 logger = logging.getLogger(__name__)
 
@@ -60,13 +61,14 @@ def side_by_side(
     prompts: Sequence[str] = PROMPTS,
     tokens: int = 64,
     seed: int = 0,
+    front: Sequence[int] | None = None,
 ) -> list[Sample]:
     """What every model, with its own tokenizer, writes after every prompt, as `continuations`, which see.
 
     Each continuation is drawn with the same seed, so a text depends on its model, prompt and seed alone.
     """
     by_model = [
-        continuations(model, tokenizer, prompts, tokens, seed)
+        continuations(model, tokenizer, prompts, tokens, seed, front)
         for model, tokenizer in zip(models, tokenizers, strict=True)
     ]
     return [
@@ -86,15 +88,25 @@ def write_samples(
     prompts = list(recipe.samples.prompts) or prompts_from(data.validation, tokenizer)
     bos = data.validation.bos
     front = [] if bos is None else [bos]
-    of_reference, of_small = (
-        continuations(model, tokenizer, prompts, recipe.samples.tokens, front=front)
-        for model in (reference, small)
+    found = side_by_side(
+        [reference, small], [tokenizer, tokenizer], prompts, recipe.samples.tokens, front=front
     )
-    rows = [
-        {"prompt": prompt, "reference": larger, "target": smaller}
-        for prompt, larger, smaller in zip(prompts, of_reference, of_small, strict=True)
-    ]
-    files.write_json(path, rows)
+    rows = [(one.prompt, *one.continuations) for one in found]
+    files.write_json(path, [dict(zip(("prompt", "reference", "target"), row, strict=True)) for row in rows])
+
+
+def check_prompts(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], config: PretrainedConfig, name: str
+) -> None:
+    """A model can continue prompts.
+
+    Raises:
+        UserError: as `continuations`, or for a token that the model does not have.
+    """
+    front = tokens_in_front(tokenizer)
+    for prompt in prompts:
+        read = front + _tokens(tokenizer, prompt, front)
+        check_ids(max(read), config, f"the prompt {prompt[:40]!r}", name)
 
 
 @torch.no_grad()
@@ -134,11 +146,7 @@ def _continue(
     seed: int,
     front: list[int],
 ) -> str:
-    read = list(tokenizer(prompt, add_special_tokens=False).input_ids)
-    if read[: len(front)] == front:  # written out in the prompt
-        read = read[len(front) :]
-    if not front + read:
-        read = [_first_token(tokenizer)]
+    read = _tokens(tokenizer, prompt, front)
     context = context_length(model.config)
     if context is not None:
         tokens = min(tokens, context // 2)
@@ -162,10 +170,16 @@ def _continue(
     return tokenizer.decode(output[0, len(read) :].tolist())
 
 
-def _first_token(tokenizer: PreTrainedTokenizerBase) -> int:
+def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, front: list[int]) -> list[int]:
+    """What is read of a prompt behind the tokens in front."""
+    read = list(tokenizer(prompt, add_special_tokens=False).input_ids)
+    if read[: len(front)] == front:  # written out in the prompt
+        read = read[len(front) :]
+    if front or read:
+        return read
     for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
-            return token
+            return [token]
     raise UserError(
         "an empty prompt cannot be continued: the tokenizer has no token that begins or ends a text to start from"
     )

@@ -48,7 +48,7 @@ def measure_speed(
             memory on the GPU.
     """
     names = [f"model {i} ({m.name_or_path or m.config.model_type})" for i, m in enumerate(models, 1)]
-    prompt_tokens = fitting_prompt(models)
+    prompt_tokens = check_speed(models, names)
     vocabulary = min(model.get_input_embeddings().weight.shape[0] for model in models)
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(vocabulary, (max(batches), prompt_tokens), generator=generator)
@@ -110,12 +110,15 @@ def memory_bytes(model: PreTrainedModel) -> int:
     )
 
 
-def fitting_prompt(models: Sequence[PreTrainedModel]) -> int:
-    """The prompt's length, so that every model's context has room for it and `NEW_TOKENS`.
+def check_speed(models: Sequence[PreTrainedModel], names: Sequence[str]) -> int:
+    """The prompt's length, so that every model's context has room for it and `NEW_TOKENS`. Weights are not needed.
 
     Raises:
-        UserError: there is no room.
+        UserError: there is no room, or a model keeps nothing of earlier tokens.
     """
+    for model, name in zip(models, names, strict=True):
+        if "past_key_values" not in inspect.signature(model.forward).parameters:
+            raise _without_cache(model, name)
     contexts = [context for model in models if (context := context_length(model.config)) is not None]
     room = min(contexts, default=PROMPT_TOKENS + NEW_TOKENS) - NEW_TOKENS
     if room < 1:
@@ -124,6 +127,13 @@ def fitting_prompt(models: Sequence[PreTrainedModel]) -> int:
             f"{min(contexts)}: leave speed out"
         )
     return min(PROMPT_TOKENS, room)
+
+
+def _without_cache(model: PreTrainedModel, name: str) -> UserError:
+    return UserError(
+        f"{name}, of type {model.config.model_type!r}, keeps no keys and values of earlier tokens, so its speed "
+        "cannot be measured like the others'"
+    )
 
 
 def read(model: PreTrainedModel, tokens_bt: Tensor, past: Any = None, **options: Any) -> tuple[Tensor, Any]:
@@ -156,21 +166,15 @@ def cache_bytes(past: Any) -> int:
 def _run(model: PreTrainedModel, name: str, prompts_bt: Tensor) -> tuple[float, float, int]:
     """Seconds of reading and of writing, and the bytes of the cache after reading."""
     device = prompts_bt.device
-    without_cache = UserError(
-        f"{name}, of type {model.config.model_type!r}, keeps no keys and values of earlier tokens, so its speed "
-        "cannot be measured like the others'"
-    )
-    takes = inspect.signature(model.forward).parameters
-    if "past_key_values" not in takes:
-        raise without_cache
     # As generation does: the prompt's other logits are batch * prompt * vocabulary numbers nobody looks at.
-    options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+    few = "logits_to_keep" in inspect.signature(model.forward).parameters
+    options: dict[str, Any] = {"logits_to_keep": 1} if few else {}
     try:
         start = _now(device)
         token_b1, past = read(model, prompts_bt, **options)
         prefill, size = _now(device) - start, cache_bytes(past)
         if not size:
-            raise without_cache
+            raise _without_cache(model, name)
         start = _now(device)
         write(model, token_b1, past, NEW_TOKENS, **options)
         return prefill, _now(device) - start, size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,30 +44,42 @@ class MetricItems(BaseModel):
     items: list[float] | list[tuple[float, float]] | None
     """A number for every item, or (log-likelihood, weight); None where the kind is `other`."""
 
+    @property
+    def _is_ratio(self) -> bool:
+        """Whether two of them are compared by their ratio: what adds up over items is the logarithm."""
+        return self.kind in ("perplexity", "weighted_perplexity")
+
     def score(self) -> Score:
         """The figure with its standard error over items."""
-        return Score(value=self.value, standard_error=self._error())
+        if self.items is None or len(self.items) < 2:
+            return Score(value=self.value, standard_error=None)
+        error = _ratio_error(*self.terms())
+        # The error of exp(x) is exp(x) times that of x.
+        return Score(value=self.value, standard_error=self.value * error if self._is_ratio else error)
 
     def paired(self, reference: MetricItems) -> Paired | None:
         """This model minus the reference, item by item; None where the items do not add up to the figure."""
         if self.items is None or reference.items is None or len(self.items) < 2:
             return None
-        difference, error = _difference(self, reference)
+        (values, weights), (others, _) = self.terms(), reference.terms()
+        difference, error = (
+            float((values - others).sum() / weights.sum()),
+            _ratio_error(values - others, weights),
+        )
         low, high = difference - Z95 * error, difference + Z95 * error
-        if self.kind in ("perplexity", "weighted_perplexity"):  # a difference of logarithms, so far
+        if self._is_ratio:
             difference, low, high = math.expm1(difference), math.expm1(low), math.expm1(high)
-        p = _mcnemar(_terms(self)[0], _terms(reference)[0]) if self.kind == "mean" else None
+        p = _mcnemar(values, others) if self.kind == "mean" else None
         outcome = judge((low, high), self.higher_is_better, p)
         return Paired(difference=difference, interval=(low, high), p=p, outcome=outcome)
 
-    def _error(self) -> float | None:
-        if self.items is None or len(self.items) < 2:
-            return None
-        values, weights = _terms(self)
-        error = _ratio_error(values, weights)
-        if self.kind in ("perplexity", "weighted_perplexity"):
-            return self.value * error  # the error of exp(x) is exp(x) times that of x
-        return error
+    def terms(self) -> tuple[np.ndarray, np.ndarray]:
+        """Figure, or its logarithm, as a ratio of sums over items: numerators and weights, float64 [items] each."""
+        items = np.asarray(self.items, dtype=np.float64)
+        if self.kind in ("mean", "perplexity"):
+            return (items if self.kind == "mean" else -items), np.ones(len(items))
+        log_likelihoods, weights = items.T
+        return -log_likelihoods / (math.log(2) if self.kind == "bits_per_byte" else 1), weights
 
 
 class TaskItems(BaseModel):
@@ -96,6 +109,15 @@ class TaskItems(BaseModel):
         """Write as JSON, at once."""
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(path, self.model_dump_json() + "\n")
+
+    @classmethod
+    def load(cls, path: Path, key: dict[str, Any]) -> TaskItems | None:
+        """What `save` wrote, if it answers the same questions and is whole."""
+        try:
+            found = cls.model_validate_json(path.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        return found if found.key == json.loads(json.dumps(key)) else None
 
 
 def task_result(unit: Unit, names: Sequence[str], answers: Sequence[TaskItems]) -> TaskResult:
@@ -140,9 +162,8 @@ def group_result(name: str, results: Sequence[TaskResult]) -> GroupResult:
     group, tasks = GROUPS[name], {result.task: result for result in results}
     columns = [Cell(task=task, metric=metric) for task, metric in group.columns if task in tasks]
     missing = list(dict.fromkeys(task for task, _ in group.columns if task not in tasks))
-    average = (
-        None if missing or not group.average else _average([tasks[c.task].of(c.metric) for c in columns])
-    )
+    whole = group.average and not missing
+    average = _average([tasks[c.task].of(c.metric) for c in columns]) if whole else None
     return GroupResult(name=name, columns=columns, average=average, missing=missing)
 
 
@@ -188,24 +209,6 @@ def average_scores(scores: Sequence[Score]) -> Score:
     known = [score.standard_error for score in scores if score.standard_error is not None]
     error = math.sqrt(sum(e**2 for e in known)) / len(scores) if len(known) == len(scores) else None
     return Score(value=sum(score.value for score in scores) / len(scores), standard_error=error)
-
-
-def _difference(model: MetricItems, reference: MetricItems) -> tuple[float, float]:
-    """Difference of the two figures (of perplexities: of their logarithms), and its standard error."""
-    values, weights = _terms(model)
-    others, _ = _terms(reference)
-    return float((values - others).sum() / weights.sum()), _ratio_error(values - others, weights)
-
-
-def _terms(metric: MetricItems) -> tuple[np.ndarray, np.ndarray]:
-    """Figure, or its logarithm, as a ratio of sums over items: numerators and weights, float64 [items] each."""
-    items = np.asarray(metric.items, dtype=np.float64)
-    if metric.kind == "mean":
-        return items, np.ones(len(items))
-    if metric.kind == "perplexity":
-        return -items, np.ones(len(items))
-    log_likelihoods, weights = items.T
-    return (-log_likelihoods / math.log(2) if metric.kind == "bits_per_byte" else -log_likelihoods), weights
 
 
 def _ratio_error(values: np.ndarray, weights: np.ndarray) -> float:

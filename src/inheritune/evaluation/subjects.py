@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import psutil
@@ -14,6 +16,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
 from inheritune.config import Pretrained, Recipe, TrainRecipe
+from inheritune.data.tokenizer import AUTO
 from inheritune.evaluation.result import ModelFigures
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.load import load_config, load_model, load_tokenizer, tokenizer_in
@@ -30,6 +33,13 @@ class Subject:
     source: Pretrained
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase | None
+    bos: str = AUTO
+    """`data.bos` of the run that it is from: the token that it reads in front of a text."""
+
+    @cached_property
+    def shape(self) -> PreTrainedModel:
+        """The model without its weights."""
+        return on_meta(self.config)
 
     def load(self, device: torch.device, dtype: torch.dtype | str) -> PreTrainedModel:
         """The model on its device, in evaluation mode.
@@ -52,6 +62,17 @@ class Subject:
             dtype=str(model.dtype).removeprefix("torch."),
             weights=weights_hash(model),
         )
+
+    def weight_bytes(self, dtype: torch.dtype | str) -> int:
+        """Of the weights in this type; "auto" is the checkpoint's."""
+        kind = getattr(self.config, "dtype", None) if dtype == "auto" else dtype
+        if isinstance(kind, str):
+            if not isinstance(named := getattr(torch, kind, None), torch.dtype):
+                raise UserError(
+                    f"there is no type of weights {kind!r}: give auto, float32, bfloat16 or float16"
+                )
+            kind = named
+        return parameter_count(self.shape) * (kind or torch.float32).itemsize
 
 
 def find_subjects(
@@ -86,12 +107,12 @@ def find_subjects(
             subjects += run_subjects(name, Path(source), shared)
             continue
         model = Pretrained(source, revision, trust_remote_code)
-        subjects.append(Subject(name, model, load_config(model), shared or load_tokenizer(model)))
+        own = shared or load_tokenizer(model)
+        subjects.append(Subject(name, model, load_config(model), own, _bos(source)))
     names = [subject.name for subject in subjects]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError(f"two models are called {name}: name them, as in A=PATH B=PATH")
     for subject in subjects:
+        if names.count(subject.name) > 1:
+            raise UserError(f"two models are called {subject.name}: name them, as in A=PATH B=PATH")
         # The tokenizer may be smaller, and tokens may have been added to it later.
         size = subject.tokenizer.vocab_size if subject.tokenizer is not None else 0
         rows = subject.config.get_text_config().vocab_size
@@ -123,11 +144,28 @@ def run_subjects(
         raise UserError(
             f"{directory} is not the directory of a finished run of `inheritune run` or `inheritune train`"
         )
-    fallback = tokenizer_in(recipe.data.path)
+    fallback, bos = tokenizer_in(recipe.data.path), recipe.data.bos
     return [
-        Subject(each, model, load_config(model), tokenizer or load_tokenizer(model) or fallback)
+        Subject(each, model, load_config(model), tokenizer or load_tokenizer(model) or fallback, bos)
         for each, model in models.items()
     ]
+
+
+def reference_subject(recipe: Recipe, config: PretrainedConfig) -> Subject:
+    """The reference of a recipe, before it is there."""
+    trained = recipe.reference.trained
+    tokenizer = (trained and load_tokenizer(trained)) or tokenizer_in(recipe.data.path)
+    return Subject("the reference", trained or Pretrained("."), config, tokenizer, recipe.data.bos)
+
+
+def _bos(source: str) -> str:
+    """`data.bos` of the run in whose directory a model stands, as `final` or `reference/model`."""
+    for directory in Path(source).resolve().parents[:2]:
+        if (directory / "recipe.yaml").is_file():
+            with suppress(UserError):  # not one of ours
+                recipe = load_any(directory / "recipe.yaml")
+                return recipe.data.bos if isinstance(recipe, Recipe | TrainRecipe) else AUTO
+    return AUTO
 
 
 def check_memory(subjects: Sequence[Subject], device: torch.device, dtype: torch.dtype | str) -> None:
@@ -136,7 +174,7 @@ def check_memory(subjects: Sequence[Subject], device: torch.device, dtype: torch
     Raises:
         UserError: they are.
     """
-    needed = sum(_weight_bytes(subject.config, dtype) for subject in subjects)
+    needed = sum(subject.weight_bytes(dtype) for subject in subjects)
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > free:
         names = " and ".join(subject.name for subject in subjects)
@@ -160,15 +198,6 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _weight_bytes(config: PretrainedConfig, dtype: torch.dtype | str) -> int:
-    kind = getattr(config, "dtype", None) if dtype == "auto" else dtype
-    if isinstance(kind, str):
-        if not isinstance(named := getattr(torch, kind, None), torch.dtype):
-            raise UserError(f"there is no type of weights {kind!r}: give auto, float32, bfloat16 or float16")
-        kind = named
-    return parameter_count(on_meta(config)) * (kind or torch.float32).itemsize
 
 
 def _name_and_source(given: str) -> tuple[str, str]:

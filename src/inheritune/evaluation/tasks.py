@@ -1,23 +1,42 @@
-"""Which tasks there are, and making the harness's tasks ready to be asked.
+"""Which tasks there are, and making the harness's tasks ready to be asked, with items of its own or local ones.
 
-A task is named as in lm-evaluation-harness. Three groups are the paper's tables.
+A task is named as in lm-evaluation-harness. Three groups are the paper's tables. `tasks.yaml` beside this file says
+where the local items of a task are, as JSON lines, and what fields they have.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import lzma
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import datasets
 import yaml
+from pydantic import BaseModel, ConfigDict
 
 from inheritune import UserError
-from inheritune.evaluation.local_data import ROLES, LocalTask, NoDataError, local_tasks, read_items
+from inheritune.data.documents import one_line
 from inheritune.runtime import files
+
+SUFFIXES = (".jsonl", ".jsonl.xz")
+ROLES = {
+    "train": "training_split",
+    "validation": "validation_split",
+    "validation_matched": "validation_split",
+    "test": "test_split",
+    "dev": "fewshot_split",
+}
+"""What a split is for, in the harness's words."""
+EVALUATED = ("test_split", "validation_split")
+"""The harness asks the first of these that has items."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +91,7 @@ class Unit:
     tasks: tuple[Any, ...]
     """lm_eval.api.task.Task, with its items loaded."""
     shots: int
-    data: str
+    data: str = "hub"
     """Where the items came from."""
     checksums: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of local files."""
@@ -136,11 +155,10 @@ def check_names(names: Sequence[str]) -> None:
     _need_harness()
     for name in filter(_is_file, names):
         _check_file(name)
-    unknown = [name for name in _expand(names) if name not in local_tasks() and not _is_file(name)]
-    if unknown:
-        manager = _manager()
-        for name in unknown:
-            _check_known(name, manager)
+    others = [name for name in _expand(names) if name not in local_tasks() and not _is_file(name)]
+    manager = _manager() if others else None
+    for name in others:
+        _check_known(name, manager)
 
 
 def _expand(names: Sequence[str]) -> list[str]:
@@ -154,14 +172,14 @@ def _expand(names: Sequence[str]) -> list[str]:
 def _load(name: str, data: Path | None, shots: int | None) -> list[Unit]:
     """The units that a name stands for."""
     if _is_file(name):
-        units = _from_harness(_manager(only=()), name, name, shots)
+        units = _from_harness(_manager(only=()), name, shots)
         return [replace(unit, checksums={name: files.sha256(Path(name))}) for unit in units]
     entry = local_tasks().get(name)
     if entry is not None:
         manager = _manager(only=(entry.harness,))
         asked = entry.shots if shots is None else shots
         return (
-            _from_harness(manager, name, name, asked)
+            _from_harness(manager, name, asked)
             if data is None
             else [_local(manager, name, entry, data, asked)]
         )
@@ -171,7 +189,7 @@ def _load(name: str, data: Path | None, shots: int | None) -> list[Unit]:
         raise NoDataError(
             f"{name} cannot be read from a folder: --data has a layout for {', '.join(local_tasks())}"
         )
-    return _from_harness(manager, name, name, shots)
+    return _from_harness(manager, name, shots)
 
 
 def _local(manager: Any, name: str, entry: LocalTask, data: Path, shots: int | None) -> Unit:
@@ -181,22 +199,21 @@ def _local(manager: Any, name: str, entry: LocalTask, data: Path, shots: int | N
     spec = [{"task": leaf, **items.changes(entry, subject)} for leaf, subject in leaves.items()]
     try:
         tasks = manager.load({"group": "local", "task": spec})["tasks"].values()
-    except (
-        Exception
-    ) as error:  # of whatever kind, as the harness and its templates meet the user's items here
+    except Exception as error:  # of whatever kind: the harness and its templates meet the user's items here
         reason = f"the items of {name} in {data} are not as the harness needs them: {_first(error)}"
         raise UserError(reason) from error
     used, expected = _evaluated(items.splits), _evaluated(entry.splits)
     notes = [entry.note] if entry.note else []
     if used != expected:
         notes.append(f"the {used} items, as there are no {expected} items")
-    return _unit(name, tuple(tasks), shots, items.files[used], items.checksums, "; ".join(notes) or None)
+    unit = _unit(name, tasks, shots)
+    return replace(unit, data=items.files[used], checksums=items.checksums, note="; ".join(notes) or None)
 
 
-def _from_harness(manager: Any, name: str, spec: str, shots: int | None) -> list[Unit]:
+def _from_harness(manager: Any, name: str, shots: int | None) -> list[Unit]:
     """The harness's task with its own data. A group that pools its items is one unit, any other one a unit a task."""
     try:
-        loaded = manager.load([spec])
+        loaded = manager.load([name])
     except Exception as error:  # of whatever kind: the hub, a data set that is gone, the task's own file
         if not _lacks_items(error):
             raise UserError(f"the task {name} is not as the harness needs it: {_first(error)}") from error
@@ -204,8 +221,8 @@ def _from_harness(manager: Any, name: str, spec: str, shots: int | None) -> list
     tasks, group = loaded["tasks"], loaded.get("groups", {}).get(name)
     rules = (group and group.aggregate_metric_list) or []
     if rules and all(rule.weight_by_size for rule in rules):  # its items are pooled
-        return [_unit(name, tuple(tasks.values()), shots, "hub", {}, None)]
-    return [_unit(task, (made,), shots, "hub", {}, None) for task, made in tasks.items()]
+        return [_unit(name, tasks.values(), shots)]
+    return [_unit(task, [made], shots) for task, made in tasks.items()]
 
 
 def _lacks_items(error: Exception) -> bool:
@@ -214,22 +231,14 @@ def _lacks_items(error: Exception) -> bool:
     return "download" in frames and not isinstance(error, TypeError | AttributeError)
 
 
-def _unit(
-    name: str,
-    tasks: tuple[Any, ...],
-    shots: int | None,
-    data: str,
-    checksums: Mapping[str, str],
-    note: str | None,
-) -> Unit:
+def _unit(name: str, tasks: Iterable[Any], shots: int | None) -> Unit:
     """With the number of worked examples set, as the harness's own command does it."""
-    for task in tasks:
-        own = task.get_config("num_fewshot")
-        if own is None or (
-            shots is not None and own != 0
-        ):  # a task that says 0 has its examples in the prompt
+    made = tuple(tasks)
+    for task in made:
+        own = task.get_config("num_fewshot")  # a task that says 0 has its examples in the prompt
+        if own is None or (shots is not None and own != 0):
             task.set_config(key="num_fewshot", value=shots or 0)
-    return Unit(name, tasks, tasks[0].get_config("num_fewshot"), data, checksums, note)
+    return Unit(name, made, made[0].get_config("num_fewshot"))
 
 
 def _subjects(manager: Any, name: str) -> dict[str, str]:
@@ -242,7 +251,7 @@ def _subjects(manager: Any, name: str) -> dict[str, str]:
 def _evaluated(splits: Iterable[str]) -> str:
     """The split that the harness asks: the test items where there are some, else the validation items."""
     by_role = {ROLES[split]: split for split in splits}
-    return by_role.get("test_split") or by_role["validation_split"]
+    return next(by_role[role] for role in EVALUATED if role in by_role)
 
 
 def _manager(only: Sequence[str] | None = None) -> Any:
@@ -292,6 +301,123 @@ def _need_harness() -> None:
 
 def _first(error: Exception) -> str:
     """The first line; of a YAML error all, as it says where."""
-    text = " ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else str(error)
-    lines = text.strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    text = one_line(error) if isinstance(error, yaml.YAMLError) else str(error)
+    return ": ".join([type(error).__name__, *text.strip().splitlines()[:1]])
+
+
+class LocalTask(BaseModel):
+    """An entry of `tasks.yaml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    harness: str
+    """Folder of the harness in which the task is defined."""
+    data: str
+    """Folder of the items, below the one that the user gives."""
+    splits: tuple[str, ...]
+    """What the harness's task reads, by its names."""
+    fields: tuple[str, ...]
+    """What every item has."""
+    files: dict[str, str] = {}
+    """Split -> name of its file without suffix, where that is not the split's own name."""
+    shots: int | None = None
+    """Worked examples before every item, where the paper's number is not the harness's."""
+    select: str | None = None
+    """A field that tells the harness's tasks apart which share a file."""
+    changes: dict[str, Any] = {}
+    """Settings of the harness's task that go with a layout of items which is not the hub's."""
+    note: str | None = None
+
+
+class NoDataError(UserError):
+    """There are no items for a task, so that it may be skipped."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """What takes the place of a harness task's data."""
+
+    splits: Mapping[str, datasets.Dataset]
+    files: Mapping[str, str]
+    """Their names below the user's folder, by split."""
+    checksums: Mapping[str, str]
+    """SHA-256 of the files, by name."""
+
+    def changes(self, task: LocalTask, subject: str | None = None) -> dict[str, Any]:
+        """Settings of the harness's task that make it read these items; of one `subject` where files are shared."""
+        splits = {
+            split: dataset if subject is None else _of(dataset, task.select, subject)
+            for split, dataset in self.splits.items()
+        }
+        roles = {ROLES[split]: split if split in splits else None for split in task.splits}
+        return {**task.changes, **roles, "custom_dataset": lambda **_: splits}
+
+
+@cache
+def local_tasks() -> Mapping[str, LocalTask]:
+    """The tasks of `tasks.yaml` by the harness's names."""
+    table = yaml.safe_load((resources.files(__package__) / "tasks.yaml").read_text(encoding="utf-8"))
+    return {name: LocalTask.model_validate(entry) for name, entry in table.items()}
+
+
+def read_items(name: str, task: LocalTask, folder: Path) -> Items:
+    """The items of a task from the folder that the user gave.
+
+    Raises:
+        NoDataError: there is none to evaluate.
+        UserError: a file is empty or malformed; file and line are named.
+    """
+    stems = {split: task.files.get(split, split) for split in task.splits}
+    candidates = {
+        split: [f"{task.data}/{stem}{suffix}" for suffix in SUFFIXES] for split, stem in stems.items()
+    }
+    paths = {split: path for split in stems for path in candidates[split][::-1] if (folder / path).is_file()}
+    wanted = [split for split in stems if ROLES[split] in EVALUATED]
+    if not paths.keys() & set(wanted):
+        names = " or ".join(f"{stems[split]}.jsonl" for split in wanted)
+        raise NoDataError(f"there are no items of {name} in {folder}: {task.data}/{names} is not there")
+    checksums = {path: files.sha256(folder / path) for path in paths.values()}
+    splits = {split: _read(folder / path, task.fields, checksums[path]) for split, path in paths.items()}
+    return Items(splits, paths, checksums)
+
+
+def _of(dataset: datasets.Dataset, field: str | None, value: str) -> datasets.Dataset:
+    assert field is not None
+    rows = [row for row, found in enumerate(dataset[field]) if found == value]
+    if not rows:
+        raise NoDataError(f"there are no items with {field} {value!r}")
+    return dataset.select(rows)
+
+
+@cache
+def _read(path: Path, fields: tuple[str, ...], checksum: str) -> datasets.Dataset:
+    """Read once, as long as the file is the same."""
+    records: list[dict[str, Any]] = []
+    open_ = lzma.open if path.suffix == ".xz" else open
+    try:
+        with open_(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    records.append(_parse(line, f"{path}, line {number},", fields))
+    except (lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged after line {len(records)}: {error}") from None
+    if not records:
+        raise UserError(f"{path} is empty: it should have one item a line, as JSON")
+    try:
+        return datasets.Dataset.from_list(records)
+    except (TypeError, ValueError) as error:  # pyarrow's errors are ValueErrors and TypeErrors
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} has items of different kinds in one field: {reason}") from None
+
+
+def _parse(line: str, where: str, fields: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not valid JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{where} is not a JSON object")
+    lacking = [field for field in fields if field not in record]
+    if lacking:
+        raise UserError(f"{where} lacks the field {lacking[0]!r}; it has {', '.join(record)}")
+    return record

@@ -17,7 +17,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from inheritune import UserError
+
+M = TypeVar("M", bound=BaseModel)
 
 TEMPORARY_SUFFIX = ".tmp"
 _TEMPORARY = re.compile(r".+\.[0-9a-f]{8}\.tmp")
@@ -46,6 +52,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` by this value as indented JSON, at once."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_record(path: Path, kind: type[M], what: str) -> M:
+    """The record in a JSON file. UserError where it is none, naming `what` it should be and the first place."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "file"
+        raise UserError(f"{path} is not {what}: {where}: {first['msg']}") from error
 
 
 @contextmanager

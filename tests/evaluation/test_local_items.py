@@ -12,8 +12,7 @@ import pytest
 from lm_eval.tasks import TaskManager
 
 from evaluation import tiny_items
-from inheritune.evaluation.local_data import ROLES, LocalTask, NoDataError, local_tasks, read_items
-from inheritune.evaluation.tasks import make_plan
+from inheritune.evaluation.tasks import ROLES, LocalTask, NoDataError, local_tasks, make_plan, read_items
 
 BOOLQ = local_tasks()["boolq"]
 
