@@ -97,7 +97,7 @@ def test_a_model_whose_blocks_cannot_be_run_apart_is_refused() -> None:
     model = lively("llama")
     model.model.layers[2].register_forward_pre_hook(lambda module, args: (2 * args[0], *args[1:]))
     with pytest.raises(
-        UserError, match="its blocks cannot be run apart .something is done to the hidden state"
+        UserError, match=r"its blocks cannot be run apart \(something is done to the hidden state"
     ):
         ChoiceLosses(model, some_windows())
 
