@@ -52,24 +52,10 @@ def rendered(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def smaller(svg: str) -> str:
-    """The same picture with the corners of its lines to a tenth of a unit, each relative to the one before."""
-    return re.sub(r'\bd="([MLz\d.\s-]*)"', lambda match: f'd="{_relative(match[1])}"', svg)
-
-
-def _relative(path: str) -> str:
-    """A path of `M`, `L` and `z`. Rounded before it is subtracted, so that nothing adds up along a line."""
-    tokens = iter(re.findall(r"[MLz]|-?[\d.]+", path))
-    parts, x, y = [], 0, 0
-    for command in tokens:
-        if command == "z":
-            parts.append("z")
-            continue
-        to_x, to_y = (round(10 * float(next(tokens))) for _ in range(2))
-        parts.append(
-            f"M{to_x / 10:g} {to_y / 10:g}" if command == "M" else f"l{(to_x - x) / 10:g} {(to_y - y) / 10:g}"
-        )
-        x, y = to_x, to_y
-    return "".join(parts)
+    """The same picture with the corners of its lines to a tenth of a unit."""
+    return re.sub(
+        r'\bd="[MLz\d.\s-]*"', lambda path: re.sub(r"\d+\.\d+", lambda x: f"{float(x[0]):.1f}", path[0]), svg
+    )
 
 
 def main() -> None:

@@ -21,8 +21,8 @@ import yaml
 
 from inheritune import UserError
 from inheritune.data.shards import DataIdentity
-from inheritune.report.comparison import Comparison, pair, to_csv
-from inheritune.report.runs import Curve, Entry
+from inheritune.report.comparison import RunComparison, pair, to_csv
+from inheritune.report.runs import COLUMNS, Entry
 from inheritune.run_directory import read_starts
 from inheritune.runtime import files
 from inheritune.training import metrics
@@ -45,7 +45,7 @@ class Results:
     reference: str
 
     @property
-    def comparison(self) -> Comparison:
+    def comparison(self) -> RunComparison:
         """Every model against the reference of its seed."""
         return pair(self.entries, self.reference, self.name)
 
@@ -169,12 +169,10 @@ def read_study(folder: Path) -> Results:
 def _entry(
     line: Mapping[str, str], name: str, seed: int | None, windows: pa.Table, curves: pa.Table | None
 ) -> Entry:
-    flops, total = (float(line[key]) if line[key] else None for key in ("training_flops", "total_flops"))
-    before = np.nan if flops is None or total is None else total - flops
-    step = own = loss = np.empty(0)
+    curve = dict.fromkeys(COLUMNS["validation"], np.empty(0))
     if curves is not None:
         validation = curves.filter(pc.equal(curves["kind"], "validation"))
-        step, own, loss = (validation[key].to_numpy().astype(np.float64) for key in ("step", "flops", "loss"))
+        curve = {key: validation[key].to_numpy().astype(np.float64) for key in curve}
     path = Path(line["path"])
     data = DataIdentity(sha256=line["data"], split="validation", path=name) if line["data"] else None
     losses = windows["loss"].to_numpy().astype(np.float64)
@@ -185,10 +183,10 @@ def _entry(
         kind=line["kind"],
         seed=seed,
         **{key: int(line[key]) if line[key] else None for key in ("layers", "parameters", "steps", "tokens")},
-        flops=flops,
-        total_flops=total,
+        flops=float(line["training_flops"]) if line["training_flops"] else None,
+        total_flops=float(line["total_flops"]) if line["total_flops"] else None,
         losses=WindowLosses(losses, int(line["window_tokens"]), data),
-        curve=Curve(step, before + own, loss),
+        curve=curve,
     )
 
 

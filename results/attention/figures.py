@@ -30,7 +30,7 @@ def picture() -> Picture:
     lines = []
     for place, (start, label) in enumerate(STARTS.items(), start=1):
         curve = ENTRIES[f"transfer-{start}"].curve
-        lines.append(Line(f"{label} {curve.losses[-1]:.3f}", curve.steps, curve.losses, place))
+        lines.append(Line(f"{label} {curve['loss'][-1]:.3f}", curve["step"], curve["loss"], place))
     found = curves(
         lines,
         "validation loss, nats per token, by first weights of the twelve blocks",

@@ -24,7 +24,7 @@ from inheritune.data.loader import open_data
 from inheritune.plain_yaml import shown
 from inheritune.quantities import duration
 from inheritune.recipe_file import load_recipe, parse_recipe, to_yaml
-from inheritune.report.comparison import Comparison, Entry, read_entries, write_comparison
+from inheritune.report.comparison import Entry, RunComparison, read_entries, write_comparison
 from inheritune.run_directory import RunDirectory
 from inheritune.runtime import files
 from inheritune.runtime.signals import STARTED_BY, Interrupted, signals
@@ -398,7 +398,7 @@ def spent_flops(row: Row, directory: Path) -> float:
     return float(json.loads((folder / "training.json").read_text(encoding="utf-8"))["flops"])
 
 
-def compare_rows(study: Study, rows: Sequence[Row], directory: Path) -> Comparison:
+def compare_rows(study: Study, rows: Sequence[Row], directory: Path) -> RunComparison:
     """Compare the finished rows of a study with its reference, and write the result to `comparison/` in it."""
     entries = study_entries(study, rows, directory)
     return write_comparison(entries, study.reference, directory / "comparison", study.name)
@@ -421,15 +421,9 @@ def study_entries(study: Study, rows: Sequence[Row], directory: Path) -> list[En
             found = [entry for entry in found if entry.kind == "round"]
             labels = [*(f"{row.name} round {n}" for n in range(1, len(found))), row.name]
             found = [replace(entry, label=label) for entry, label in zip(found, labels, strict=True)]
-        found = [_with_earlier(entry, before) for entry in found]
-        total[row.name, row.seed] = found[-1].total_flops or 0.0
-        entries += found
+        for entry in found:
+            flops = None if entry.total_flops is None else entry.total_flops + before
+            entries.append(replace(entry, total_flops=flops))
+        total[row.name, row.seed] = entries[-1].total_flops or 0.0
     order = list(study.rows)
     return sorted(entries, key=lambda entry: order.index(entry.label.partition(" round ")[0]))
-
-
-def _with_earlier(entry: Entry, flops: float) -> Entry:
-    if entry.total_flops is None:
-        return entry
-    curve = replace(entry.curve, flops=entry.curve.flops + flops)
-    return replace(entry, total_flops=entry.total_flops + flops, curve=curve)

@@ -17,7 +17,7 @@ from rich.console import Console
 from inheritune.models.presets import from_config
 from inheritune.report.comparison import (
     FILES,
-    Comparison,
+    RunComparison,
     compare_runs,
     pair,
     parse_run,
@@ -45,11 +45,11 @@ def runs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def compare(*runs: object, reference: str | None = None) -> Comparison:
+def compare(*runs: object, reference: str | None = None) -> RunComparison:
     return pair(read_entries([parse_run(str(run)) for run in runs]), reference, "title")
 
 
-def differences(comparison: Comparison) -> dict[str, float | None]:
+def differences(comparison: RunComparison) -> dict[str, float | None]:
     return {seed.name: seed.paired and round(seed.paired.difference, 9) for seed in comparison.seeds}
 
 
@@ -113,7 +113,7 @@ def test_a_run_of_the_algorithm_gives_its_reference_and_its_rounds(tmp_path: Pat
     assert last.entry.flops == pytest.approx(600 * 3.57e12)
     assert last.entry.total_flops == pytest.approx(600 * (2.35e12 + 3.57e12))
     assert last.relative_flops == pytest.approx((2.35 + 3.57) / 4.0)
-    assert last.entry.curve.flops[0] == pytest.approx(600 * 2.35e12)  # it begins where round 1 ended
+    assert last.entry.before == pytest.approx(600 * 2.35e12)  # it begins where round 1 ended
     for name in (str(run), str(run / "round-1-4-layers"), "tiny/round-2-6-layers"):
         assert compare(runs / "same", run, reference=name).reference.startswith("tiny/")
 
@@ -125,7 +125,7 @@ def test_rounds_add_up_without_a_summary_and_a_reference_needs_no_metrics(tmp_pa
     (run / "reference" / "metrics.jsonl").unlink()
     reference, first, second = read_entries([(None, run)])
     assert (reference.steps, reference.flops, reference.losses is None) == (None, None, False)
-    assert len(reference.curve.losses) == 0
+    assert len(reference.curve["loss"]) == 0
     assert (first.seed, first.layers, first.losses) == (5, 4, None)
     assert second.total_flops == pytest.approx(first.flops + second.flops)
     summary = {"reference": None, "rounds": [round_summary(2, total_training_flops=7e18)]}
@@ -183,7 +183,7 @@ def test_unfinished_runs_are_listed_with_their_curve_and_without_figures(runs: P
     comparison = compare_runs([str(runs / "reference"), str(runs / "half")], None, out)
     half = comparison.seeds[1]
     assert (half.verdict, half.paired, half.relative_flops) == ("unfinished", None, None)
-    assert len(half.entry.curve.losses) == 6
+    assert len(half.entry.curve["loss"]) == 6
     assert comparison.notes == ("half is unfinished: its last record is step 50.",)
     row = read_csv(out / "comparison.csv")[1]
     assert {key for key, value in row.items() if value} == {"name", "seed", "verdict", "note"}
@@ -204,7 +204,7 @@ def test_a_damaged_line_of_metrics_is_left_out_and_told(runs: Path) -> None:
     path.write_text(path.read_text() + '{"kind": "validation", "step": 1')
     comparison = compare(runs / "reference", runs / "same")
     assert comparison.notes == ("same: Left out of same/metrics.jsonl: 1 line that could not be read.",)
-    assert len(comparison.seeds[1].entry.curve.losses) == 11
+    assert len(comparison.seeds[1].entry.curve["loss"]) == 11
 
 
 @pytest.mark.parametrize(("losses", "window"), [(REFERENCE[:3], 64), (REFERENCE, 32)])

@@ -14,7 +14,7 @@ from rich.console import Console
 from inheritune.report.pages import Page, Section
 from inheritune.report.table import Column, Row, Table, csv_text, minus
 
-TABLE = Table.of(
+TABLE = Table(
     "title",
     ("<Name", "Loss|nats", "Difference", "95% interval", "<Outcome"),
     [
@@ -55,7 +55,7 @@ def test_markdown_is_aligned_numbers_on_the_right() -> None:
 
 
 def test_a_page_has_minus_signs_in_numbers_only() -> None:
-    table = Table.of("", ("<Name", "Loss", "<Text"), [("a -1", "-1", "-1")])
+    table = Table("", ("<Name", "Loss", "<Text"), [("a -1", "-1", "-1")])
     assert ">a -1</th>" in html(table)
     assert '<td class="number">−1</td>' in html(table)
     assert "<td>-1</td>" in html(table)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from inheritune.report import terminal_rounds, verdict_sentence
+from inheritune.report.runs import read_run
+from inheritune.run_directory import Summary
 from report.synthetic_run import reference_summary, round_summary, run_summary
 
 
@@ -25,8 +29,12 @@ def with_rounds(*intervals: tuple[float, float], margin: float = 0.0, **changes:
     return run_summary(rounds=rounds, margin=margin, **changes)
 
 
+def sentence_of(summary: dict[str, Any]) -> str:
+    return verdict_sentence(Summary.model_validate(summary))
+
+
 def test_parity_beyond_chance() -> None:
-    assert verdict_sentence(run_summary()) == (
+    assert sentence_of(run_summary()) == (
         "Parity after round 2: 6 of 8 layers, 0.61 of the parameters, validation loss 3.412 against the "
         "reference's 3.430 (difference -0.018, 95% interval [-0.025, -0.011]), "
         "for 1.48 times the reference's training FLOPs."
@@ -34,39 +42,39 @@ def test_parity_beyond_chance() -> None:
 
 
 def test_parity_by_mean_only() -> None:
-    sentence = verdict_sentence(with_rounds((0.03, 0.05), (-0.012, 0.006)))
+    sentence = sentence_of(with_rounds((0.03, 0.05), (-0.012, 0.006)))
     assert sentence.startswith("Parity by mean loss, but not beyond chance, after round 2: 6 of 8 layers")
     assert "(difference -0.003, 95% interval [-0.012, +0.006], which includes 0)" in sentence
 
 
 def test_parity_within_a_margin() -> None:
-    sentence = verdict_sentence(with_rounds((0.002, 0.008), margin=0.01))
+    sentence = sentence_of(with_rounds((0.002, 0.008), margin=0.01))
     assert sentence.startswith("Parity within the margin of 0.01 after round 1: 4 of 8 layers")
     assert "(difference +0.005, 95% interval [+0.002, +0.008])" in sentence
-    doubtful = verdict_sentence(with_rounds((0.002, 0.016), margin=0.01))
+    doubtful = sentence_of(with_rounds((0.002, 0.016), margin=0.01))
     assert doubtful.startswith(
         "Parity within the margin of 0.01 by mean loss, but not beyond chance, after round 1"
     )
 
 
 def test_no_parity_names_the_closest_round_and_the_cost_of_all() -> None:
-    sentence = verdict_sentence(with_rounds((0.01, 0.02), (0.03, 0.05), verdict="no parity"))
+    sentence = sentence_of(with_rounds((0.01, 0.02), (0.03, 0.05), verdict="no parity"))
     assert sentence.startswith("No parity after 2 rounds: the closest is round 1 with 4 of 8 layers")
     assert sentence.endswith(", having used 1.48 times the reference's training FLOPs.")
 
 
 def test_no_parity_that_may_be_chance() -> None:
-    sentence = verdict_sentence(with_rounds((-0.004, 0.008), verdict="no parity"))
+    sentence = sentence_of(with_rounds((-0.004, 0.008), verdict="no parity"))
     assert sentence.startswith("No parity after 1 round, though not beyond chance: 4 of 8 layers")
     assert "[-0.004, +0.008], which includes 0" in sentence
 
 
 def test_no_verdict_yet() -> None:
-    assert verdict_sentence({}) == "No verdict yet: no round is finished."
-    assert verdict_sentence(run_summary(verdict=None, rounds=[])) == (
+    assert sentence_of({}) == "No verdict yet: no round is finished."
+    assert sentence_of(run_summary(verdict=None, rounds=[])) == (
         "No verdict yet: the reference (8 layers) has a validation loss of 3.430, no round is finished."
     )
-    sentence = verdict_sentence(run_summary(verdict=None, rounds=[round_summary(1)]))
+    sentence = sentence_of(run_summary(verdict=None, rounds=[round_summary(1)]))
     assert sentence.startswith("No verdict yet, after 1 round: 4 of 8 layers, 0.52 of the parameters")
     assert sentence.endswith("having used 0.59 times the reference's training FLOPs.")
 
@@ -76,7 +84,7 @@ def test_the_cost_is_not_known() -> None:
         reference=reference_summary(training_flops=None, steps=None),
         rounds=[round_summary(number, cost_to_parity=None) for number in (1, 2)],
     )
-    assert verdict_sentence(summary).endswith(
+    assert sentence_of(summary).endswith(
         ", for 3.55 PFLOP of training "
         "(the reference's training FLOPs are not known, so neither is the cost to parity)."
     )
@@ -84,11 +92,11 @@ def test_the_cost_is_not_known() -> None:
 
 def test_the_cost_is_computed_where_only_flops_are_given() -> None:
     summary = run_summary(rounds=[round_summary(number, cost_to_parity=None) for number in (1, 2)])
-    assert "for 1.48 times the reference's" in verdict_sentence(summary)
+    assert "for 1.48 times the reference's" in sentence_of(summary)
 
 
 def test_a_narrow_interval_gets_more_digits() -> None:
-    sentence = verdict_sentence(with_rounds((-0.0006, -0.0002)))
+    sentence = sentence_of(with_rounds((-0.0006, -0.0002)))
     assert "loss 3.4296 against the reference's 3.4300" in sentence
     assert "(difference -0.0004, 95% interval [-0.0006, -0.0002])" in sentence
 
@@ -100,18 +108,20 @@ def test_a_narrow_interval_gets_more_digits() -> None:
         ({"verdict": "parity"}, "a verdict but no rounds"),
         (run_summary(rounds=[round_summary(1, interval=[0.0])]), "rounds.0.interval"),
         (run_summary(rounds=[round_summary(1, loss=float("nan"))]), "rounds.0.loss"),
-        (["not", "an", "object"], "the summary is not as `inheritune run` writes it"),
+        (["not", "an", "object"], r"summary\.json is not as `inheritune run` writes it"),
     ],
 )
-def test_a_summary_that_is_none(summary: Any, message: str) -> None:
+def test_a_summary_that_is_none(tmp_path: Path, summary: Any, message: str) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: x\n")
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
     with pytest.raises(ValueError, match=message) as caught:
-        verdict_sentence(summary)
+        read_run(tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def lines_of(summary: dict[str, Any], width: int) -> list[str]:
     console = Console(width=width, file=io.StringIO())
-    console.print(terminal_rounds(summary))
+    console.print(terminal_rounds(Summary.model_validate(summary)))
     return console.file.getvalue().rstrip("\n").split("\n")
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from inheritune.evaluation.result import Evaluation
-    from inheritune.report.comparison import Comparison
+    from inheritune.report.comparison import RunComparison
     from inheritune.run_directory import Summary
 
 console = Console(highlight=False)
@@ -39,7 +39,7 @@ def print_result(summary: Summary, directory: Path) -> None:
     print_line(f"report: {write_report(directory)}")
 
 
-def print_comparison(comparison: Comparison, directory: Path) -> None:
+def print_comparison(comparison: RunComparison, directory: Path) -> None:
     """Runs side by side: the table, what it says, and where page, tables and figures are."""
     from inheritune.report.comparison import FILES, terminal_table
 

@@ -10,8 +10,8 @@ import numpy as np
 import rich.table
 
 from inheritune.analysis.result import FILE, AttentionAnalysis, load_analyses, save_analyses, short_name
-from inheritune.report.figures import Level, Line, Picture, curves, maps
-from inheritune.report.pages import Block, Figures, Fold, Paragraph, write_files
+from inheritune.report.figures import LAYER, Level, Line, Picture, curves, maps
+from inheritune.report.pages import Block, Fold, Paragraph, pictures, write_files
 from inheritune.report.runs import FloatArray, Run, Trained
 from inheritune.report.table import Table
 
@@ -37,23 +37,21 @@ def analysis_blocks(run: Run) -> list[Block]:
         blocks.append(Paragraph(text, f"{name}."))
     if analyses:
         first = next(iter(analyses.values()))
-        captions = {
-            "rank": f"Approximate rank: how many singular values hold {100 * first.tau:g}% of a head's attention; of "
+        rank = (
+            f"Approximate rank: how many singular values hold {100 * first.tau:g}% of a head's attention; of "
             "each layer the head with the highest mean. Below the dotted line a head is degenerate; hollow marks are "
-            "lazy layers, in which every head is.",
-            "mass": f"Mass: how many columns, that is attended tokens, hold {100 * first.mass:g}% of a head's "
-            "attention; mean over the heads of each layer.",
-        }
-        pictures = [
-            (over_depth(analyses, "rank"), captions["rank"]),
-            (over_depth(analyses, "mass"), captions["mass"]),
-        ]
+            "lazy layers, in which every head is."
+        )
+        mass = (
+            f"Mass: how many columns, that is attended tokens, hold {100 * first.mass:g}% of a head's "
+            "attention; mean over the heads of each layer."
+        )
+        blocks += pictures((over_depth(analyses, "rank"), rank), (over_depth(analyses, "mass"), mass))
         measured = "; ".join(
             f"{name}: {a.sequences} validation windows of {a.window} tokens" for name, a in analyses.items()
         )
-        blocks += _figures(pictures)
         blocks.append(Paragraph(f"{measured}. Bands are one standard deviation over windows."))
-    gradients = _figures([(picture, "") for picture in _gradient_pictures(run)])
+    gradients = pictures(*((picture, "") for picture in _gradient_pictures(run)))
     if gradients:
         note = Paragraph("Recorded at validation steps, before clipping.")
         blocks.append(Fold("Gradient norms of query and key weights", [*gradients, note]))
@@ -89,12 +87,8 @@ def write_analysis(directory: Path, analyzed: Sequence[Analyzed]) -> list[Path]:
         name: {head: attention_tt.numpy() for head, attention_tt in one.maps.items()}
         for name, one in zip(names, analyzed, strict=True)
     }
-    pictures = {
-        "rank.svg": over_depth(names, "rank"),
-        "mass.svg": over_depth(names, "mass"),
-        "maps.svg": maps(heads),
-    }
-    written = write_files(directory, pictures)
+    rank, mass = over_depth(names, "rank"), over_depth(names, "mass")
+    written = write_files(directory, {"rank.svg": rank, "mass.svg": mass, "maps.svg": maps(heads)})
     save_analyses(directory / FILE, list(names.values()))
     return [directory / FILE, *written]
 
@@ -113,7 +107,7 @@ def analysis_table(name: str, analysis: AttentionAnalysis) -> rich.table.Table:
         for layer, ranks in zip(analysis.layers, analysis.ranks, strict=True)
     ]
     headings = ("Layer", "Max rank", "Mean rank", "Mean columns", "Degenerate", "<")
-    return Table.of(name, headings, rows).terminal()
+    return Table(name, headings, rows).terminal()
 
 
 def over_depth(
@@ -123,52 +117,41 @@ def over_depth(
 
     The band is one standard deviation over sequences to both sides; lazy layers have hollow marks.
     """
-    lines = []
+    lines, highest = [], 2.0
     for place, (name, analysis) in enumerate(analyses.items()):
         spreads = [layer.max_rank if quantity == "rank" else layer.mean_mass for layer in analysis.layers]
-        lines.append(
-            Line(
-                name,
-                np.arange(1.0, analysis.depth + 1),
-                np.array([spread.mean for spread in spreads]),
-                place,
-                marks=analysis.depth,
-                band=np.array([spread.deviation for spread in spreads]),
-                hollow=np.array([layer.lazy for layer in analysis.layers]),
-            )
-        )
-    highest = max(float(np.max(line.y + line.band)) for line in lines if line.band is not None)
+        mean, band = (np.array([getattr(spread, of) for spread in spreads]) for of in ("mean", "deviation"))
+        lazy = np.array([layer.lazy for layer in analysis.layers])
+        layers = np.arange(1.0, analysis.depth + 1)
+        lines.append(Line(name, layers, mean, place, marks=analysis.depth, band=band, hollow=lazy))
+        highest = max(highest, float(np.max(mean + band)))
     level = Level(next(iter(analyses.values())).degenerate) if quantity == "rank" else None
-    return curves(lines, HEADINGS[quantity], "layer", limits=(0, 1.08 * max(highest, 2)), level=level)
+    return curves(lines, HEADINGS[quantity], LAYER, limits=(0, 1.08 * highest), level=level)
 
 
 def _gradient_pictures(run: Run) -> list[Picture | None]:
     """Over layers for all trainings; over steps for the reference and the last round."""
-    norms = {t: {what: _norms(t, what) for what in ("query", "key")} for t in run.trainings}
-    norms = {t: parts for t, parts in norms.items() if parts["query"].size}
-    if not norms:
-        return []
-    pictures = []
-    for what in ("query", "key"):
+    norms = {t: [_norms(t, what) for what in ("query", "key")] for t in run.trainings}
+    norms = {t: parts for t, parts in norms.items() if parts[0].size}
+    drawn = []
+    for place, what in enumerate(("query", "key")):
         lines = [
-            Line(t.name, np.arange(1.0, parts[what].shape[1] + 1), parts[what].mean(0), t.round)
+            Line(t.name, np.arange(1.0, parts[place].shape[1] + 1), parts[place].mean(0), t.round)
             for t, parts in norms.items()
         ]
         heading = f"gradient norm of {what} weights, mean over steps"
-        pictures.append(curves(lines, heading, "layer", logarithmic=True))
-    trainings = list(norms)
-    for training in dict.fromkeys((trainings[0], trainings[-1])):
-        both_sl = np.hypot(norms[training]["query"], norms[training]["key"])
-        depth = both_sl.shape[1]
+        drawn.append(curves(lines, heading, LAYER, logarithmic=True))
+    for training in dict.fromkeys([*norms][:1] + [*norms][-1:]):
+        both_sl = np.hypot(*norms[training])
+        depth, steps = both_sl.shape[1], training.metrics.gradients["step"]
         shown = sorted({round(1 + i * (depth - 1) / (SHOWN_LAYERS - 1)) for i in range(SHOWN_LAYERS)})
-        steps = training.metrics.gradients["step"]
         lines = [
             Line(f"layer {layer}", steps, both_sl[:, layer - 1], place, marks=0)
             for place, layer in enumerate(shown)
         ]
         heading = f"{training.name}: gradient norm, query and key weights"
-        pictures.append(curves(lines, heading, "step", logarithmic=True))
-    return pictures
+        drawn.append(curves(lines, heading, "step", logarithmic=True))
+    return drawn
 
 
 def _norms(training: Trained, what: str) -> FloatArray:
@@ -176,8 +159,3 @@ def _norms(training: Trained, what: str) -> FloatArray:
     gradients = training.metrics.gradients
     layers = sorted(int(name.removeprefix(f"{what}_")) for name in gradients if name.startswith(f"{what}_"))
     return np.array([gradients[f"{what}_{layer}"] for layer in layers]).T
-
-
-def _figures(pictures: Sequence[tuple[Picture | None, str]]) -> list[Figures]:
-    shown = [(picture, caption) for picture, caption in pictures if picture is not None]
-    return [Figures(shown)] if shown else []

@@ -7,42 +7,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import rich.table
 
 from inheritune import UserError
 from inheritune.quantities import count, flop_scale, flops, loss_decimals, signed_interval
-from inheritune.report.figures import (
-    PANELS_FROM,
-    WIDE,
-    Interval,
-    Level,
-    Line,
-    Picture,
-    curves,
-    differences,
-    loss_limits,
-    panels,
-    short,
-)
-from inheritune.report.pages import Figures, Page, Section, write_files
+from inheritune.report import figures
+from inheritune.report.figures import Interval, Level, Line, Picture, short
+from inheritune.report.pages import Page, Section, pictures, write_files
 from inheritune.report.runs import Entry, read_entries
 from inheritune.report.table import Row, Table, csv_text, escaped
 from inheritune.training import validation
 
 FILES = (
-    "comparison.html",
-    "comparison.md",
-    "comparison.csv",
-    "differences.svg",
-    "loss-by-step.svg",
-    "loss-by-flops.svg",
+    *("comparison.html", "comparison.md", "comparison.csv"),
+    *("differences.svg", "loss-by-step.svg", "loss-by-flops.svg"),
 )
 CSV_COLUMNS = (
     *("name", "seed", "layers", "parameters", "steps", "tokens"),
@@ -54,23 +39,26 @@ HEADINGS = (
     *("Loss", "Error", "Difference", "95% interval", "Verdict"),
 )
 
-Verdict = Literal["reference", "better", "worse", "not told apart", "not paired", "unfinished"]
-"""`better` and `worse` mean only that the 95% interval over windows excludes 0."""
-
 
 @dataclass(frozen=True, eq=False)
 class Compared:
     """An entry against its reference.
 
-    `name` is the label, with the seed where the row has several; `relative_flops` are the entry's total FLOPs as
-    a multiple of the reference's.
+    Args:
+        name: the label, with the seed where the row has several.
+        entry: what is compared.
+        paired: None where there is no difference.
+        relative_flops: its total FLOPs as a multiple of the reference's.
+        verdict: reference, better, worse, not told apart, not paired or unfinished; better and worse mean only that
+            the 95% interval over windows excludes 0.
+        note: what else must be known.
     """
 
     name: str
     entry: Entry
     paired: validation.Comparison | None
     relative_flops: float | None
-    verdict: Verdict
+    verdict: str
     note: str | None = None
 
 
@@ -79,7 +67,7 @@ class Seeds:
     """The seeds of one label; means over them are None where there are none, or fewer than two differences."""
 
     label: str
-    seeds: tuple[Compared, ...]
+    seeds: Sequence[Compared]
 
     @property
     def mean_loss(self) -> float | None:
@@ -103,12 +91,12 @@ class Seeds:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class RunComparison:
     """Runs compared with one reference; `reference` is the label of its row."""
 
     title: str
     reference: str
-    rows: tuple[Seeds, ...]
+    rows: Sequence[Seeds]
     notes: tuple[str, ...]
 
     @property
@@ -124,8 +112,7 @@ class Comparison:
     @property
     def decimals(self) -> int:
         """How many decimals the losses deserve: as many as the narrowest interval does."""
-        paired = [seed.paired for seed in self.seeds if seed.paired is not None]
-        return max((loss_decimals(one.interval) for one in paired), default=3)
+        return max((loss_decimals(one.paired.interval) for one in self.seeds if one.paired), default=3)
 
     @property
     def summary(self) -> str:
@@ -133,13 +120,13 @@ class Comparison:
         losses = next((s.entry.losses for s in self.reference_row.seeds if s.entry.losses is not None), None)
         if losses is None:
             return f"The reference, {self.reference}, is unfinished: there is nothing to compare with yet."
-        mean = self.reference_row.mean_loss
         counted = Counter(seed.verdict for seed in self.seeds)
-        told: tuple[Verdict, ...] = ("better", "worse", "not told apart", "not paired", "unfinished")
-        others = [f"{counted[verdict]} {verdict}" for verdict in told if counted[verdict]]
+        told = ("better", "worse", "not told apart", "not paired", "unfinished")
+        others = ", ".join(f"{counted[verdict]} {verdict}" for verdict in told if counted[verdict])
         return (
-            f"Compared with {self.reference}, whose validation loss is {mean:.{self.decimals}f} on "
-            f"{len(losses.losses):,} windows of {losses.window:,} tokens: {', '.join(others) or 'nothing else'}."
+            f"Compared with {self.reference}, whose validation loss is "
+            f"{self.reference_row.mean_loss:.{self.decimals}f} on {len(losses.losses):,} windows of "
+            f"{losses.window:,} tokens: {others or 'nothing else'}."
         )
 
 
@@ -148,7 +135,7 @@ def compare_runs(
     reference: str | None = None,
     directory: Path = Path("comparison"),
     title: str = "Comparison of runs",
-) -> Comparison:
+) -> RunComparison:
     """Read runs, compare them with the reference, and write `FILES` into `directory`.
 
     Args:
@@ -186,7 +173,7 @@ def parse_run(text: str) -> tuple[str | None, Path]:
 
 def write_comparison(
     entries: Sequence[Entry], reference: str | None, directory: Path, title: str
-) -> Comparison:
+) -> RunComparison:
     """Compare entries with the reference (label or path; see `pair`) and write `FILES` into `directory`.
 
     A figure that has nothing to show is not written, and one of an earlier comparison is removed.
@@ -195,17 +182,14 @@ def write_comparison(
         UserError: the reference is none of the entries, or `directory` is a file.
     """
     comparison = pair(entries, reference, title)
-    pictures = (
-        difference_picture(comparison),
-        loss_picture(comparison, "step"),
-        loss_picture(comparison, "flops"),
-    )
-    texts = (_page(comparison, *pictures).html(), to_markdown(comparison), to_csv(comparison), *pictures)
+    losses = loss_picture(comparison, "step"), loss_picture(comparison, "flops")
+    drawn = difference_picture(comparison), *losses
+    texts = (_page(comparison, *drawn).html(), to_markdown(comparison), to_csv(comparison), *drawn)
     write_files(directory, dict(zip(FILES, texts, strict=True)))
     return comparison
 
 
-def pair(entries: Sequence[Entry], reference: str | None, title: str) -> Comparison:
+def pair(entries: Sequence[Entry], reference: str | None, title: str) -> RunComparison:
     """Compare every entry with the reference, seed with seed where both have it.
 
     Args:
@@ -217,20 +201,25 @@ def pair(entries: Sequence[Entry], reference: str | None, title: str) -> Compari
         UserError: no entry is called so, or lies there.
     """
     label = default_reference(entries) if reference is None else find_reference(entries, reference)
-    if label is None:
-        known = ", ".join(dict.fromkeys(entry.label for entry in entries))
-        raise UserError(f"the reference {reference} is none of the runs that are compared: {known}")
     by_label: dict[str, list[Entry]] = {}
     for entry in entries:
         by_label.setdefault(entry.label, []).append(entry)
-    several = {one for one, seeds in by_label.items() if len(seeds) > 1}
-    rows = tuple(
-        Seeds(one, tuple(_compare(entry, by_label[label], several) for entry in seeds))
+    if label is None:
+        raise UserError(
+            f"the reference {reference} is none of the runs that are compared: {', '.join(by_label)}"
+        )
+
+    def name(entry: Entry) -> str:
+        seed = "unknown seed" if entry.seed is None else f"seed {entry.seed}"
+        return f"{entry.label}, {seed}" if len(by_label[entry.label]) > 1 else entry.label
+
+    rows = [
+        Seeds(one, [_compare(entry, by_label[label], name) for entry in seeds])
         for one, seeds in by_label.items()
-    )
-    notes = [f"{_name(entry, several)}: {note}" for entry in entries for note in entry.notes]
+    ]
+    notes = [f"{name(entry)}: {note}" for entry in entries for note in entry.notes]
     notes += [seed.note for row in rows for seed in row.seeds if seed.note is not None]
-    return Comparison(title, label, rows, tuple(notes))
+    return RunComparison(title, label, rows, tuple(notes))
 
 
 def default_reference(entries: Sequence[Entry]) -> str:
@@ -249,52 +238,26 @@ def find_reference(entries: Sequence[Entry], text: str) -> str | None:
     return None
 
 
-def comparison_table(comparison: Comparison) -> Table:
+def comparison_table(comparison: RunComparison) -> Table:
     """The table as people read it; several seeds follow a line with their mean and spread."""
-    decimals, rows = comparison.decimals, []
-    for row in comparison.rows:
-        if len(row.seeds) > 1:
-            mean, spread = row.mean_difference, row.spread
-            cells = {
-                "Name": row.label,
-                "Seed": f"{len(row.seeds)} seeds",
-                "Loss": "" if row.mean_loss is None else f"{row.mean_loss:.{decimals}f}",
-                "Difference": "" if mean is None else f"{mean:+.{decimals}f}",
-                "95% interval": "" if spread is None else f"sd {spread:.{decimals}f}",
-            }
-            rows.append(_row(cells, "mean"))
-        for seed in row.seeds:
-            cells = _cells(seed, decimals)
-            if len(row.seeds) > 1:
-                cells["Name"] = ""
-            rows.append(_row(cells, seed.verdict))
-    return Table.of("", ("<Name", *HEADINGS[1:-1], "<Verdict"), rows, (_explanation(comparison),), "runs")
+    rows = [Row(tuple(cells.values()), kind) for cells, kind in _lines(comparison)]
+    return Table("", ("<Name", *HEADINGS[1:-1], "<Verdict"), rows, [_explanation(comparison)], "runs")
 
 
-def terminal_table(comparison: Comparison) -> rich.table.Table:
+def terminal_table(comparison: RunComparison) -> rich.table.Table:
     """The columns that matter most; FLOPs as a multiple of the reference's where those are known."""
     rows = []
-    for row in comparison_table(comparison).rows:
-        cells = dict(zip(HEADINGS, row.cells, strict=True))
-        several = row.kind == "mean"
+    for cells, kind in _lines(comparison):
         name = cells["Name"] or f"  seed {cells['Seed'] or 'unknown'}"
         cost = cells["Relative"] if cells["Relative"] not in ("", "unknown") else cells["All rounds"]
-        difference = f"mean {cells['Difference']}" if several and cells["Difference"] else cells["Difference"]
-        rows.append(
-            (
-                name,
-                cells["Layers"],
-                cost,
-                cells["Loss"],
-                difference or cells["Verdict"],
-                cells["95% interval"],
-            )
-        )
+        difference = "mean " * (kind == "mean" and bool(cells["Difference"])) + cells["Difference"]
+        rest = cells["Loss"], difference or cells["Verdict"], cells["95% interval"]
+        rows.append((name, cells["Layers"], cost, *rest))
     headings = ("<Name", "Layers", "FLOPs", "Loss", "Difference", "95% interval")
-    return Table.of("", headings, rows).terminal()
+    return Table("", headings, rows).terminal()
 
 
-def to_markdown(comparison: Comparison) -> str:
+def to_markdown(comparison: RunComparison) -> str:
     """The table as aligned Markdown, with what it is relative to below it."""
     parts = [
         f"# {escaped(comparison.title)}",
@@ -305,7 +268,7 @@ def to_markdown(comparison: Comparison) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def to_csv(comparison: Comparison) -> str:
+def to_csv(comparison: RunComparison) -> str:
     """One line an entry, numbers in full; what is not known is empty."""
     rows = []
     for seed in comparison.seeds:
@@ -323,7 +286,7 @@ def to_csv(comparison: Comparison) -> str:
     return csv_text(CSV_COLUMNS, rows)
 
 
-def difference_picture(comparison: Comparison) -> Picture | None:
+def difference_picture(comparison: RunComparison) -> Picture | None:
     """The paired difference of every entry with its 95% interval, around 0; None without any.
 
     A filled mark is told apart from 0. Several seeds stand below their mean.
@@ -331,57 +294,57 @@ def difference_picture(comparison: Comparison) -> Picture | None:
     lines: list[Interval] = []
     decimals = comparison.decimals
     for row, place in _places(comparison):
-        if row.mean_difference is not None:
-            text = f"{row.mean_difference:+.{decimals}f}, sd {row.spread:.{decimals}f}"
-            lines.append(Interval(short(row.label), row.mean_difference, None, text, place, True))
+        name, mean = short(row.label), row.mean_difference
+        if mean is not None:
+            text = f"{mean:+.{decimals}f}, sd {row.spread:.{decimals}f}"
+            lines.append(Interval(name, mean, None, text, place, True))
+            name = ""
         for seed in row.seeds:
             if seed.paired is not None:
                 difference, ends = seed.paired.difference, seed.paired.interval
                 text = f"{difference:+.{decimals}f} {signed_interval(ends, decimals)}"
-                name = short(row.label) if row.mean_difference is None else ""
-                if len(row.seeds) > 1:
-                    name = f"{name}, seed {seed.entry.seed}".removeprefix(", ")
-                lines.append(
-                    Interval(name, difference, ends, text, place, seed.verdict in ("better", "worse"))
-                )
+                own = f"{name}, seed {seed.entry.seed}".removeprefix(", ") if len(row.seeds) > 1 else name
+                lines.append(Interval(own, difference, ends, text, place, seed.verdict != "not told apart"))
     label = f"loss minus that of {short(comparison.reference)}, nats per token; left of 0 is better"
-    return differences(lines, label)
+    return figures.differences(lines, label)
 
 
-def loss_picture(comparison: Comparison, axis: Literal["step", "flops"]) -> Picture | None:
+def loss_picture(comparison: RunComparison, axis: Literal["step", "flops"]) -> Picture | None:
     """Validation loss of every entry over its steps, or over its training FLOPs and those of earlier rounds.
 
     A few rows share one pair of axes; of many, each has a panel in which the others are grey. None if there is no
     curve, or with `axis="flops"` no FLOPs were recorded.
     """
-    lines = []
+    found = []
     for row, place in _places(comparison):
         for seed in row.seeds:
-            curve = seed.entry.curve
-            x = curve.steps if axis == "step" else curve.flops
-            seen = np.isfinite(x) & np.isfinite(curve.losses)
+            curve, losses = seed.entry.curve, seed.entry.losses
+            x = curve["step"] if axis == "step" else seed.entry.before + curve["flops"]
+            seen = np.isfinite(x) & np.isfinite(curve["loss"])
             if np.any(seen):
-                final = None if seed.entry.losses is None else seed.entry.losses.mean
-                line = Line(row.label, x[seen], curve.losses[seen], place, marks=1, final=final)
-                lines.append(replace(line, finished=final is not None))
-    if not lines:
+                found.append(
+                    (row.label, x[seen], curve["loss"][seen], place, None if losses is None else losses.mean)
+                )
+    if not found:
         return None
     mean = comparison.reference_row.mean_loss
     level = None if mean is None else Level(mean, f"{comparison.reference}, final")
-    largest = max(float(line.x[-1]) for line in lines)
+    largest = max(float(x[-1]) for _, x, *_ in found)
     scale, unit = flop_scale(largest) if axis == "flops" else (1.0, "")
-    lines = [replace(line, x=line.x / scale) for line in lines]
-    limits = loss_limits(lines, [] if mean is None else [mean])
+    lines = [
+        Line(label, x / scale, y, place, marks=1, final=final, finished=final is not None)
+        for label, x, y, place, final in found
+    ]
+    limits = figures.loss_limits(lines, [] if mean is None else [mean])
     heading = "validation loss, nats per token"
     x_label = "step" if axis == "step" else f"training compute, {unit}"
-    if len(comparison.rows) >= PANELS_FROM:
-        return panels(lines, heading, x_label, limits, level)
-    return curves(lines, heading, x_label, width=WIDE, limits=limits, level=level)
+    if len(comparison.rows) >= figures.PANELS_FROM:
+        return figures.panels(lines, heading, x_label, limits, level)
+    return figures.curves(lines, heading, x_label, width=figures.WIDE, limits=limits, level=level)
 
 
-def _page(
-    comparison: Comparison, by_difference: Picture | None, by_step: Picture | None, by_flops: Picture | None
-) -> Page:
+def _page(comparison: RunComparison, *drawn: Picture | None) -> Page:
+    """The page, with pictures of differences, of losses by step and by FLOPs."""
     captions = (
         "Paired over validation windows, with the 95% interval of the mean; a filled mark means that the interval "
         "excludes 0. Where there are several seeds, the line above them is their mean, with the standard deviation "
@@ -390,33 +353,20 @@ def _page(
         "hollow mark at the end means that the run is unfinished.",
         "Over training FLOPs; rounds of one run follow one another, since their costs add up.",
     )
-    figures = [
-        Figures([(picture, caption)], wide=True) if picture is not None else None
-        for picture, caption in zip((by_difference, by_step, by_flops), captions, strict=True)
-    ]
-    table = comparison_table(comparison).first(
-        "Name", "Seed", "Difference", "95% interval", "Verdict", "Loss", "Error"
+    paired, over_steps, over_flops = (
+        pictures((picture, caption), wide=True) for picture, caption in zip(drawn, captions, strict=True)
     )
-    parts = (
-        (f"Differences to {comparison.reference}", "differences", figures[:1]),
-        ("All runs", "table", [table]),
-        ("Validation loss", "curves", figures[1:]),
+    front = ("Name", "Seed", "Difference", "95% interval", "Verdict", "Loss", "Error")
+    sections = (
+        Section(f"Differences to {comparison.reference}", "differences", paired),
+        Section("All runs", "table", [comparison_table(comparison).first(*front)]),
+        Section("Validation loss", "curves", [*over_steps, *over_flops]),
     )
-    return Page(
-        kind="Inheritune comparison",
-        title=comparison.title,
-        verdicts=[comparison.summary],
-        notes=comparison.notes,
-        sections=[
-            Section(title, anchor, shown)
-            for title, anchor, blocks in parts
-            if (shown := [block for block in blocks if block is not None])
-        ],
-        writer="inheritune compare",
-    )
+    kind, verdicts = "Inheritune comparison", [comparison.summary]
+    return Page(kind, comparison.title, verdicts, sections, "inheritune compare", notes=comparison.notes)
 
 
-def _explanation(comparison: Comparison) -> str:
+def _explanation(comparison: RunComparison) -> str:
     """What the columns mean, in plain sentences."""
     seeds = (
         " Lines without a verdict are means over seeds, with the standard deviation of the difference between seeds."
@@ -431,27 +381,37 @@ def _explanation(comparison: Comparison) -> str:
     )
 
 
-def _row(cells: dict[str, str], kind: str) -> Row:
-    return Row(tuple(cells.get(heading, "") for heading in HEADINGS), kind)
+def _lines(comparison: RunComparison) -> Iterator[tuple[dict[str, str], str]]:
+    """Cells of each line of the table by heading, and the line's kind."""
+    decimals, empty = comparison.decimals, dict.fromkeys(HEADINGS, "")
+    for row in comparison.rows:
+        if len(row.seeds) > 1:
+            cells = {"Name": row.label, "Seed": f"{len(row.seeds)} seeds"}
+            cells["Loss"] = "" if row.mean_loss is None else f"{row.mean_loss:.{decimals}f}"
+            if row.mean_difference is not None:
+                cells["Difference"] = f"{row.mean_difference:+.{decimals}f}"
+                cells["95% interval"] = f"sd {row.spread:.{decimals}f}"
+            yield empty | cells, "mean"
+        for seed in row.seeds:
+            name = row.label if len(row.seeds) == 1 else ""
+            yield empty | {"Name": name} | _cells(seed, decimals), seed.verdict
 
 
 def _cells(seed: Compared, decimals: int) -> dict[str, str]:
     entry, losses, paired = seed.entry, seed.entry.losses, seed.paired
     cells = {
-        "Name": entry.label,
         "Seed": "" if entry.seed is None else str(entry.seed),
-        "Layers": "unknown" if entry.layers is None else str(entry.layers),
-        "Params": "unknown" if entry.parameters is None else count(entry.parameters),
+        "Layers": _known(entry.layers, str),
+        "Params": _known(entry.parameters, count),
         "Verdict": seed.verdict,
     }
     if losses is not None:
-        relative = seed.relative_flops
         cells |= {
-            "Steps": "unknown" if entry.steps is None else f"{entry.steps:,}",
-            "Tokens": "unknown" if entry.tokens is None else count(entry.tokens),
-            "FLOPs": "unknown" if entry.flops is None else flops(entry.flops),
-            "All rounds": "unknown" if entry.total_flops is None else flops(entry.total_flops),
-            "Relative": "unknown" if relative is None else f"{relative:.2f} ×",
+            "Steps": _known(entry.steps, "{:,}".format),
+            "Tokens": _known(entry.tokens, count),
+            "FLOPs": _known(entry.flops, flops),
+            "All rounds": _known(entry.total_flops, flops),
+            "Relative": _known(seed.relative_flops, "{:.2f} ×".format),
             "Loss": f"{losses.mean:.{decimals}f}",
             "Error": f"{losses.standard_error:.{decimals}f}",
         }
@@ -461,37 +421,42 @@ def _cells(seed: Compared, decimals: int) -> dict[str, str]:
     return cells
 
 
-def _places(comparison: Comparison) -> list[tuple[Seeds, int]]:
+def _known(value: float | None, text: Callable[[Any], str]) -> str:
+    return "unknown" if value is None else text(value)
+
+
+def _places(comparison: RunComparison) -> list[tuple[Seeds, int]]:
     """The rows in their order, each with the place of its look: the reference has 0."""
     others = [row for row in comparison.rows if row is not comparison.reference_row]
     return [(row, others.index(row) + 1 if row in others else 0) for row in comparison.rows]
 
 
-def _compare(entry: Entry, references: Sequence[Entry], several: set[str]) -> Compared:
+def _compare(entry: Entry, references: Sequence[Entry], name: Callable[[Entry], str]) -> Compared:
     reference, expected = _partner(entry, references)
-    name, other = _name(entry, several), _name(reference, several)
+    own, other = name(entry), name(reference)
     if entry.losses is None:
         so_far = "no step is recorded" if entry.steps is None else f"its last record is step {entry.steps:,}"
-        return Compared(name, entry, None, None, "unfinished", f"{name} is unfinished: {so_far}.")
+        return Compared(own, entry, None, None, "unfinished", f"{own} is unfinished: {so_far}.")
     relative = None
     if reference.losses is not None and entry.total_flops is not None and reference.total_flops:
         relative = entry.total_flops / reference.total_flops
     if entry in references:
-        return Compared(name, entry, None, relative, "reference")
+        return Compared(own, entry, None, relative, "reference")
     if reference.losses is None:
-        note = f"{name} has no difference: its reference, {other}, is unfinished."
-        return Compared(name, entry, None, relative, "not paired", note)
+        note = f"{own} has no difference: its reference, {other}, is unfinished."
+        return Compared(own, entry, None, relative, "not paired", note)
     try:
         paired = validation.compare(entry.losses, reference.losses)
     except UserError as error:
-        note = f"{name} has no difference to {other}: {error}."
-        return Compared(name, entry, None, relative, "not paired", note)
-    unexpected = None if expected else f"{name} is compared with {other}."
+        note = f"{own} has no difference to {other}: {error}."
+        return Compared(own, entry, None, relative, "not paired", note)
     low, high = paired.interval
-    verdict: Verdict = "better" if high < 0 else "worse"
+    verdict = "better" if high < 0 else "worse"
     if len(entry.losses.losses) < 2 or low <= 0 <= high:  # one window has no spread, so no interval
         verdict = "not told apart"
-    return Compared(name, entry, paired, relative, verdict, unexpected)
+    return Compared(
+        own, entry, paired, relative, verdict, None if expected else f"{own} is compared with {other}."
+    )
 
 
 def _partner(entry: Entry, references: Sequence[Entry]) -> tuple[Entry, bool]:
@@ -501,10 +466,3 @@ def _partner(entry: Entry, references: Sequence[Entry]) -> tuple[Entry, bool]:
     finished = [reference for reference in references if reference.losses is not None] or references
     same = [reference for reference in finished if reference.seed == entry.seed]
     return (same or finished)[0], bool(same) or len(references) == 1
-
-
-def _name(entry: Entry, several: set[str]) -> str:
-    """The label, with the seed where several entries have it."""
-    if entry.label not in several:
-        return entry.label
-    return f"{entry.label}, {'unknown seed' if entry.seed is None else f'seed {entry.seed}'}"

@@ -17,7 +17,6 @@ from typing import Any
 
 import rich.table
 import yaml
-from rich.text import Text
 
 from inheritune.evaluation.result import (
     Cell,
@@ -37,15 +36,16 @@ from inheritune.report.figures import Interval, Picture, differences, short
 from inheritune.report.pages import (
     Block,
     Continuations,
-    Figures,
     Fold,
     Page,
     Paragraph,
     Section,
+    continuations,
     facts_table,
+    pictures,
     write_files,
 )
-from inheritune.report.table import Column, Row, Table, csv_text, escaped, printable
+from inheritune.report.table import Column, Row, Table, csv_text, escaped, printable, terminal_text
 
 FILES = ("evaluation.md", "evaluation.csv", "evaluation.html", "differences.svg")
 CSV_COLUMNS = (
@@ -53,14 +53,18 @@ CSV_COLUMNS = (
     *("difference", "low", "high", "p", "outcome", "items", "shots", "chance", "data", "note"),
 )
 NONE = "–"
-LOSS = "loss"
 AVERAGE = "average"
 PAPER_HEADING = "The paper's figures (other models, other data)"
 UNSEEN = "no difference seen"
 TERMINAL_COLUMNS = 4  # of figures by model, side by side
 # Of tables that have more than a terminal holds: what can be done without, or is told elsewhere.
 NOT_IN_TERMINAL = {"tasks": {"Metric", "Items", "Shots", "Chance", "p"}, "cost": {"Memory"}}
-PAIRED = ("Difference", "95% interval", "p|McNemar", "<Outcome")
+PAIRED = (
+    Column("Difference"),
+    Column("95% interval"),
+    Column("p", "McNemar"),
+    Column("Outcome", number=False),
+)
 
 
 def write_evaluation(directory: Path, evaluation: Evaluation) -> list[Path]:
@@ -71,41 +75,31 @@ def write_evaluation(directory: Path, evaluation: Evaluation) -> list[Path]:
     Raises:
         UserError: `directory` is a file.
     """
-    picture = difference_picture(evaluation)
-    texts = (to_markdown(evaluation), to_csv(evaluation), evaluation_page(evaluation).html(), picture)
+    page, picture = evaluation_page(evaluation).html(), difference_picture(evaluation)
+    texts = (to_markdown(evaluation), to_csv(evaluation), page, picture)
     return write_files(directory, dict(zip(FILES, texts, strict=True)))
 
 
 def evaluation_page(evaluation: Evaluation) -> Page:
     """The page of an evaluation alone."""
-    picture = difference_picture(evaluation)
-    sections = [Section(*part) for part in parts(evaluation)]
-    if picture is not None:
-        title = f"Differences to {evaluation.models[0].name}"
-        sections.insert(0, Section(title, "differences", [_figure(evaluation, picture)]))
-    if evaluation.samples:
-        sections.append(Section("Samples", "samples", _samples(evaluation)))
     facts = {"How it was measured": evaluation.settings, "Where it ran": evaluation.environment}
-    tables = [facts_table(title, values) for title, values in facts.items()]
-    sections.append(Section("What was measured", "sources", [*_sources(evaluation), *tables]))
-    return Page(
-        "Inheritune evaluation",
-        title_of(evaluation),
-        verdict_words(evaluation),
-        sections,
-        "inheritune evaluate",
+    sources = [*_sources(evaluation), *(facts_table(title, values) for title, values in facts.items())]
+    sections = (
+        Section(f"Differences to {evaluation.models[0].name}", "differences", _figure(evaluation)),
+        *(Section(*part) for part in parts(evaluation)),
+        Section("Samples", "samples", _samples(evaluation)),
+        Section("What was measured", "sources", sources),
     )
+    verdicts = verdict_words(evaluation)
+    return Page("Inheritune evaluation", title_of(evaluation), verdicts, sections, "inheritune evaluate")
 
 
 def evaluation_blocks(evaluation: Evaluation) -> list[Block]:
     """An evaluation in the report of a run: pairs, the paper's figures and samples are folded away."""
     blocks: list[Block] = [Paragraph(sentence) for sentence in verdict_words(evaluation)]
-    picture = difference_picture(evaluation)
-    if picture is not None:
-        blocks.append(_figure(evaluation, picture))
-    for _, _, tables in parts(evaluation):
-        for table in tables:
-            blocks.append(Fold(table.title, [table]) if table.kind in ("paired", "paper") else table)
+    blocks += _figure(evaluation)
+    for table in (table for _, _, tables in parts(evaluation) for table in tables):
+        blocks.append(Fold(table.title, [table]) if table.kind in ("paired", "paper") else table)
     return [*blocks, Fold("Samples", _samples(evaluation))] if evaluation.samples else blocks
 
 
@@ -129,14 +123,14 @@ def terminal_tables(evaluation: Evaluation) -> list[rich.table.Table]:
             found += (block.terminal() for block in _blocks(table))
         # A table of their own, which may be wider than the one above them.
         notes = rich.table.Table.grid()
-        for note in table.notes:
+        for note in dict.fromkeys(table.notes):
             if note not in told:
-                notes.add_row(Text(printable(note), overflow="fold"))
-                told.add(note)
+                notes.add_row(terminal_text(note))
+        told.update(table.notes)
         if notes.row_count:
             found.append(notes)
     for sample in _samples(evaluation):
-        found.append(Table.of(f"{sample.title}: {sample.prompt}", ("<", "<"), sample.texts).terminal())
+        found.append(Table(f"{sample.title}: {sample.prompt}", ("<", "<"), sample.texts).terminal())
     return found
 
 
@@ -146,14 +140,12 @@ def to_markdown(evaluation: Evaluation) -> str:
     texts += [escaped(line) for line in verdict_words(evaluation)]
     for title, _, tables in parts(evaluation):
         texts += [f"## {escaped(title)}", *_markdown_tables(tables)]
-    if evaluation.samples:
-        texts.append("## Samples")
-        for sample in _samples(evaluation):
-            texts += [f"{sample.title}:", _fenced(sample.prompt)]
-            for model, (_, text) in zip(evaluation.models, sample.texts, strict=True):
-                texts += [f"{escaped(model.name)}:", _fenced(text)]
-    texts.append("## What was measured")
-    texts += _markdown_tables(_sources(evaluation))
+    texts += ["## Samples"] * bool(evaluation.samples)
+    for sample in _samples(evaluation):
+        texts += [f"{sample.title}:", _fenced(sample.prompt)]
+        for model, (_, text) in zip(evaluation.models, sample.texts, strict=True):
+            texts += [f"{escaped(model.name)}:", _fenced(text)]
+    texts += ["## What was measured", *_markdown_tables(_sources(evaluation))]
     return printable("\n\n".join(texts) + "\n")
 
 
@@ -251,14 +243,14 @@ def parts(evaluation: Evaluation) -> list[tuple[str, str, list[Table]]]:
         (group.name, f"group-{place}", list(_group_tables(evaluation, group)))
         for place, group in enumerate(evaluation.groups, 1)
     ]
-    other, validation, speed = _other_tasks(evaluation), evaluation.validation, evaluation.speed
-    if other is not None:
-        found.append(("Other tasks", "other-tasks", [other]))
-    if validation is not None:
-        found.append(("Validation loss", "validation", [_validation_table(evaluation, validation)]))
-    if speed is not None:
-        found.append(("Size and speed", "speed", [_sizes(evaluation, speed), _rates(evaluation, speed)]))
-    return found
+    found += [
+        ("Other tasks", "other-tasks", _other_tasks(evaluation)),
+        ("Validation loss", "validation", _validation_tables(evaluation)),
+    ]
+    if evaluation.speed is not None:
+        speed = [_sizes(evaluation, evaluation.speed), _rates(evaluation, evaluation.speed)]
+        found.append(("Size and speed", "speed", speed))
+    return [(title, anchor, tables) for title, anchor, tables in found if tables]
 
 
 def _group_tables(evaluation: Evaluation, group: GroupResult) -> Iterator[Table]:
@@ -275,9 +267,8 @@ def _group_tables(evaluation: Evaluation, group: GroupResult) -> Iterator[Table]
         rows.append(Row(("chance", *(_chance(result) for _, result in shown)), "chance"))
     named = {cell.task for cell in group.columns}
     tasks = [task for task in evaluation.tasks if task.task in named]
-    notes = (*_legend(results), *_missing(evaluation, group.missing), *_task_notes(tasks))
-    columns: list[str | Column] = ["<Model", *(column for column, _ in shown)]
-    yield Table.of(f"{group.name}: figures", columns, rows, notes, "scores")
+    notes = [*_legend(results), *_task_notes(evaluation, group.missing, tasks)]
+    yield Table(f"{group.name}: figures", ["<Model", *(column for column, _ in shown)], rows, notes, "scores")
     if len(evaluation.models) > 1 and results:
         yield _paired_table(evaluation, group.name, shown)
     if group.name in paper_tables():
@@ -298,161 +289,138 @@ def _paired_table(
     evaluation: Evaluation, group: str, shown: Sequence[tuple[Column, MetricResult | None]]
 ) -> Table:
     times = Counter(column.heading for column, _ in shown)
+    results = [(column.heading, result) for column, result in shown if result is not None]
     rows = []
     for i, model in enumerate(evaluation.models[1:], 1):
-        for column, result in shown:
-            if result is not None:
-                name = column.heading
-                # The metric only where a task is there twice: the table above tells it of all.
-                task = f"{name}, {result.metric}" if times[name] > 1 else name
-                cells = _paired_cells(result.metric, result.paired[i])
-                rows.append(Row((model.name, task, *cells), _outcome(result.paired[i])))
+        for name, result in results:
+            # The metric only where a task is there twice: the table above tells it of all.
+            task = f"{name}, {result.metric}" if times[name] > 1 else name
+            rows.append(Row((model.name, task, *_paired_cells(result, i)), _row_kind(result, i)))
     title = f"{group}: differences to {evaluation.models[0].name} on the same items"
-    notes = _paired_legend([result for _, result in shown if result is not None])
-    return Table.of(title, ("<Model", "<Task", *PAIRED), rows, notes, "paired")
+    legend = _paired_legend([result for _, result in results])
+    return Table(title, ("<Model", "<Task", *PAIRED), rows, legend, "paired")
 
 
 def _paper_table(table: dict[str, Any], ours: Sequence[str]) -> Table:
     """The paper's rows, its columns in the order of ours."""
-    printed = table["columns"]
-    tasks = [column["task"] for column in printed]
-    order = sorted(range(len(tasks)), key=lambda i: ours.index(tasks[i]) if tasks[i] in ours else len(ours))
-    details = (
-        (one["printed"], one.get("metric", ""), f"{one['shots']}-shot" if "shots" in one else "")
-        for one in printed
+    printed, average = table["columns"], any("average" in row for row in table["rows"])
+    columns = []
+    for one in printed:
+        details = one["printed"], one.get("metric", ""), f"{one['shots']}-shot" if "shots" in one else ""
+        columns.append(Column(one["task"], ", ".join(filter(None, details))))
+    order = sorted(
+        range(len(columns)),
+        key=lambda i: ours.index(columns[i].heading) if columns[i].heading in ours else len(ours),
     )
-    columns = [Column(task, ", ".join(filter(None, some))) for task, some in zip(tasks, details, strict=True)]
-    average = [AVERAGE] if any("average" in row for row in table["rows"]) else []
+    headings: list[str | Column] = ["<Model", "Layers", "<Recipe", *(columns[i] for i in order)]
+    headings += [AVERAGE] * average
     rows = [
         [row["model"], row.get("layers", NONE), row["recipe"]]
         + [row["figures"][i] for i in order]
-        + [row.get("average", NONE) for _ in average]
+        + [row.get("average", NONE)] * average
         for row in table["rows"]
     ]
-    headings: list[str | Column] = ["<Model", "Layers", "<Recipe", *(columns[i] for i in order), *average]
     notes = (f"From {table['source']}: {table['about']}.", *table.get("notes", ()))
-    return Table.of(PAPER_HEADING, headings, rows, notes, "paper")
+    return Table(PAPER_HEADING, headings, rows, notes, "paper")
 
 
-def _other_tasks(evaluation: Evaluation) -> Table | None:
+def _other_tasks(evaluation: Evaluation) -> list[Table]:
     """Tasks of no group; and those without figures that no group tells of."""
     told = {task for group in evaluation.groups for task in group.missing}
     missing = [task for task in evaluation.skipped if task not in told]
     tasks = _ungrouped(evaluation)
     if not tasks and not missing:
-        return None
-    pairs = len(evaluation.models) > 1 and bool(tasks)
-    rows = []
+        return []
+    rows: list[Row] = []
     for task in tasks:
         result = task.of(task.metric)
         # What holds for all models stands in the first line.
-        head = [
-            task.task,
-            f"{task.metric}{_arrow(result)}",
-            f"{task.items:,}",
-            str(task.shots),
-            _chance(result),
-        ]
-        for i, model in enumerate(evaluation.models):
-            cells = [*([""] * len(head) if i else head), model.name, score(task.metric, result.scores[i])]
-            if pairs:
-                cells += _paired_cells(task.metric, result.paired[i]) if i else [""] * len(PAIRED)
-            rows.append(Row(tuple(cells), _outcome(result.paired[i]) if i else "first"))
-    results = [task.of(task.metric) for task in tasks]
-    legend = [*_legend(results), *(_paired_legend(results) if pairs else ())]
-    notes = (*legend, *_missing(evaluation, missing), *_task_notes(tasks))
-    title = "Single tasks"
-    if pairs:
+        metric = f"{task.metric}{_arrow(result)}"
+        head = (task.task, metric, f"{task.items:,}", str(task.shots), _chance(result))
+        for i, row in enumerate(_model_rows(evaluation, result)):
+            rows.append(Row((*([""] * len(head) if i else head), *row.cells), row.kind))
+    results, title, legend = [task.of(task.metric) for task in tasks], "Single tasks", []
+    if len(evaluation.models) > 1 and tasks:
         title += f", with differences to {evaluation.models[0].name} on the same items"
-    headings = ("<Task", "<Metric", "Items", "Shots", "Chance", "<Model", "Value", *(PAIRED if pairs else ()))
-    return Table.of(title, headings, rows, notes, "tasks")
+        legend = list(_paired_legend(results))
+    notes = [*_legend(results), *legend, *_task_notes(evaluation, missing, tasks)]
+    headings = ("<Task", "<Metric", "Items", "Shots", "Chance", "<Model", "Value", *PAIRED)
+    return [_if_paired(evaluation, Table(title, headings, rows, notes, "tasks"))]
 
 
-def _validation_table(evaluation: Evaluation, result: ValidationResult) -> Table:
-    pairs = len(evaluation.models) > 1
-    rows = []
-    for i, model in enumerate(evaluation.models):
-        cells = [model.name, score(LOSS, result.scores[i])]
-        if pairs:
-            difference, ends, _, words = _paired_cells(LOSS, result.paired[i])
-            cells += [difference, ends, words] if i else [""] * 3
-        rows.append(Row(tuple(cells), _outcome(result.paired[i]) if i else "first"))
+def _validation_tables(evaluation: Evaluation) -> list[Table]:
+    result = evaluation.validation
+    if result is None:
+        return []
     note = (
         f"Nats per token, mean over {result.windows:,} windows of {result.window:,} tokens that are the same for all "
         "models; after ± stands the standard error over windows."
     )
-    title = f"Loss on {result.split} of {result.data}"
-    headings = ("<Model", "Loss", *((*PAIRED[:2], PAIRED[3]) if pairs else ()))
-    return Table.of(title, headings, rows, (note,), "validation")
+    rows = _model_rows(evaluation, _as_metric(result))
+    table = Table(
+        f"Loss on {result.split} of {result.data}", ("<Model", "Loss", *PAIRED), rows, [note], "validation"
+    )
+    return [_if_paired(evaluation, table.without({"p"}))]
+
+
+def _as_metric(result: ValidationResult) -> MetricResult:
+    return MetricResult(metric="loss", higher_is_better=False, scores=result.scores, paired=result.paired)
 
 
 def _sizes(evaluation: Evaluation, speed: SpeedResult) -> Table:
     """In brackets as a multiple of the first model."""
     sizes = [
-        (
-            (count, model.parameters),
-            (_bytes, size.checkpoint_bytes),
-            (_bytes, size.memory_bytes),
-            (_bytes, size.cache_bytes_per_token),
-        )
+        (model.parameters, size.checkpoint_bytes, size.memory_bytes, size.cache_bytes_per_token)
         for model, size in zip(evaluation.models, speed.models, strict=True)
     ]
     rows = []
     for i, model in enumerate(evaluation.models):
-        cells = (
+        cells = [
             f"{text(value)} ({value / first:.2f}×)" if i and first else text(value)
-            for (text, value), (_, first) in zip(sizes[i], sizes[0], strict=True)
-        )
+            for text, value, first in zip((count, _bytes, _bytes, _bytes), sizes[i], sizes[0], strict=True)
+        ]
         rows.append(Row((model.name, str(model.layers), *cells), "" if i else "first"))
     headings = ("<Model", "Layers", "Parameters", "Checkpoint", "Memory", "Cache|per token")
     notes = ["The cache holds keys and values, and is that of one token of one sequence."]
     if len(evaluation.models) > 1:
         notes.append(f"In brackets as a multiple of {evaluation.models[0].name}.")
-    return Table.of("What a model costs to keep", headings, rows, notes, "cost")
+    return Table("What a model costs to keep", headings, rows, notes, "cost")
 
 
 def _rates(evaluation: Evaluation, speed: SpeedResult) -> Table:
-    several = len(evaluation.models) > 1
-    ratios = (["×|reading"], ["×|writing"]) if several else ([], [])
-    headings = ["<Model", "Batch", "Reading|tokens/s", *ratios[0], "Writing|tokens/s", *ratios[1]]
     rows = []
     for batch in dict.fromkeys(rate.batch for model in speed.models for rate in model.rates):
+        first = _rate_at(speed, 0, batch)
         for i, model in enumerate(evaluation.models):
-            rate, first = _rate_at(speed, i, batch), _rate_at(speed, 0, batch)
-            if rate is None:
-                continue
-            cells = []
-            for what in ("prefill", "decode"):
-                spread: Spread = getattr(rate, what)
-                cells.append(_spread(spread))
-                if several:
-                    cells.append(
-                        f"{spread.median / getattr(first, what).median:.2f}" if i and first else NONE
-                    )
-            rows.append(Row((model.name, str(batch), *cells), "" if i else "first"))
+            rate = _rate_at(speed, i, batch)
+            if rate is not None:
+                cells = [model.name, str(batch)]
+                for own, theirs in (
+                    (rate.prefill, first and first.prefill),
+                    (rate.decode, first and first.decode),
+                ):
+                    cells += [_spread(own), f"{own.median / theirs.median:.2f}" if i and theirs else NONE]
+                rows.append(Row(cells, "" if i else "first"))
     notes = [
         f"Reading a prompt of {speed.prompt_tokens:,} tokens and writing {speed.new_tokens:,} new ones; tokens of "
         f"all sequences of a batch together. Median of {speed.turns} turns, in which the models were timed one after "
         "another; in brackets the lowest and the highest."
     ]
-    if several:
-        notes.append(
-            f"×: as a multiple of {evaluation.models[0].name} at the same batch size, of the medians."
-        )
-    return Table.of("What a model costs to run", headings, rows, notes, "cost")
+    headings = ("<Model", "Batch", "Reading|tokens/s", "×|reading", "Writing|tokens/s", "×|writing")
+    table = Table("What a model costs to run", headings, rows, notes, "cost")
+    if len(evaluation.models) == 1:
+        return table.without({"×"})
+    table.notes.append(
+        f"×: as a multiple of {evaluation.models[0].name} at the same batch size, of the medians."
+    )
+    return table
 
 
 def _sources(evaluation: Evaluation) -> list[Table]:
     """Which models and which items the figures belong to."""
     headings = (
-        "<Model",
-        "<Type",
-        "Layers",
-        "Parameters",
-        "<Precision",
-        "<Source",
-        "<Revision",
-        "<Weights, SHA-256",
+        *("<Model", "<Type", "Layers", "Parameters", "<Precision"),
+        *("<Source", "<Revision", "<Weights, SHA-256"),
     )
     rows = [
         (
@@ -461,7 +429,7 @@ def _sources(evaluation: Evaluation) -> list[Table]:
         )
         for model in evaluation.models
     ]
-    models = Table.of("Models", headings, rows)
+    models = Table("Models", headings, rows)
     if not evaluation.tasks:
         return [models]
     task_rows = []
@@ -470,31 +438,29 @@ def _sources(evaluation: Evaluation) -> list[Table]:
         some = task.parts
         pooled = ", ".join(some) if len(some) <= 3 else f"{some[0]} … {some[-1]}, {len(some)} tasks"
         task_rows.append((name, task.version, f"{task.items:,}", task.data, pooled))
-    tasks = Table.of("Tasks", ("<Task", "<Version", "Items", "<Data", "<Pooled from"), task_rows)
+    tasks = Table("Tasks", ("<Task", "<Version", "Items", "<Data", "<Pooled from"), task_rows)
     return [models, tasks if any(task.parts for task in evaluation.tasks) else tasks.without({"Pooled from"})]
 
 
 def _csv_rows(evaluation: Evaluation) -> Iterator[dict[str, object]]:
-    names = [model.name for model in evaluation.models]
-
-    def metric_rows(kind: str, name: str, result: MetricResult) -> Iterator[dict[str, object]]:
-        for i, model in enumerate(names):
-            head = {"kind": kind, "task": name, "metric": result.metric, "model": model}
-            yield head | _csv_figures(result.scores[i], result.paired[i]) | {"chance": result.chance}
-
+    found: list[tuple[str, str, MetricResult, dict[str, object]]] = []
     for task in evaluation.tasks:
-        about = {"items": task.items, "shots": task.shots, "data": task.data, "note": task.note}
-        for result in task.metrics:
-            yield from (row | about for row in metric_rows("task", task.task, result))
+        about = task.model_dump(include={"items", "shots", "data", "note"})
+        found += (("task", task.task, result, about) for result in task.metrics)
     for group in evaluation.groups:
         if group.average is not None:
-            yield from metric_rows("average", group.name, group.average)
-    validation = evaluation.validation
-    if validation is not None:
+            found.append((AVERAGE, group.name, group.average, {}))
+    if (validation := evaluation.validation) is not None:
         about = {"items": validation.windows, "data": f"{validation.data}, {validation.split}"}
-        for i, name in enumerate(names):
-            figures = _csv_figures(validation.scores[i], validation.paired[i])
-            yield {"kind": "validation", "metric": LOSS, "model": name} | figures | about
+        found.append(("validation", "", _as_metric(validation), about))
+    for kind, name, result, about in found:
+        for i, model in enumerate(evaluation.models):
+            head = {"kind": kind, "task": name, "metric": result.metric, "model": model.name}
+            row = head | result.scores[i].model_dump() | {"chance": result.chance} | about
+            if (pair := result.paired[i]) is not None:
+                low, high = pair.interval
+                row |= {"low": low, "high": high} | pair.model_dump(exclude={"interval"})
+            yield row
     for i, one in enumerate(evaluation.models):
         costs: dict[str, float] = {"layers": one.layers, "parameters": one.parameters}
         if evaluation.speed is not None:
@@ -507,45 +473,33 @@ def _csv_rows(evaluation: Evaluation) -> Iterator[dict[str, object]]:
             yield {"kind": "cost", "metric": metric, "model": one.name, "value": value}
 
 
-def _csv_figures(score: Score, paired: Paired | None) -> dict[str, object]:
-    figures: dict[str, object] = {"value": score.value, "standard_error": score.standard_error}
-    if paired is not None:
-        low, high = paired.interval
-        figures |= {"difference": paired.difference, "low": low, "high": high, "p": paired.p}
-        figures["outcome"] = paired.outcome
-    return figures
-
-
 def _verdict(evaluation: Evaluation, i: int) -> str:
     accuracies = ", ".join([*_accuracies(evaluation, i), *_averages(evaluation, i)])
-    quality = (
-        "; ".join(filter(None, [accuracies, *_others(evaluation, i)]))
-        or "nothing was measured of how good it is"
-    )
+    quality = "; ".join(filter(None, [accuracies, *_others(evaluation, i)]))
+    quality = quality or "nothing was measured of how good it is"
     return f"{evaluation.models[i].name}: {quality}. It has {_savings(evaluation, i)}."
 
 
 def _accuracies(evaluation: Evaluation, i: int) -> Iterator[str]:
     first = evaluation.models[0].name
     results = [(task, result) for task, result in _shown(evaluation) if is_accuracy(result.metric)]
-    pairs = [(task.task, paired) for task, result in results if (paired := result.paired[i]) is not None]
+    pairs = [
+        (task.task, paired.outcome) for task, result in results if (paired := result.paired[i]) is not None
+    ]
     if pairs:
-        told = {
-            outcome: [task for task, paired in pairs if paired.outcome == outcome]
-            for outcome in ("better", "worse")
-        }
-        none_seen = len(pairs) - sum(map(len, told.values()))
+        sides = []
+        for outcome in ("better", "worse"):
+            tasks = [task for task, found in pairs if found == outcome]
+            if tasks:
+                verb = "is" if len(tasks) == 1 else "are"
+                sides.append(f"{len(tasks)} {verb} {outcome} ({', '.join(tasks)})")
+        unseen = sum(found == UNSEEN for _, found in pairs)
+        rest = f", in {unseen} no difference is seen" if unseen else ""
         of = f"of {len(pairs)} accuracies" if len(pairs) > 1 else "of 1 accuracy"
-        if none_seen == len(pairs):
-            yield f"{of} none differs from {first} beyond chance variation"
-        else:
-            sides = [
-                f"{len(tasks)} {'is' if len(tasks) == 1 else 'are'} {outcome} ({', '.join(tasks)})"
-                for outcome, tasks in told.items()
-                if tasks
-            ]
-            rest = f", in {none_seen} no difference is seen" if none_seen else ""
+        if sides:
             yield f"{of} {' and '.join(sides)} than {first} beyond chance variation{rest}"
+        else:
+            yield f"{of} none differs from {first} beyond chance variation"
     if len(results) > len(pairs):
         yield f"{len(results) - len(pairs)} of the accuracies could not be paired with {first}"
 
@@ -553,23 +507,22 @@ def _accuracies(evaluation: Evaluation, i: int) -> Iterator[str]:
 def _averages(evaluation: Evaluation, i: int) -> Iterator[str]:
     averages = [(group.name, group.average) for group in evaluation.groups if group.average is not None]
     for name, average in averages:
-        heading = "average" if len(averages) == 1 else f"average of {name}"
-        yield f"{heading} {_against(average.metric, average.scores, average.paired[i], i, outcome=False)}"
+        heading = AVERAGE if len(averages) == 1 else f"average of {name}"
+        yield f"{heading} {_against(average, i, outcome=False)}"
 
 
 def _others(evaluation: Evaluation, i: int) -> Iterator[str]:
     """Metrics that are not accuracies: how much they differ matters more than how many do."""
     for task, result in _shown(evaluation):
         if not is_accuracy(result.metric):
-            figures = _against(result.metric, result.scores, result.paired[i], i)
-            yield f"{task.task} {result.metric} {figures}"
-    validation = evaluation.validation
-    if validation is not None:
-        yield f"validation loss {_against(LOSS, validation.scores, validation.paired[i], i)}"
+            yield f"{task.task} {result.metric} {_against(result, i)}"
+    if evaluation.validation is not None:
+        yield f"validation loss {_against(_as_metric(evaluation.validation), i)}"
 
 
-def _against(metric: str, scores: list[Score], pair: Paired | None, i: int, *, outcome: bool = True) -> str:
-    values = f"{number(metric, scores[i].value)} against {number(metric, scores[0].value)}"
+def _against(result: MetricResult, i: int, *, outcome: bool = True) -> str:
+    metric, pair = result.metric, result.paired[i]
+    values = f"{number(metric, result.scores[i].value)} against {number(metric, result.scores[0].value)}"
     if pair is None:
         return values
     words = f", {pair.outcome}" if outcome else ""
@@ -597,20 +550,17 @@ def _savings(evaluation: Evaluation, i: int) -> str:
     return found[0] if len(found) == 1 else f"{', '.join(found[:-1])}, and {found[-1]}"
 
 
-def _figure(evaluation: Evaluation, picture: Picture) -> Figures:
+def _figure(evaluation: Evaluation) -> list[Block]:
     caption = (
         f"Accuracy minus that of {evaluation.models[0].name} on the same items, in percentage points, with its 95% "
         "interval; a filled mark means better or worse, an open one no difference seen."
     )
-    return Figures([(picture, caption)], wide=True)
+    return pictures((difference_picture(evaluation), caption), wide=True)
 
 
 def _samples(evaluation: Evaluation) -> list[Continuations]:
     names = [f"{model.name}, {model.layers} layers" for model in evaluation.models]
-    return [
-        Continuations(f"Prompt {place}", sample.prompt, list(zip(names, sample.continuations, strict=True)))
-        for place, sample in enumerate(evaluation.samples, 1)
-    ]
+    return continuations(evaluation.samples, names)
 
 
 def _blocks(table: Table) -> list[Table]:
@@ -636,18 +586,14 @@ def _markdown_tables(tables: Sequence[Table]) -> Iterator[str]:
 
 def _fenced(text: str) -> str:
     """A block in which nothing is markup: its fence is longer than any in the text."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 0)
     return f"{fence}text\n{text}\n{fence}"
 
 
 def _find(evaluation: Evaluation, cell: Cell) -> tuple[TaskResult, MetricResult] | None:
     """The figures that a table shows in this column; None if there are none."""
-    for task in evaluation.tasks:
-        for result in task.metrics:
-            if (task.task, result.metric) == (cell.task, cell.metric):
-                return task, result
-    return None
+    found = ((task, result) for task in evaluation.tasks if task.task == cell.task for result in task.metrics)
+    return next((pair for pair in found if pair[1].metric == cell.metric), None)
 
 
 def _ungrouped(evaluation: Evaluation) -> list[TaskResult]:
@@ -660,8 +606,8 @@ def _shown(evaluation: Evaluation) -> list[tuple[TaskResult, MetricResult]]:
     """Every figure that is in a table, once, in the order of the tables."""
     cells = [cell for group in evaluation.groups for cell in group.columns]
     cells += [Cell(task=task.task, metric=task.metric) for task in _ungrouped(evaluation)]
-    unique = {(cell.task, cell.metric): cell for cell in cells}
-    return [found for cell in unique.values() if (found := _find(evaluation, cell)) is not None]
+    unique = dict.fromkeys(cells)
+    return [found for cell in unique if (found := _find(evaluation, cell)) is not None]
 
 
 def _rate_at(speed: SpeedResult, model: int, batch: int) -> Rate | None:
@@ -669,13 +615,33 @@ def _rate_at(speed: SpeedResult, model: int, batch: int) -> Rate | None:
     return next((rate for rate in speed.models[model].rates if rate.batch == batch), None)
 
 
-def _outcome(paired: Paired | None) -> str:
+def _model_rows(evaluation: Evaluation, result: MetricResult) -> list[Row]:
+    """Of every model its name, its score and, but for the first, what `PAIRED` holds."""
+    return [
+        Row(
+            (model.name, score(result.metric, result.scores[i]), *_paired_cells(result, i)),
+            _row_kind(result, i) if i else "first",
+        )
+        for i, model in enumerate(evaluation.models)
+    ]
+
+
+def _if_paired(evaluation: Evaluation, table: Table) -> Table:
+    """The table, of one model without the columns that compare."""
+    return table if len(evaluation.models) > 1 else table.without({column.heading for column in PAIRED})
+
+
+def _row_kind(result: MetricResult, i: int) -> str:
     """The kind of a row that shows this difference."""
+    paired = result.paired[i]
     return paired.outcome if paired is not None and paired.outcome != UNSEEN else ""
 
 
-def _paired_cells(metric: str, paired: Paired | None) -> tuple[str, str, str, str]:
-    """Difference, interval, p-value and outcome."""
+def _paired_cells(result: MetricResult, i: int) -> tuple[str, str, str, str]:
+    """Difference, interval, p-value and outcome; nothing of the first model."""
+    metric, paired = result.metric, result.paired[i]
+    if i == 0:
+        return "", "", "", ""
     if paired is None:
         return NONE, NONE, NONE, "not paired"
     p = NONE if paired.p is None else "<0.001" if paired.p < 0.001 else f"{paired.p:.3f}"
@@ -713,15 +679,12 @@ def _paired_legend(results: Sequence[MetricResult]) -> Iterator[str]:
     )
 
 
-def _missing(evaluation: Evaluation, tasks: Sequence[str]) -> Iterator[str]:
-    for task in tasks:
+def _task_notes(evaluation: Evaluation, missing: Sequence[str], tasks: Sequence[TaskResult]) -> Iterator[str]:
+    for task in missing:
         yield f"{task} has no figures: {evaluation.skipped.get(task, 'it was skipped')}"
-
-
-def _task_notes(tasks: Sequence[TaskResult]) -> Iterator[str]:
-    for task in tasks:
-        if task.note is not None:
-            yield f"{task.task}: {task.note}"
+    for one in tasks:
+        if one.note is not None:
+            yield f"{one.task}: {one.note}"
 
 
 def _spread(spread: Spread) -> str:

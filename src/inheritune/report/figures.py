@@ -8,10 +8,8 @@ A figure has a light ground of its own, on which it can be read wherever it is s
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import matplotlib.style
@@ -36,7 +34,6 @@ DOTTED = (0, (1, 2.5))
 NARROW, WIDE = 480, 760  # of a figure, in SVG units
 POINTS = 400  # of a curve: more cannot be seen, and would only make the file larger
 MARKS = 16  # at most, on one curve
-NAME_LETTERS = 34
 LAYER = "layer"  # what a horizontal axis of layers is called
 PANELS_FROM = 9  # rows that no longer fit into one pair of axes
 MAP_CELLS = 128
@@ -68,6 +65,8 @@ STYLE = {
     "legend.labelcolor": "linecolor",
     "legend.handlelength": 2.2,
 }
+# Matplotlib's own defaults and the style of the report, whatever the user's matplotlibrc says.
+_styled = matplotlib.style.context(["default", STYLE])
 
 
 class Picture(NamedTuple):
@@ -130,30 +129,7 @@ class Level(NamedTuple):
     name: str = ""
 
 
-class Look(NamedTuple):
-    """How a model is drawn wherever it appears."""
-
-    color: str
-    marker: str
-    linestyle: Any
-
-
-def look(place: int) -> Look:
-    """Colour, marker and dash; the reference (place 0) is in ink, with circles and a solid line."""
-    if place == 0:
-        return Look(INK, "o", "-")
-    index = place - 1
-    return Look(SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)])
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """Matplotlib's own defaults and the style of the report, whatever the user's matplotlibrc says."""
-    with matplotlib.style.context(["default", STYLE]):
-        yield
-
-
-@_style()
+@_styled
 def curves(
     lines: Sequence[Line],
     heading: str,
@@ -177,10 +153,9 @@ def curves(
         logarithmic: whether the vertical axis is.
         separators: positions of thin vertical lines.
     """
-    if logarithmic:
-        lines = [_positive(line) for line in lines]
-    # A layer is a point of its own; of a training one point is no curve.
-    lines = [line for line in lines if _length(line) >= (1 if x_label == LAYER else 2)]
+    if logarithmic:  # NaN, which is not drawn, in place of what such an axis cannot show
+        lines = [replace(line, y=np.where(line.y > 0, line.y, np.nan)) for line in lines]
+    lines = _drawable(lines, x_label)
     if not lines:
         return None
     figure = Figure(figsize=(width / 72, 5.2), layout="constrained")
@@ -188,35 +163,32 @@ def curves(
     axes.set_title(heading)
     for position in separators:
         axes.axvline(position, color=MUTED, linewidth=0.6)
-    handles: dict[str, tuple[float, Any]] = {}
+    legend: dict[str, tuple[float, Any]] = {}
     for line in lines:
         drawn = _draw(axes, line)
-        handles.setdefault(line.name, (line.end, drawn))
+        legend.setdefault(line.name, (line.end, drawn))
     if level is not None:
         drawn = _draw_level(axes, level)
         if level.name:
-            handles.setdefault(level.name, (level.value, drawn))
+            legend.setdefault(level.name, (level.value, drawn))
     _set_axes(axes, lines, x_label, limits, logarithmic)
-    names = sorted(handles, key=lambda name: -handles[name][0])
+    names = sorted(legend, key=lambda name: -legend[name][0])
     figure.legend(
-        [handles[name][1] for name in names],
-        [_legend_text(name) for name in names],
+        [legend[name][1] for name in names],
+        # Matplotlib leaves out what begins with an underscore.
+        [f" {short(name)}" if name.startswith("_") else short(name) for name in names],
         loc="outside right upper" if width == WIDE else "outside upper left",
         ncols=1 if width == WIDE else 2,
     )
-    return _picture(figure, f"{heading}, by {x_label}: {_ends(lines, level)}.")
+    return _picture(figure, _curves_label(lines, heading, x_label, level))
 
 
-@_style()
+@_styled
 def panels(
-    lines: Sequence[Line],
-    heading: str,
-    x_label: str,
-    limits: tuple[float, float],
-    level: Level | None,
+    lines: Sequence[Line], heading: str, x_label: str, limits: tuple[float, float], level: Level | None
 ) -> Picture | None:
     """Many lines: a panel for each name but the reference's (place 0), which is in all; the others are grey."""
-    lines = [line for line in lines if _length(line) > 1]
+    lines = _drawable(lines, x_label)
     names = list(dict.fromkeys(line.name for line in lines if line.place))
     if not names:
         return None
@@ -236,17 +208,17 @@ def panels(
             _draw(axes, line)
         if level is not None:
             _draw_level(axes, level)
-        ends = [line.end for line in own]
-        axes.set_title(f"{short(name, 24)}  {np.mean(ends):.3f}", color=look(own[0].place).color)
+        end = np.mean([line.end for line in own])
+        axes.set_title(f"{short(name, 24)}  {end:.3f}", color=_look(own[0].place)[0])
         _set_axes(axes, lines, "", limits)
         axes.grid(False)
         axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 2.5, 5, 10]))
     for axes in grid[len(names) :]:
         axes.set_visible(False)
-    return _picture(figure, f"{heading}, by {x_label}: {_ends(lines, level)}.")
+    return _picture(figure, _curves_label(lines, heading, x_label, level))
 
 
-@_style()
+@_styled
 def differences(lines: Sequence[Interval], x_label: str, margin: float = 0.0) -> Picture | None:
     """Differences with their 95% intervals around 0, one below the other; None without any.
 
@@ -263,16 +235,15 @@ def differences(lines: Sequence[Interval], x_label: str, margin: float = 0.0) ->
     if margin:
         axes.axvline(margin, color=INK, linewidth=1, linestyle=(0, (4, 2)))
     for position, line in enumerate(lines):
-        colour, marker, _ = look(line.place)
+        colour, marker, _ = _look(line.place)
         if line.ends is None:
             axes.plot(line.value, position, "|", color=colour, markersize=13, markeredgewidth=2)
             continue
         axes.plot(line.ends, [position, position], color=colour, solid_capstyle="butt")
         fill = colour if line.filled else GROUND
         axes.plot(line.value, position, marker, color=colour, markersize=7, markerfacecolor=fill)
-    names = [printable(line.name) for line in lines]
     axes.set(ylim=(len(lines) - 0.5, -0.5), xlabel=x_label)
-    axes.set_yticks(range(len(lines)), names, color=INK)
+    axes.set_yticks(range(len(lines)), [printable(line.name) for line in lines], color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: minus(f"{x:+.3g}") if x else "0"))
     texts = axes.secondary_yaxis("right")
@@ -282,7 +253,7 @@ def differences(lines: Sequence[Interval], x_label: str, margin: float = 0.0) ->
     return _picture(figure, f"{x_label}, with 95% intervals: {described}.")
 
 
-@_style()
+@_styled
 def maps(models: Mapping[str, Mapping[Any, FloatArray]]) -> Picture | None:
     """Attention maps of single heads [query, key] (paper, figure 2), a row for each model; None if there is none.
 
@@ -307,10 +278,8 @@ def maps(models: Mapping[str, Mapping[Any, FloatArray]]) -> Picture | None:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(visible=True, color=GRID)
             axes.grid(False)
-    described = "; ".join(f"{name}: {', '.join(map(str, heads))}" for name, heads in models.items())
-    return _picture(
-        figure, f"Attention maps, queries from top to bottom, keys from left to right. {described}."
-    )
+    shown = "; ".join(f"{name}: {', '.join(map(str, heads))}" for name, heads in models.items())
+    return _picture(figure, f"Attention maps, queries from top to bottom, keys from left to right. {shown}.")
 
 
 def loss_limits(lines: Sequence[Line], levels: Sequence[float] = ()) -> tuple[float, float]:
@@ -320,37 +289,37 @@ def loss_limits(lines: Sequence[Line], levels: Sequence[float] = ()) -> tuple[fl
     of every curve; but for no loss of the first 15% of a curve, where what has just been cut from a good model may be
     at the height of a random one. A training that is not finished is as long as the longest for this.
     """
-    spans = [float(x[-1] - x[0]) for line in lines for x, _ in line.points]
-    late, ends = [], []
-    for line in lines:
-        for x, y in line.points:
-            length = x[-1] - x[0] if line.finished else max(spans)
-            share = (x - x[0]) / max(length, 1e-12)
-            if line.finished or share[-1] >= 0.15:
-                late.append((y[(share >= 0.15) | (x == x[-1])], y[(share >= 0.5) | (x == x[-1])]))
-                ends.append(float(y[-1]))
-    if not ends and spans:
+    parts = [(x - x[0], y, line.finished) for line in lines for x, y in line.points]
+    longest = max((x[-1] for x, _, _ in parts), default=0.0)
+    late, half, ends = [*levels], [], [*levels]
+    for x, y, finished in parts:
+        share = x / max(x[-1] if finished else longest, 1e-12)
+        if finished or share[-1] >= 0.15:
+            share[-1] = 1  # the end counts, also of a single point
+            late += y[share >= 0.15].tolist()
+            half += y[share >= 0.5].tolist()
+            ends.append(float(y[-1]))
+    if parts and not half:
         return loss_limits([replace(line, finished=True) for line in lines], levels)
-    ends += levels
     if not ends:
         return 0.0, 1.0
-    values = np.concatenate([*(most for most, _ in late), np.array(ends)])
-    top = max([max(ends) + max(3 * (max(ends) - min(ends)), 0.5), *(half.max() for _, half in late)])
-    low, high = float(values.min()), min(float(values.max()), top)
+    top = max([max(ends) + max(3 * (max(ends) - min(ends)), 0.5), *half])
+    low, high = min(late), min(max(late), top)
     gap = 0.06 * max(high - low, 0.01)
     return low - gap, high + gap
 
 
 def smooth(values: FloatArray) -> FloatArray:
     """The mean over a centred window of 4% of the rows, at least five, narrower at both ends; NaN is left out."""
-    finite = np.isfinite(values)
+    if not len(values):
+        return values
     half = max(2, len(values) // 50)
-    total = np.concatenate([[0.0], np.cumsum(np.where(finite, values, 0.0))])
-    number = np.concatenate([[0], np.cumsum(finite)])
-    row = np.arange(len(values))
-    start, stop = np.maximum(row - half, 0), np.minimum(row + half + 1, len(values))
-    rows = number[stop] - number[start]
-    return np.divide(total[stop] - total[start], rows, out=np.full(len(values), np.nan), where=rows > 0)
+    seen = np.isfinite(values)
+    total, number = (
+        np.convolve(column, np.ones(2 * half + 1))[half : half + len(values)]
+        for column in (np.where(seen, values, 0.0), seen)
+    )
+    return np.divide(total, number, out=np.full(len(values), np.nan), where=number > 0)
 
 
 def thin(*columns: FloatArray, points: int = POINTS) -> list[FloatArray]:
@@ -360,7 +329,7 @@ def thin(*columns: FloatArray, points: int = POINTS) -> list[FloatArray]:
     return [column[index] for column in columns]
 
 
-def short(name: str, letters: int = NAME_LETTERS) -> str:
+def short(name: str, letters: int = 34) -> str:
     """The name, its middle left out if it is too long: both ends tell names apart."""
     name = printable(name)
     if len(name) <= letters:
@@ -369,13 +338,23 @@ def short(name: str, letters: int = NAME_LETTERS) -> str:
     return f"{name[: letters - 1 - half]}…{name[-half:]}"
 
 
-def _length(line: Line) -> int:
-    return max((len(x) for x, _ in line.points), default=0)
+def _look(place: int) -> tuple[str, str, Any]:
+    """Colour, marker and dash of a model; the reference (place 0) is in ink, with circles and a solid line."""
+    if place == 0:
+        return INK, "o", "-"
+    index = place - 1
+    return SERIES[index % len(SERIES)], MARKERS[index % len(MARKERS)], DASHES[index % len(DASHES)]
+
+
+def _drawable(lines: Sequence[Line], x_label: str) -> list[Line]:
+    """Those that can be seen: a layer is a point of its own; of a training one point is no curve."""
+    least = 1 if x_label == LAYER else 2
+    return [line for line in lines if any(len(x) >= least for x, _ in line.points)]
 
 
 def _draw(axes: Axes, line: Line) -> Any:
     """Draw a line, and return what stands for it in a legend."""
-    colour, marker, dash = look(line.place)
+    colour, marker, dash = _look(line.place)
     if line.faint is not None:
         axes.plot(*thin(*line.faint), color=colour, linewidth=0.8, alpha=0.6)
     if line.band is not None:
@@ -383,15 +362,13 @@ def _draw(axes: Axes, line: Line) -> Any:
         axes.fill_between(line.x, low, high, color=colour, alpha=0.15, linewidth=0)
     x, y = thin(line.x, line.y)
     # Marks are counted from the end, so that the last value, which decides, always has one.
-    every = -(-len(x) // line.marks) if line.marks else 0
-    marked = list(range(len(x) - 1, -1, -every)) if every else []
+    marked = list(range(len(x) - 1, -1, -max(1, -(-len(x) // line.marks)))) if line.marks else []
     (drawn,) = axes.plot(
         x, y, color=colour, linestyle=dash, marker=marker if marked else "", markevery=marked or None
     )
-    hollow = np.zeros(len(line.x), dtype=bool) if line.hollow is None else line.hollow
-    if not line.finished:
-        hollow = hollow | (np.arange(len(line.x)) == len(line.x) - 1)
     if marked:
+        hollow = np.zeros(len(line.x), dtype=bool) if line.hollow is None else line.hollow.copy()
+        hollow[-1] |= not line.finished
         axes.plot(line.x[hollow], line.y[hollow], marker, color=colour, markerfacecolor=GROUND, linestyle="")
     return drawn
 
@@ -408,54 +385,30 @@ def _set_axes(
     logarithmic: bool = False,
 ) -> None:
     """Ranges, and few and short numbers on both axes."""
-    ends = [float(np.max(x)) for line in lines for x, _ in line.points]
-    axes.set_xlabel(x_label)
-    axes.set_xlim((0, 1.02 * max(ends)) if x_label != LAYER else (0.5, max(ends) + 0.5))
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=x_label == LAYER))
+    end, layers = max(float(np.max(x)) for line in lines for x, _ in line.points), x_label == LAYER
+    axes.set(xlabel=x_label, xlim=(0.5, end + 0.5) if layers else (0, 1.02 * end))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=layers))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count(x) if x >= 10_000 else f"{x:,.5g}"))
     if logarithmic:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: minus(_scientific(y))))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: minus(f"{y:.4g}".replace("e-0", "e-"))))
     if limits is not None:
         axes.set_ylim(limits)
 
 
-def _scientific(value: float) -> str:
-    """A learning rate or gradient norm as short as people write it: 3e-4, 0.25, 12."""
-    if value and (abs(value) < 0.01 or abs(value) >= 10_000):
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    return significant(value)
-
-
-def _positive(line: Line) -> Line:
-    """NaN, which is not drawn, in place of what a logarithmic axis cannot show."""
-    return replace(line, y=np.where(line.y > 0, line.y, np.nan))
-
-
-def _legend_text(name: str) -> str:
-    """Matplotlib leaves out what begins with an underscore."""
-    name = short(name)
-    return f" {name}" if name.startswith("_") else name
-
-
-def _ends(lines: Sequence[Line], level: Level | None) -> str:
+def _curves_label(lines: Sequence[Line], heading: str, x_label: str, level: Level | None) -> str:
     ends = [f"{line.name} ends at {significant(line.end, 4)}" for line in lines if np.isfinite(line.end)]
     if level is not None and level.name:
         ends.append(f"{level.name} {significant(level.value, 4)}")
-    return "; ".join(ends)
+    return f"{heading}, by {x_label}: {'; '.join(ends)}."
 
 
 def _pooled(attention_tt: FloatArray) -> FloatArray:
     """At most `MAP_CELLS` cells a side, each the largest of the values it covers: thin columns stay visible."""
-    size = len(attention_tt)
-    if size <= MAP_CELLS:
-        return attention_tt
-    edges = np.linspace(0, size, MAP_CELLS + 1).astype(int)
-    rows = np.stack([attention_tt[a:b].max(0) for a, b in pairwise(edges)])
-    return np.stack([rows[:, a:b].max(1) for a, b in pairwise(edges)], axis=1)
+    starts = np.unique(np.arange(MAP_CELLS) * len(attention_tt) // MAP_CELLS)
+    return np.maximum.reduceat(np.maximum.reduceat(attention_tt, starts, axis=0), starts, axis=1)
 
 
 def _picture(figure: Figure, label: str) -> Picture:

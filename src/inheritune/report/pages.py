@@ -11,41 +11,38 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from inheritune import UserError
+from inheritune.evaluation.result import Sample
 from inheritune.report.figures import Picture
 from inheritune.report.table import Table, minus, printable
 from inheritune.runtime import files
 
 
-@dataclass(frozen=True)
-class Paragraph:
+class Paragraph(NamedTuple):
     """A paragraph, with its first words in bold if they are given."""
 
     text: str
     head: str = ""
 
 
-@dataclass(frozen=True)
-class Figures:
+class Figures(NamedTuple):
     """Pictures with their captions, side by side where there is room; wide ones are scrolled rather than shrunk."""
 
     pictures: Sequence[tuple[Picture, str]]
     wide: bool = False
 
 
-@dataclass(frozen=True)
-class Code:
+class Code(NamedTuple):
     """A text that is copied."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Continuations:
+class Continuations(NamedTuple):
     """What several models, each with its name, wrote after the same prompt."""
 
     title: str
@@ -53,8 +50,7 @@ class Continuations:
     texts: Sequence[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class Fold:
+class Fold(NamedTuple):
     """Blocks that are folded away on the screen."""
 
     title: str
@@ -64,8 +60,7 @@ class Fold:
 Block = Paragraph | Table | Figures | Code | Continuations | Fold
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A part of a page: its heading, its `id` on the page, and what stands in it."""
 
     title: str
@@ -81,7 +76,7 @@ class Page:
         kind: what sort of page it is, in a few words.
         title: its heading.
         verdicts: sentences that say what was found.
-        sections: in their order.
+        sections: in their order; one without blocks is left out.
         writer: the command that writes it.
         tone: colours the verdict: reached, missed or nothing.
         facts: figures that matter most: name, value, and what stands small beside it.
@@ -102,13 +97,27 @@ class Page:
         return printable(_TEMPLATE.render(page=self))
 
 
+def pictures(*found: tuple[Picture | None, str], wide: bool = False) -> list[Block]:
+    """The pictures that there are, each with its caption, as one block; none if there are none."""
+    shown = [(picture, caption) for picture, caption in found if picture is not None]
+    return [Figures(shown, wide)] if shown else []
+
+
+def continuations(samples: Sequence[Sample], names: Sequence[str]) -> list[Continuations]:
+    """What models of these names wrote."""
+    return [
+        Continuations(f"Prompt {place}", one.prompt, list(zip(names, one.continuations, strict=True)))
+        for place, one in enumerate(samples, 1)
+    ]
+
+
 def facts_table(title: str, values: Mapping[str, Any]) -> Table:
     """Names and values, such as settings or the machine; what is not text as JSON."""
     rows = (
         (name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
         for name, value in values.items()
     )
-    return Table.of(title, ("<", "<"), rows, kind="facts")
+    return Table(title, ("<", "<"), rows, kind="facts")
 
 
 def write_files(directory: Path, texts: Mapping[str, str | Picture | None]) -> list[Path]:
@@ -122,33 +131,25 @@ def write_files(directory: Path, texts: Mapping[str, str | Picture | None]) -> l
     if directory.exists() and not directory.is_dir():
         raise UserError(f"cannot write into {directory}: it is a file; give a directory")
     directory.mkdir(parents=True, exist_ok=True)
-    written = []
     for name, text in texts.items():
-        path = directory / name
         if text is None:
-            path.unlink(missing_ok=True)
+            (directory / name).unlink(missing_ok=True)
         else:
-            files.write_text(path, text.svg if isinstance(text, Picture) else text)
-            written.append(path)
-    return written
+            files.write_text(directory / name, text.svg if isinstance(text, Picture) else text)
+    return [directory / name for name, text in texts.items() if text is not None]
 
 
 def _data_uri(picture: Picture) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(picture.svg.encode()).decode()}"
 
 
-def _make_environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("inheritune.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"minus": minus, "data_uri": _data_uri}
-    for block in (Paragraph, Table, Figures, Code, Continuations, Fold):
-        environment.tests[block.__name__.lower()] = lambda value, block=block: isinstance(value, block)
-    return environment
-
-
-_TEMPLATE = _make_environment().get_template("page.html")
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("inheritune.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters |= {"minus": minus, "data_uri": _data_uri}
+_ENVIRONMENT.tests["of"] = lambda block, kind: type(block).__name__ == kind
+_TEMPLATE = _ENVIRONMENT.get_template("page.html")

@@ -24,13 +24,13 @@ from inheritune.report.figures import Interval, Level, Line, Picture, curves, di
 from inheritune.report.pages import (
     Block,
     Code,
-    Continuations,
-    Figures,
     Fold,
     Page,
     Paragraph,
     Section,
+    continuations,
     facts_table,
+    pictures,
 )
 from inheritune.report.runs import Run, Trained, read_run
 from inheritune.report.table import Table
@@ -39,8 +39,6 @@ from inheritune.runtime import files
 
 Axis = Literal["step", "flops"]
 
-NONE = "–"
-
 
 def write_report(run: Path, output: Path | None = None) -> Path:
     """Write the report of a run directory, finished or not, and return where it is.
@@ -48,10 +46,8 @@ def write_report(run: Path, output: Path | None = None) -> Path:
     It goes to `report.html` in the run directory unless `output` names a file, or a directory to put it in.
     Raises UserError if `run` is not a run directory or is damaged, or if there is no place for the output.
     """
-    if output is None:
-        output = run / "report.html"
-    elif output.is_dir():
-        output = output / "report.html"
+    if output is None or output.is_dir():
+        output = (output or run) / "report.html"
     elif not output.parent.is_dir():
         raise UserError(f"cannot write {output}: the directory {output.parent} does not exist")
     files.write_text(output, run_page(read_run(run)).html())
@@ -60,27 +56,23 @@ def write_report(run: Path, output: Path | None = None) -> Path:
 
 def run_page(run: Run) -> Page:
     """The page; a part that the run has nothing for is left out."""
-    summary = run.summary
     parts: dict[str, Sequence[Block]] = {
         "Loss curves": list(_curve_blocks(run)),
         "Rounds": list(_round_blocks(run)),
         "Evaluation": [] if run.evaluation is None else evaluation_blocks(run.evaluation),
         "Attention": analysis_blocks(run),
-        "Samples": list(_sample_blocks(run)),
+        "Samples": _samples(run),
         "Training": list(_training_blocks(run)),
         "Reproduction": list(_reproduction_blocks(run)),
     }
-    progress = _progress(run)
     return Page(
         kind="Inheritune run report",
         title=run.name,
-        verdicts=[verdict_sentence(summary)],
-        tone={"parity": "reached", "no parity": "missed"}.get(summary.verdict or "", ""),
+        verdicts=[verdict_sentence(run.summary)],
+        tone={"parity": "reached", "no parity": "missed"}.get(run.summary.verdict or "", ""),
         facts=_facts(run),
-        notes=[*([progress] if progress else []), *run.notes],
-        sections=[
-            Section(title, title.lower().split()[-1], blocks) for title, blocks in parts.items() if blocks
-        ],
+        notes=[*_progress(run), *run.notes],
+        sections=[Section(title, title.lower().split()[-1], blocks) for title, blocks in parts.items()],
         writer="inheritune report",
     )
 
@@ -95,13 +87,12 @@ def loss_curves(run: Run, axis: Axis) -> Picture | None:
     if not shown:
         return None
     scale, unit = flop_scale(max(t.before + t.flops for t in shown)) if axis == "flops" else (1.0, "")
-    level = None if run.reference_loss is None else Level(run.reference_loss, "reference, final")
     return curves(
         [_loss_line(training, axis, scale) for training in shown],
         "loss, nats per token",
         "step" if axis == "step" else f"cumulative training compute, {unit}",
         limits=_loss_limits(run),
-        level=level,
+        level=None if run.reference_loss is None else Level(run.reference_loss, "reference, final"),
         separators=[t.before / scale for t in shown if t.before] if axis == "flops" else (),
     )
 
@@ -123,18 +114,14 @@ def _loss_limits(run: Run) -> tuple[float, float]:
 
 
 def _curve_blocks(run: Run) -> Iterator[Block]:
-    by_step, by_flops = loss_curves(run, "step"), loss_curves(run, "flops")
+    by_step = loss_curves(run, "step")
     if by_step is None:
         return
-    pictures = [(by_step, "Every model over its own steps.")]
-    if by_flops is not None:
-        caption = "Over the training FLOPs paid so far. Rounds follow one another, since their costs add up"
-        if any(training.round == 0 for training in run.trainings):
-            caption += (
-                "; the reference is drawn from 0 beside them, its own training is not part of their cost"
-            )
-        pictures.append((by_flops, f"{caption}."))
-    yield Figures(pictures)
+    caption = "Over the training FLOPs paid so far. Rounds follow one another, since their costs add up"
+    if any(training.round == 0 for training in run.trainings):
+        caption += "; the reference is drawn from 0 beside them, its own training is not part of their cost"
+    by_flops = loss_curves(run, "flops"), f"{caption}."
+    yield from pictures((by_step, "Every model over its own steps."), by_flops)
     high = _loss_limits(run)[1]
     notes = "Lines with marks are validation losses, thin lines training losses, smoothed by a moving mean."
     if run.reference_loss is not None:
@@ -146,103 +133,86 @@ def _curve_blocks(run: Run) -> Iterator[Block]:
 
 
 def _round_blocks(run: Run) -> Iterator[Block]:
-    summary = run.summary
-    if summary.reference is None and not summary.rounds:
+    summary, validation = run.summary, run.reference_validation
+    reference, margin = summary.reference, significant(run.summary.margin)
+    if reference is None and not summary.rounds:
         return
-    windows, known = run.reference_validation, summary.reference and summary.reference.training_flops
     title = "The reference and every finished round"
-    if windows is not None:
-        title += f". Validation: {windows.windows:,} windows of {windows.window_tokens:,} tokens"
-    elif summary.reference is not None and summary.reference.windows:
-        title += f". Validation: {summary.reference.windows:,} windows"
-    table = rounds_table(summary)
-    margin = significant(summary.margin)
+    if validation is not None:
+        title += f". Validation: {validation.windows:,} windows of {validation.window_tokens:,} tokens"
+    elif reference is not None and reference.windows:
+        title += f". Validation: {reference.windows:,} windows"
     note = (
         "Losses are validation losses in nats per token. Difference: target minus reference, mean over the paired "
         f"windows; parity, in bold, is a difference of at most {margin}."
     )
-    if known:
+    if reference is not None and reference.training_flops:
         note += (
             " Cost: training FLOPs of all rounds so far, as a multiple of the reference's; in the round that reaches "
             "parity it is the cost to parity."
         )
-    yield Table.of(title, table.columns, table.rows, (note,))
-    picture = differences(
-        [
-            Interval(
-                f"round {e.round}, {e.layers} layers",
-                e.difference,
-                e.interval,
-                f"{e.difference:+.{decimals}f} {signed_interval(e.interval, decimals)}",
-                e.round,
-                e.parity,
-            )
-            for e, decimals in ((entry, loss_decimals(entry.interval)) for entry in summary.rounds)
-        ],
-        "target minus reference, nats per token; left of 0 the target is better",
-        summary.margin,
-    )
-    if picture is not None:
-        caption = (
-            "Difference of every round to the reference with its 95% interval; a filled mark means parity"
-        )
-        caption += f", the dashed line is the margin of {margin}." if summary.margin else "."
-        yield Figures([(picture, caption)], wide=True)
+    yield rounds_table(summary, title, (note,))
+    lines = []
+    for entry in summary.rounds:
+        decimals = loss_decimals(entry.interval)
+        name = f"round {entry.round}, {entry.layers} layers"
+        text = f"{entry.difference:+.{decimals}f} {signed_interval(entry.interval, decimals)}"
+        lines.append(Interval(name, entry.difference, entry.interval, text, entry.round, entry.parity))
+    label = "target minus reference, nats per token; left of 0 the target is better"
+    caption = "Difference of every round to the reference with its 95% interval; a filled mark means parity"
+    caption += f", the dashed line is the margin of {margin}." if summary.margin else "."
+    yield from pictures((differences(lines, label, summary.margin), caption), wide=True)
 
 
-def _sample_blocks(run: Run) -> Iterator[Block]:
-    entry = reported_round(run.summary)
-    reference = run.summary.reference
+def _samples(run: Run) -> Sequence[Block]:
+    entry, reference = reported_round(run.summary), run.summary.reference
     names = (
         f"Reference, {reference.layers} layers" if reference else "Reference",
         f"Target, {entry.layers} layers" if entry else "Target",
     )
-    for place, sample in enumerate(run.samples, 1):
-        texts = list(zip(names, (sample.reference, sample.target), strict=True))
-        yield Continuations(f"Prompt {place}", sample.prompt, texts)
+    return continuations(run.samples, names)
 
 
 def _training_blocks(run: Run) -> Iterator[Block]:
     """Throughput, learning rate and gradient norm."""
     if not run.trainings:
         return
-    yield Table.of(
+    yield Table(
         "Throughput: medians over the logged steps; memory: the highest value logged",
         ("<Model", "Last step", "Tokens per second", "FLOP per second", "Peak memory"),
         map(_throughput, run.trainings),
     )
-    pictures = []
-    for column, name, caption in (
-        ("learning_rate", "learning rate", "Learning rate."),
-        ("gradient_norm", "gradient norm", "Gradient norm, smoothed like the loss, on a logarithmic axis."),
-    ):
-        logarithmic = column == "gradient_norm"
-        values = [(t, t.metrics.train[column]) for t in run.trainings]
-        lines = [
-            Line(t.name, t.metrics.train["step"], smooth(y) if logarithmic else y, t.round, marks=0)
-            for t, y in values
-            if np.any(y > 0)
-        ]
-        limits = None if logarithmic or not lines else (0, 1.08 * max(np.nanmax(line.y) for line in lines))
-        picture = curves(lines, name, "step", limits=limits, logarithmic=logarithmic)
-        if picture is not None:
-            pictures.append((picture, caption))
-    if pictures:
-        yield Fold("Learning rate and gradient norm", [Figures(pictures)])
+    train = [(t, t.metrics.train) for t in run.trainings]
+    rates = [
+        Line(t.name, rows["step"], rows["learning_rate"], t.round, marks=0)
+        for t, rows in train
+        if np.any(rows["learning_rate"] > 0)
+    ]
+    norms = [Line(t.name, rows["step"], smooth(rows["gradient_norm"]), t.round, marks=0) for t, rows in train]
+    highest = max((float(np.nanmax(line.y)) for line in rates), default=0.0)
+    shown = pictures(
+        (curves(rates, "learning rate", "step", limits=(0, 1.08 * highest)), "Learning rate."),
+        (
+            curves(norms, "gradient norm", "step", logarithmic=True),
+            "Gradient norm, smoothed like the loss, on a logarithmic axis.",
+        ),
+    )
+    if shown:
+        yield Fold("Learning rate and gradient norm", shown)
 
 
 def _throughput(training: Trained) -> Sequence[str]:
     """Medians, so that compilation and pauses do not count."""
-    columns = (training.metrics.train[f"{what}_per_second"] for what in ("tokens", "flops"))
-    tokens, operations = (values[np.isfinite(values)] for values in columns)
-    taken = training.metrics.train["memory_bytes"]
-    taken = taken[np.isfinite(taken)]
+    columns = (
+        training.metrics.train[name] for name in ("tokens_per_second", "flops_per_second", "memory_bytes")
+    )
+    tokens, operations, taken = (column[np.isfinite(column)] for column in columns)
     return (
         training.name,
         f"{training.last_step:,}",
-        count(float(np.median(tokens))) if len(tokens) else NONE,
-        flops(float(np.median(operations)), "FLOP/s") if len(operations) else NONE,
-        memory(float(taken.max())) if len(taken) else NONE,
+        count(float(np.median(tokens))) if len(tokens) else "–",
+        flops(float(np.median(operations)), "FLOP/s") if len(operations) else "–",
+        memory(float(taken.max())) if len(taken) else "–",
     )
 
 
@@ -261,26 +231,26 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
         return []
     last = summary.rounds[-1]
     cost = summary.cost(last)
+    paid = (
+        (flops(last.total_training_flops), "") if cost is None else (f"{cost:.2f}", "× the reference's FLOPs")
+    )
     difference = f"{entry.difference:+.{loss_decimals(entry.interval)}f}"
     return [
         ("Layers", str(entry.layers), f"of {summary.reference.layers}"),
         ("Parameters", count(entry.parameters), f"of {count(summary.reference.parameters)}"),
         ("Loss difference", difference, "nats per token"),
-        ("Training, all rounds", flops(last.total_training_flops), "")
-        if cost is None
-        else ("Training, all rounds", f"{cost:.2f}", "× the reference's FLOPs"),
+        ("Training, all rounds", *paid),
     ]
 
 
-def _progress(run: Run) -> str | None:
+def _progress(run: Run) -> Iterator[str]:
     """Where a run without a verdict stands; a page cannot know whether it still runs or was stopped."""
     if run.summary.verdict is not None:
-        return None
+        return
     unfinished = [training for training in run.trainings if not training.finished]
     if unfinished:
         last = unfinished[-1]
-        return f"Running or interrupted: the last record is step {last.last_step:,} of {last.name}."
-    if run.state is not None and run.state.phase != "finished":
+        yield f"Running or interrupted: the last record is step {last.last_step:,} of {last.name}."
+    elif run.state is not None and run.state.phase != "finished":
         where = "the reference" if run.state.phase == "reference" else f"round {run.state.round}"
-        return f"Running or interrupted in {where}."
-    return None
+        yield f"Running or interrupted in {where}."

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -20,36 +20,34 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from inheritune import UserError
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
-from inheritune.evaluation.result import Evaluation, load_evaluation
-from inheritune.run_directory import Record, State, Summary, read_starts
+from inheritune.evaluation.result import Evaluation, Sample, load_evaluation
+from inheritune.run_directory import State, Summary, read_starts
+from inheritune.runtime import records
 
 if TYPE_CHECKING:  # the page of a run is written without torch
     from inheritune.training.validation import WindowLosses
 
 FloatArray = NDArray[np.float64]
-R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
-TRAIN_COLUMNS = (
-    "step",
-    "flops",
-    "loss",
-    "learning_rate",
-    "gradient_norm",
-    "tokens_per_second",
-    "flops_per_second",
-    "memory_bytes",
-)
-VALIDATION_COLUMNS = ("step", "flops", "loss")
+COLUMNS = {
+    "train": (
+        *("step", "flops", "loss", "learning_rate", "gradient_norm"),
+        *("tokens_per_second", "flops_per_second", "memory_bytes"),
+    ),
+    "validation": ("step", "flops", "loss"),
+    "gradients": ("step",),
+}
+"""What every kind of row is expected to hold."""
 METRICS = "metrics.jsonl"
 ROUND_DIRECTORY = re.compile(r"round-(\d+)-(\d+)-layers")
 
 
 @dataclass(frozen=True, eq=False)
-class Metrics:
+class MetricColumns:
     """A `metrics.jsonl`: the rows of each kind as columns, in the order of steps; a value that is missing is NaN.
 
     `last` is the row of the last step of training or validation.
@@ -70,7 +68,7 @@ class Trained:
 
     round: int
     layers: int | None
-    metrics: Metrics
+    metrics: MetricColumns
     before: float
     finished: bool
 
@@ -92,7 +90,7 @@ class Trained:
         return float(np.max(flops, initial=0.0, where=np.isfinite(flops)))
 
 
-class Validation(Record):
+class ReferenceValidation(records.Record):
     """The head of a `validation.json`, without the losses of the single windows."""
 
     loss: float
@@ -100,8 +98,8 @@ class Validation(Record):
     window_tokens: int
 
 
-class Sample(Record):
-    """What the reference and the target wrote after the same prompt."""
+class _RunSample(records.Record):
+    """Part of a run's `samples.json`."""
 
     prompt: str
     reference: str
@@ -110,19 +108,22 @@ class Sample(Record):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run of Algorithm 1 as far as it can be read."""
+    """A run of Algorithm 1 as far as it can be read.
+
+    `trainings` are the reference, if this run trained it, and the rounds in their order; `samples` those of the
+    reference and the target.
+    """
 
     path: Path
     recipe: str
     summary: Summary
     state: State | None
     environment: Mapping[str, Any]
-    trainings: tuple[Trained, ...]
-    """The reference, if this run trained it, and the rounds in their order."""
-    reference_validation: Validation | None
-    samples: tuple[Sample, ...]
+    trainings: Sequence[Trained]
+    reference_validation: ReferenceValidation | None
+    samples: Sequence[Sample]
     evaluation: Evaluation | None
-    notes: tuple[str, ...]
+    notes: Sequence[str]
 
     @property
     def name(self) -> str:
@@ -138,18 +139,6 @@ class Run:
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
-    """Validation losses during a training, in nats per token.
-
-    `flops` are training FLOPs, those of earlier rounds included; NaN where they were not recorded.
-    """
-
-    steps: FloatArray
-    flops: FloatArray
-    losses: FloatArray
-
-
-@dataclass(frozen=True, eq=False)
 class Entry:
     """One trained model of a comparison; what is not known of it is None.
 
@@ -162,6 +151,7 @@ class Entry:
         flops: of its own training.
         total_flops: those of the rounds before it included.
         losses: final ones, per window; None if it is unfinished.
+        curve: `step`, `flops` (of its own training) and `loss` of the validations during it; NaN where not recorded.
         notes: sentences about what could not be read.
     """
 
@@ -177,8 +167,13 @@ class Entry:
     flops: float | None
     total_flops: float | None
     losses: WindowLosses | None
-    curve: Curve
+    curve: Mapping[str, FloatArray]
     notes: tuple[str, ...] = ()
+
+    @property
+    def before(self) -> float:
+        """Training FLOPs of the rounds before it; NaN where they are not known."""
+        return math.nan if self.total_flops is None or self.flops is None else self.total_flops - self.flops
 
 
 def read_run(path: Path) -> Run:
@@ -193,13 +188,10 @@ def read_run(path: Path) -> Run:
             f"{path} is not a run directory: it has no recipe.yaml; give the directory that `inheritune run` wrote"
         )
     notes: list[str] = []
-    summary = _read_record(Summary, path / "summary.json") or Summary()
-    state = _read_record(State, path / "state.json")
-    samples = _read_json(path / "samples.json") or []
-    if not isinstance(samples, list):
-        raise UserError(f"{path / 'samples.json'} must hold a JSON list of samples")
-    evaluation = path / "evaluation" / EVALUATION_FILE
-    starts = read_starts(path)
+    summary = _read(Summary, path / "summary.json") or Summary()
+    state = _read(State, path / "state.json")
+    samples = _read(list[_RunSample], path / "samples.json") or []
+    evaluation, starts = path / "evaluation" / EVALUATION_FILE, read_starts(path)
     return Run(
         path=path,
         recipe=(path / "recipe.yaml").read_text("utf-8", errors="replace"),
@@ -207,22 +199,14 @@ def read_run(path: Path) -> Run:
         state=state,
         environment={key: value for key, value in starts[-1].items() if key != "data"} if starts else {},
         trainings=tuple(_read_trainings(path, summary, state, notes)),
-        reference_validation=_read_record(Validation, path / "reference" / "validation.json"),
-        samples=tuple(_parse(Sample, sample, str(path / "samples.json")) for sample in samples),
+        reference_validation=_read(ReferenceValidation, path / "reference" / "validation.json"),
+        samples=[Sample(prompt=one.prompt, continuations=[one.reference, one.target]) for one in samples],
         evaluation=load_evaluation(evaluation) if evaluation.is_file() else None,
         notes=tuple(notes),
     )
 
 
-def parse_summary(summary: Summary | Mapping[str, Any]) -> Summary:
-    """Check the content of a `summary.json`.
-
-    Raises UserError naming the first thing that is wrong.
-    """
-    return _parse(Summary, summary, "the summary")
-
-
-def read_metrics(directory: Path, notes: list[str]) -> Metrics | None:
+def read_metrics(directory: Path, notes: list[str]) -> MetricColumns | None:
     """The rows of `metrics.jsonl` in this directory, or None if no step of training or validation is there yet.
 
     A line that cannot be read, such as one cut off in the middle, is left out and counted in `notes`. A run that
@@ -231,7 +215,7 @@ def read_metrics(directory: Path, notes: list[str]) -> Metrics | None:
     file = directory / METRICS
     if not file.is_file():
         return None
-    rows: dict[str, dict[int, dict[str, Any]]] = {"train": {}, "validation": {}, "gradients": {}}
+    rows: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in COLUMNS}
     unreadable = 0
     for line in filter(str.strip, file.read_text("utf-8", errors="replace").splitlines()):
         try:
@@ -245,13 +229,8 @@ def read_metrics(directory: Path, notes: list[str]) -> Metrics | None:
     steps = rows["validation"] | rows["train"]
     if not steps:
         return None
-    gradients = dict.fromkeys(name for row in rows["gradients"].values() for name in row if name != "kind")
-    return Metrics(
-        _columns(rows["train"], TRAIN_COLUMNS),
-        _columns(rows["validation"], VALIDATION_COLUMNS),
-        _columns(rows["gradients"], gradients),
-        steps[max(steps)],
-    )
+    columns = {kind: _columns(rows[kind], expected) for kind, expected in COLUMNS.items()}
+    return MetricColumns(**columns, last=steps[max(steps)])
 
 
 def read_entries(runs: Sequence[tuple[str | None, Path]]) -> list[Entry]:
@@ -273,10 +252,9 @@ def read_entries(runs: Sequence[tuple[str | None, Path]]) -> list[Entry]:
             raise UserError(
                 f"{path} {state}; give directories that `inheritune train` or `inheritune run` wrote"
             )
-    labels = _labels(runs)
     entries = [
         entry
-        for label, (_, path) in zip(labels, runs, strict=True)
+        for label, (_, path) in zip(_labels(runs), runs, strict=True)
         for entry in _entries_of(label, path, _read_recipe(path))
     ]
     if not entries:
@@ -310,7 +288,8 @@ def _round_directories(path: Path) -> list[tuple[int, int, str]]:
     return sorted((int(name[1]), int(name[2]), name[0]) for name in names if name)
 
 
-def _columns(rows: Mapping[int, Mapping[str, Any]], names: Iterable[str]) -> dict[str, FloatArray]:
+def _columns(rows: Mapping[int, Mapping[str, Any]], expected: Sequence[str]) -> dict[str, FloatArray]:
+    names = dict.fromkeys([*expected, *(name for row in rows.values() for name in row)])
     ordered = [rows[step] for step in sorted(rows)]
     # None becomes NaN.
     return {name: np.array([_number(row.get(name)) for row in ordered], dtype=np.float64) for name in names}
@@ -322,19 +301,17 @@ def _labels(runs: Sequence[tuple[str | None, Path]]) -> list[str]:
     for index, (one, (_, path)) in enumerate(zip(given, runs, strict=True)):
         if one in given[:index]:
             raise UserError(f"{path} is given twice; a run can be compared once under one name")
-    taken = {label for label, _ in given if label is not None}
     unnamed = [path.parts for label, path in given if label is None]
-    labels = []
-    for label, path in given:
-        depth, name = 1, label
-        while name is None:
-            end = path.parts[-depth:]
-            alone = sum(parts[-depth:] == end for parts in unnamed) == 1
-            if (alone and _one_line("/".join(end)) not in taken) or depth > len(path.parts):
-                name = _one_line("/".join(end))
-            depth += 1
-        labels.append(name)
-    return labels
+    taken = {label for label, _ in given}
+
+    def shortest(parts: tuple[str, ...]) -> str:
+        for depth in range(1, len(parts)):
+            end = _one_line("/".join(parts[-depth:]))
+            if end not in taken and sum(other[-depth:] == parts[-depth:] for other in unnamed) == 1:
+                return end
+        return _one_line("/".join(parts))
+
+    return [label or shortest(path.parts) for label, path in given]
 
 
 def _one_line(name: str) -> str:
@@ -349,13 +326,10 @@ def _entries_of(label: str, path: Path, recipe: Mapping[str, Any]) -> Iterator[E
         yield _read_entry(label, path, path, "model", seed, {})
         return
     summary = _read_object(path / "summary.json")
-    reference = path / "reference"
-    if _has_begun(reference):
-        own = _seed(path, recipe.get("reference"))
-        known = summary.get("reference") or {}
-        yield _read_entry(
-            f"{label}/reference", reference, path, "reference", seed if own is None else own, known
-        )
+    if _has_begun(path / "reference"):
+        own, known = _seed(path, recipe.get("reference")), summary.get("reference") or {}
+        own = seed if own is None else own
+        yield _read_entry(f"{label}/reference", path / "reference", path, "reference", own, known)
     known_rounds = {known.get("directory"): known for known in summary.get("rounds") or []}
     before: float | None = 0.0
     for _, _, name in _round_directories(path):
@@ -381,30 +355,27 @@ def _read_entry(
 ) -> Entry:
     """One training; `known` is what the run's summary says of it, `before` the FLOPs of earlier rounds."""
     notes: list[str] = []
-    rows = read_metrics(path, notes)
-    outcome = {**known, **_read_object(path / "training.json")}
-    last = rows.last if rows else {}
+    metrics = read_metrics(path, notes)
+    outcome, last = {**known, **_read_object(path / "training.json")}, metrics.last if metrics else {}
     flops = _number(outcome.get("flops", known.get("training_flops", last.get("flops"))))
     total = _number(known.get("total_training_flops"))
     if total is None and flops is not None and before is not None:
         total = before + flops
-    start = np.nan if total is None or flops is None else total - flops
     layers, parameters = _size(path, outcome)
-    validation = rows.validation if rows else {name: np.empty(0) for name in VALIDATION_COLUMNS}
     return Entry(
-        label=label,
-        path=path,
-        run=run,
-        kind=kind,
-        seed=seed,
-        layers=layers,
-        parameters=parameters,
+        label,
+        path,
+        run,
+        kind,
+        seed,
+        layers,
+        parameters,
         steps=_whole(outcome.get("steps", last.get("step"))),
         tokens=_whole(outcome.get("tokens", last.get("tokens"))),
         flops=flops,
         total_flops=total,
         losses=_read_losses(path / "validation.json"),
-        curve=Curve(validation["step"], start + validation["flops"], validation["loss"]),
+        curve=metrics.validation if metrics else _columns({}, COLUMNS["validation"]),
         notes=tuple(notes),
     )
 
@@ -466,39 +437,14 @@ def _seed(path: Path, recipe: Any) -> int | None:
     return _whole(training.get("seed")) if isinstance(training, dict) else None
 
 
-def _read_json(path: Path) -> Any:
-    """The file's value, or None if there is no such file."""
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged, it is not valid JSON: {error}") from None
+def _read(kind: type[T], path: Path) -> T | None:
+    """The value of a file that `inheritune run` wrote, or None if there is no such file."""
+    return records.read(kind, path, "as `inheritune run` writes it") if path.is_file() else None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     """The JSON object of a file, empty if there is no such file."""
-    value = _read_json(path) if path.is_file() else {}
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged: it must hold one JSON object")
-    return value
-
-
-def _read_record(model: type[R], path: Path) -> R | None:
-    value = _read_json(path)
-    return _parse(model, value, str(path)) if path.is_file() else None
-
-
-def _parse(model: type[R], value: Any, source: str) -> R:
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        what = first["msg"].removeprefix("Value error, ")
-        raise UserError(
-            f"{source} is not as `inheritune run` writes it: {where + ': ' if where else ''}{what}"
-        ) from None
+    return records.read(dict[str, Any], path, "a JSON object") if path.is_file() else {}
 
 
 def _whole(value: Any) -> int | None:

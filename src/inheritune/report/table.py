@@ -1,6 +1,6 @@
 """One kind of table, for the terminal, as Markdown and on a page; and CSV for programs.
 
-The page's rendering is the macro `table` of `templates/page.html`.
+The page's rendering is the macro `table_of` of `templates/page.html`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import csv
 import io
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import rich.table
 from rich.text import Text
@@ -20,8 +20,7 @@ MINUS = "\N{MINUS SIGN}"  # on pages and in figures; elsewhere a hyphen, which p
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A column: its heading, a second line of that, and whether it holds numbers, which stand on the right."""
 
     heading: str
@@ -29,37 +28,35 @@ class Column:
     number: bool = True
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One cell for each column; `kind` says how a page shows it, such as better, worse, chance or mean."""
 
-    cells: tuple[str, ...]
+    cells: Sequence[str]
     kind: str = ""
 
 
-@dataclass(frozen=True)
 class Table:
-    """A table with its title and the notes below it; without rows only the notes are shown."""
+    """A table with its title and the notes below it; without rows only the notes are shown.
 
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-    kind: str = ""
+    Args:
+        title: above it; may be empty.
+        columns: such as "Loss", "<Name" (text, on the left) and "Cache|per token" (with a detail), or `Column`.
+        rows: one cell for each column.
+        notes: sentences below it.
+        kind: how a page shows it.
+    """
 
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         title: str,
         columns: Iterable[str | Column],
         rows: Iterable[Row | Sequence[str]],
         notes: Iterable[str] = (),
         kind: str = "",
-    ) -> Table:
-        """A table of columns such as "Loss", "<Name" (text, on the left) and "Cache|per token" (with a detail)."""
-        made = tuple(_column(column) if isinstance(column, str) else column for column in columns)
-        filled = tuple(row if isinstance(row, Row) else Row(tuple(row)) for row in rows)
-        return cls(title, made, filled, tuple(notes), kind)
+    ) -> None:
+        self.title, self.notes, self.kind = title, list(notes), kind
+        self.columns = [_column(column) if isinstance(column, str) else column for column in columns]
+        self.rows = [row if isinstance(row, Row) else Row(row) for row in rows]
 
     @property
     def headings(self) -> list[str]:
@@ -68,8 +65,8 @@ class Table:
 
     def select(self, places: Sequence[int]) -> Table:
         """Only the columns at these places, in this order."""
-        rows = tuple(replace(row, cells=tuple(row.cells[i] for i in places)) for row in self.rows)
-        return replace(self, columns=tuple(self.columns[i] for i in places), rows=rows)
+        rows = [Row(tuple(row.cells[i] for i in places), row.kind) for row in self.rows]
+        return Table(self.title, [self.columns[i] for i in places], rows, self.notes, self.kind)
 
     def without(self, headings: Container[str]) -> Table:
         """All columns but these."""
@@ -82,57 +79,64 @@ class Table:
 
     def terminal(self) -> rich.table.Table:
         """For the terminal, where a difference and its interval share a column and narrow columns fold."""
-        narrow = _with_interval(self)
         table = rich.table.Table(
-            title=_text(self.title) if self.title else None,
+            title=terminal_text(self.title) if self.title else None,
             title_justify="left",
             box=None,
             padding=(0, 2, 0, 0),
             pad_edge=False,
             header_style="bold",
         )
+        narrow = self._with_interval()
         for column in narrow.columns:
-            heading = "\n".join(filter(None, (column.heading, column.detail)))
-            table.add_column(_text(heading), justify="right" if column.number else "left", overflow="fold")
+            heading = terminal_text("\n".join(filter(None, (column.heading, column.detail))))
+            table.add_column(heading, justify="right" if column.number else "left", overflow="fold")
         for row in narrow.rows:
-            table.add_row(*map(_text, row.cells), style="bold" if row.kind == "parity" else None)
+            table.add_row(*map(terminal_text, row.cells), style="bold" if row.kind == "parity" else None)
         return table
 
     def markdown(self) -> str:
         """As aligned Markdown, without title and notes."""
-        headings = [" ".join(filter(None, (column.heading, column.detail))) for column in self.columns]
+        numbers = [column.number for column in self.columns]
+        lines = [[escaped(f"{column.heading} {column.detail}".strip()) for column in self.columns]]
         # Numbers are ours and need no backslash: an interval has brackets.
-        lines = [
-            [
-                cell if column.number else escaped(cell)
-                for cell, column in zip(row.cells, self.columns, strict=True)
-            ]
+        lines += [
+            [cell if number else escaped(cell) for cell, number in zip(row.cells, numbers, strict=True)]
             for row in self.rows
         ]
-        lines.insert(0, [escaped(heading) for heading in headings])
-        widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(headings))]
-        number = [column.number for column in self.columns]
-        lines.insert(
-            1,
+        widths = [max(3, *map(len, cells)) for cells in zip(*lines, strict=True)]
+        lines = [
             [
-                "-" * (width - 1) + (":" if right else "-")
-                for width, right in zip(widths, number, strict=True)
-            ],
-        )
-        return "\n".join(
-            "| {} |".format(
-                " | ".join(
-                    cell.rjust(width) if right else cell.ljust(width)
-                    for cell, width, right in zip(line, widths, number, strict=True)
-                )
-            )
-            for line in lines
-        )
+                cell.rjust(width) if number else cell.ljust(width)
+                for cell, width, number in zip(*of, strict=True)
+            ]
+            for of in ((line, widths, numbers) for line in lines)
+        ]
+        rule = ["-" * (width - 1) + "-:"[number] for width, number in zip(widths, numbers, strict=True)]
+        return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+
+    def _with_interval(self) -> Table:
+        """The same with every 95% interval beside the difference that stands before it, in one column."""
+        if "95% interval" not in self.headings:
+            return self
+        at = self.headings.index("95% interval")
+        rows = []
+        for cells, kind in self.rows:
+            # Without a space inside, a narrow terminal breaks the line before the interval.
+            both = filter(None, (cells[at - 1], re.sub(r"(?<=,) |%", "", cells[at])))
+            rows.append(Row([*cells[: at - 1], " ".join(dict.fromkeys(both)), *cells[at + 1 :]], kind))
+        columns = [*self.columns[: at - 1], Column("Difference [95%]"), *self.columns[at + 1 :]]
+        return Table(self.title, columns, rows, self.notes, self.kind)
 
 
 def printable(text: str) -> str:
     """The text with a replacement character for all that cannot be shown or written; tab and newline stay."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def terminal_text(text: str) -> Text:
+    """The text for rich, without markup; a word that is too long is folded."""
+    return Text(printable(text), overflow="fold")
 
 
 def escaped(text: str) -> str:
@@ -157,25 +161,3 @@ def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> st
 def _column(text: str) -> Column:
     heading, _, detail = text.removeprefix("<").partition("|")
     return Column(heading, detail, number=not text.startswith("<"))
-
-
-def _with_interval(table: Table) -> Table:
-    """The same with every 95% interval beside its difference, in one column."""
-    if not {"Difference", "95% interval"} <= set(table.headings):
-        return table
-    at, interval = table.headings.index("Difference"), table.headings.index("95% interval")
-    rows = []
-    for row in table.rows:
-        cells = list(row.cells)
-        # Without a space inside, a narrow terminal breaks the line before the interval.
-        ends = re.sub(r"(?<=,) |%", "", cells[interval])
-        cells[at] = " ".join(dict.fromkeys(filter(None, (cells[at], ends))))
-        rows.append(replace(row, cells=tuple(cells)))
-    columns = list(table.columns)
-    columns[at] = Column("Difference [95%]")
-    joined = replace(table, columns=tuple(columns), rows=tuple(rows))
-    return joined.select([i for i in range(len(columns)) if i != interval])
-
-
-def _text(value: str) -> Text:
-    return Text(printable(value))

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import rich.table
 
 from inheritune.quantities import count, duration, flops, loss_decimals, signed_interval, significant
-from inheritune.report.runs import parse_summary
 from inheritune.report.table import Row, Table
 from inheritune.run_directory import RoundFigures, Summary
 
-NOT_IN_TERMINAL = {"Steps", "Time", "FLOPs"}
 
+def verdict_sentence(summary: Summary) -> str:
+    """What was reached or not, in how many layers and parameters, how sure it is, and what it cost.
 
-def verdict_sentence(summary: Summary | Mapping[str, Any]) -> str:
-    """The verdict in one plain sentence.
-
-    `summary` is the content of `summary.json`; UserError if it is not. The sentence says what was reached or
-    not, in how many layers and parameters, how sure it is (the interval of the paired difference), and what
-    it cost.
+    How sure is what the interval of the paired difference says.
     """
-    summary = parse_summary(summary)
-    entry = reported_round(summary)
-    if entry is None:
-        if summary.reference is None or summary.reference.loss is None:
-            return "No verdict yet: no round is finished."
-        return (
-            f"No verdict yet: the reference ({summary.reference.layers} layers) has a validation loss of "
-            f"{summary.reference.loss:.3f}, no round is finished."
-        )
-    return f"{_outcome(summary, entry)}{_comparison(summary, entry)}{_cost(summary, entry)}."
+    entry, reference = reported_round(summary), summary.reference
+    if entry is not None:
+        return f"{_outcome(summary, entry)}{_comparison(summary, entry)}{_cost(summary, entry)}."
+    if reference is None or reference.loss is None:
+        return "No verdict yet: no round is finished."
+    return (
+        f"No verdict yet: the reference ({reference.layers} layers) has a validation loss of "
+        f"{reference.loss:.3f}, no round is finished."
+    )
 
 
 def reported_round(summary: Summary) -> RoundFigures | None:
@@ -45,28 +36,20 @@ def reported_round(summary: Summary) -> RoundFigures | None:
     return summary.rounds[-1]
 
 
-def rounds_table(summary: Summary | Mapping[str, Any]) -> Table:
+def rounds_table(summary: Summary, title: str = "", notes: tuple[str, ...] = ()) -> Table:
     """The reference and the finished rounds.
 
-    `summary` is the content of `summary.json`; UserError if it is not. The last column is the cost so far as a
-    multiple of the reference's training FLOPs; without those there is none.
+    The last column is the cost so far as a multiple of the reference's training FLOPs; without those there is none.
     """
-    summary = parse_summary(summary)
     reference = summary.reference
     decimals = max((loss_decimals(entry.interval) for entry in summary.rounds), default=3)
     rows = []
     if reference is not None:
+        loss = "" if reference.loss is None else f"{reference.loss:.{decimals}f}"
+        steps = "" if reference.steps is None else f"{reference.steps:,}"
         own = flops(reference.training_flops) if reference.training_flops else "unknown"
-        cells = (
-            "ref.",
-            str(reference.layers),
-            count(reference.parameters),
-            "" if reference.loss is None else f"{reference.loss:.{decimals}f}",
-            *("", ""),
-            "" if reference.steps is None else f"{reference.steps:,}",
-            *("", own, "", "1.00x"),
-        )
-        rows.append(Row(cells))
+        size = str(reference.layers), count(reference.parameters)
+        rows.append(Row(("ref.", *size, loss, "", "", steps, "", own, "", "1.00x")))
     for entry in summary.rounds:
         cost = summary.cost(entry)
         cells = (
@@ -87,15 +70,15 @@ def rounds_table(summary: Summary | Mapping[str, Any]) -> Table:
         *("<Round", "Layers", "Params", "Loss", "Difference", "95% interval"),
         *("Steps", "Time", "FLOPs", "All rounds", "Cost"),
     )
-    table = Table.of("", headings, rows)
+    table = Table(title, headings, rows, notes)
     return table if reference is not None and reference.training_flops else table.without({"Cost"})
 
 
-def terminal_rounds(summary: Summary | Mapping[str, Any]) -> rich.table.Table:
+def terminal_rounds(summary: Summary) -> rich.table.Table:
     """What matters most of `rounds_table`: the cost or, where that is unknown, the FLOPs of all rounds."""
     table = rounds_table(summary)
     rest = {"All rounds"} if "Cost" in table.headings else set()
-    return table.without(NOT_IN_TERMINAL | rest).terminal()
+    return table.without({"Steps", "Time", "FLOPs"} | rest).terminal()
 
 
 def _outcome(summary: Summary, entry: RoundFigures) -> str:
@@ -116,7 +99,7 @@ def _outcome(summary: Summary, entry: RoundFigures) -> str:
 
 def _comparison(summary: Summary, entry: RoundFigures) -> str:
     reference = summary.reference
-    assert reference is not None and reference.loss is not None, "parse_summary checks it"
+    assert reference is not None and reference.loss is not None, "a summary with rounds has them"
     decimals = loss_decimals(entry.interval)
     contains_zero = entry.interval[0] <= 0 <= entry.interval[1]
     return (
@@ -133,9 +116,9 @@ def _cost(summary: Summary, entry: RoundFigures) -> str:
     payer = summary.rounds[-1] if summary.verdict == "no parity" else entry
     used = "for" if summary.verdict == "parity" else "having used"
     cost = summary.cost(payer)
-    if cost is None:
-        return (
-            f", {used} {flops(payer.total_training_flops)} of training "
-            "(the reference's training FLOPs are not known, so neither is the cost to parity)"
-        )
-    return f", {used} {cost:.2f} times the reference's training FLOPs"
+    if cost is not None:
+        return f", {used} {cost:.2f} times the reference's training FLOPs"
+    return (
+        f", {used} {flops(payer.total_training_flops)} of training "
+        "(the reference's training FLOPs are not known, so neither is the cost to parity)"
+    )
