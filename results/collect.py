@@ -18,7 +18,7 @@ from publish import publish
 from inheritune import UserError
 from inheritune.config import Study
 from inheritune.recipe_file import load_recipe
-from inheritune.report.comparison import default_reference
+from inheritune.report.comparison import pair
 from inheritune.report.runs import Entry, read_entries
 from inheritune.study import rows_of, study_entries
 
@@ -39,7 +39,7 @@ def read_runs(runs: Sequence[Path]) -> tuple[list[Entry], str, Path]:
         if any(run.parent != root for run in runs):
             raise UserError("the runs of one study must be in one directory")
         entries = read_entries([(None, run) for run in runs])
-        reference = default_reference(entries)
+        reference = pair(entries, None, "").reference
     unfinished = [entry.label for entry in entries if entry.losses is None]
     if unfinished:
         raise UserError(f"these are not finished, and only finished runs are kept: {', '.join(unfinished)}")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import rich.table
@@ -62,32 +62,24 @@ class Compared:
     note: str | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Seeds:
-    """The seeds of one label; means over them are None where there are none, or fewer than two differences."""
+class Seeds(NamedTuple):
+    """The seeds of one label.
+
+    Args:
+        label: of the row.
+        place: of its look in figures; the reference has 0.
+        seeds: in their order.
+        mean_loss: of the finished ones; None if there are none.
+        mean_difference: to the reference; None with fewer than two differences.
+        spread: standard deviation of the difference between seeds, likewise.
+    """
 
     label: str
+    place: int
     seeds: Sequence[Compared]
-
-    @property
-    def mean_loss(self) -> float | None:
-        """Mean validation loss of the finished seeds."""
-        losses = [seed.entry.losses.mean for seed in self.seeds if seed.entry.losses is not None]
-        return fmean(losses) if losses else None
-
-    @property
-    def mean_difference(self) -> float | None:
-        """Mean difference to the reference."""
-        return fmean(self._differences) if len(self._differences) > 1 else None
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation of the difference between seeds."""
-        return stdev(self._differences) if len(self._differences) > 1 else None
-
-    @property
-    def _differences(self) -> list[float]:
-        return [seed.paired.difference for seed in self.seeds if seed.paired is not None]
+    mean_loss: float | None
+    mean_difference: float | None
+    spread: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +192,7 @@ def pair(entries: Sequence[Entry], reference: str | None, title: str) -> RunComp
     Raises:
         UserError: no entry is called so, or lies there.
     """
-    label = default_reference(entries) if reference is None else find_reference(entries, reference)
+    label = find_reference(entries, reference)
     by_label: dict[str, list[Entry]] = {}
     for entry in entries:
         by_label.setdefault(entry.label, []).append(entry)
@@ -213,22 +205,26 @@ def pair(entries: Sequence[Entry], reference: str | None, title: str) -> RunComp
         seed = "unknown seed" if entry.seed is None else f"seed {entry.seed}"
         return f"{entry.label}, {seed}" if len(by_label[entry.label]) > 1 else entry.label
 
-    rows = [
-        Seeds(one, [_compare(entry, by_label[label], name) for entry in seeds])
-        for one, seeds in by_label.items()
-    ]
+    rows: list[Seeds] = []
+    for one, entries_of in by_label.items():
+        seeds = [_compare(entry, by_label[label], name) for entry in entries_of]
+        losses = [entry.losses.mean for entry in entries_of if entry.losses is not None]
+        differences = [seed.paired.difference for seed in seeds if seed.paired is not None]
+        mean, spread = (fmean(differences), stdev(differences)) if len(differences) > 1 else (None, None)
+        place = 0 if one == label else 1 + sum(row.place > 0 for row in rows)
+        rows.append(Seeds(one, place, seeds, fmean(losses) if losses else None, mean, spread))
     notes = [f"{name(entry)}: {note}" for entry in entries for note in entry.notes]
     notes += [seed.note for row in rows for seed in row.seeds if seed.note is not None]
     return RunComparison(title, label, rows, tuple(notes))
 
 
-def default_reference(entries: Sequence[Entry]) -> str:
-    """Label of the first run's reference, else of the first entry."""
-    return next((entry.label for entry in entries if entry.kind == "reference"), entries[0].label)
+def find_reference(entries: Sequence[Entry], text: str | None) -> str | None:
+    """The label that is meant by a label, an entry's path, or the directory of a run; None if there is none.
 
-
-def find_reference(entries: Sequence[Entry], text: str) -> str | None:
-    """The label that is meant by a label, an entry's path, or the directory of a run; None if there is none."""
+    Without a text it is that of the first run's reference, else of the first entry.
+    """
+    if text is None:
+        return next((entry.label for entry in entries if entry.kind == "reference"), entries[0].label)
     path = Path(text).resolve()
     if any(entry.label == text for entry in entries):
         return text
@@ -293,18 +289,20 @@ def difference_picture(comparison: RunComparison) -> Picture | None:
     """
     lines: list[Interval] = []
     decimals = comparison.decimals
-    for row, place in _places(comparison):
+    for row in comparison.rows:
         name, mean = short(row.label), row.mean_difference
         if mean is not None:
             text = f"{mean:+.{decimals}f}, sd {row.spread:.{decimals}f}"
-            lines.append(Interval(name, mean, None, text, place, True))
+            lines.append(Interval(name, mean, None, text, row.place, True))
             name = ""
         for seed in row.seeds:
             if seed.paired is not None:
                 difference, ends = seed.paired.difference, seed.paired.interval
                 text = f"{difference:+.{decimals}f} {signed_interval(ends, decimals)}"
                 own = f"{name}, seed {seed.entry.seed}".removeprefix(", ") if len(row.seeds) > 1 else name
-                lines.append(Interval(own, difference, ends, text, place, seed.verdict != "not told apart"))
+                lines.append(
+                    Interval(own, difference, ends, text, row.place, seed.verdict != "not told apart")
+                )
     label = f"loss minus that of {short(comparison.reference)}, nats per token; left of 0 is better"
     return figures.differences(lines, label)
 
@@ -315,26 +313,23 @@ def loss_picture(comparison: RunComparison, axis: Literal["step", "flops"]) -> P
     A few rows share one pair of axes; of many, each has a panel in which the others are grey. None if there is no
     curve, or with `axis="flops"` no FLOPs were recorded.
     """
-    found = []
-    for row, place in _places(comparison):
+    lines = []
+    for row in comparison.rows:
         for seed in row.seeds:
             curve, losses = seed.entry.curve, seed.entry.losses
             x = curve["step"] if axis == "step" else seed.entry.before + curve["flops"]
             seen = np.isfinite(x) & np.isfinite(curve["loss"])
             if np.any(seen):
-                found.append(
-                    (row.label, x[seen], curve["loss"][seen], place, None if losses is None else losses.mean)
+                line = Line(
+                    row.label, x[seen], curve["loss"][seen], row.place, marks=1, finished=losses is not None
                 )
-    if not found:
+                lines.append(line if losses is None else replace(line, final=losses.mean))
+    if not lines:
         return None
     mean = comparison.reference_row.mean_loss
     level = None if mean is None else Level(mean, f"{comparison.reference}, final")
-    largest = max(float(x[-1]) for _, x, *_ in found)
-    scale, unit = flop_scale(largest) if axis == "flops" else (1.0, "")
-    lines = [
-        Line(label, x / scale, y, place, marks=1, final=final, finished=final is not None)
-        for label, x, y, place, final in found
-    ]
+    scale, unit = flop_scale(max(float(line.x[-1]) for line in lines)) if axis == "flops" else (1.0, "")
+    lines = [replace(line, x=line.x / scale) for line in lines]
     limits = figures.loss_limits(lines, [] if mean is None else [mean])
     heading = "validation loss, nats per token"
     x_label = "step" if axis == "step" else f"training compute, {unit}"
@@ -425,14 +420,11 @@ def _known(value: float | None, text: Callable[[Any], str]) -> str:
     return "unknown" if value is None else text(value)
 
 
-def _places(comparison: RunComparison) -> list[tuple[Seeds, int]]:
-    """The rows in their order, each with the place of its look: the reference has 0."""
-    others = [row for row in comparison.rows if row is not comparison.reference_row]
-    return [(row, others.index(row) + 1 if row in others else 0) for row in comparison.rows]
-
-
 def _compare(entry: Entry, references: Sequence[Entry], name: Callable[[Entry], str]) -> Compared:
-    reference, expected = _partner(entry, references)
+    """Against the reference of the same seed; where there is none, against the first that is finished."""
+    finished = [reference for reference in references if reference.losses is not None] or references
+    same = [reference for reference in finished if reference.seed == entry.seed]
+    reference = entry if entry in references else (same or finished)[0]
     own, other = name(entry), name(reference)
     if entry.losses is None:
         so_far = "no step is recorded" if entry.steps is None else f"its last record is step {entry.steps:,}"
@@ -454,15 +446,5 @@ def _compare(entry: Entry, references: Sequence[Entry], name: Callable[[Entry], 
     verdict = "better" if high < 0 else "worse"
     if len(entry.losses.losses) < 2 or low <= 0 <= high:  # one window has no spread, so no interval
         verdict = "not told apart"
-    return Compared(
-        own, entry, paired, relative, verdict, None if expected else f"{own} is compared with {other}."
-    )
-
-
-def _partner(entry: Entry, references: Sequence[Entry]) -> tuple[Entry, bool]:
-    """The reference to pair with, and whether no other was to be expected."""
-    if entry in references:
-        return entry, True
-    finished = [reference for reference in references if reference.losses is not None] or references
-    same = [reference for reference in finished if reference.seed == entry.seed]
-    return (same or finished)[0], bool(same) or len(references) == 1
+    unexpected = None if same or len(references) == 1 else f"{own} is compared with {other}."
+    return Compared(own, entry, paired, relative, verdict, unexpected)

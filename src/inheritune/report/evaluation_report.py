@@ -119,8 +119,13 @@ def terminal_tables(evaluation: Evaluation) -> list[rich.table.Table]:
     found: list[rich.table.Table] = []
     told: set[str] = set()
     for table in tables:
+        narrow = table.without(NOT_IN_TERMINAL.get(table.kind, ()))
+        # Figures by model stand in several tables of a few columns each, as even as can be.
+        columns = len(narrow.columns) - 1
+        blocks = -(-columns // TERMINAL_COLUMNS) if table.kind == "scores" else 1
+        edges = [1 + round(i * columns / blocks) for i in range(blocks + 1)]
         if table.rows:
-            found += (block.terminal() for block in _blocks(table))
+            found += [narrow.select([0, *range(a, b)]).terminal() for a, b in pairwise(edges)]
         # A table of their own, which may be wider than the one above them.
         notes = rich.table.Table.grid()
         for note in dict.fromkeys(table.notes):
@@ -255,7 +260,13 @@ def parts(evaluation: Evaluation) -> list[tuple[str, str, list[Table]]]:
 
 def _group_tables(evaluation: Evaluation, group: GroupResult) -> Iterator[Table]:
     """A group's figures by model, its paired differences, and the paper's figures."""
-    shown = [_group_column(evaluation, cell) for cell in group.columns]
+    shown: list[tuple[Column, MetricResult | None]] = []  # None where the task is missing
+    for cell in group.columns:
+        found = _find(evaluation, cell)
+        detail = cell.metric
+        if found is not None:
+            detail += (f", {found[0].shots}-shot" if found[0].shots else "") + _arrow(found[1])
+        shown.append((Column(cell.task, detail), found and found[1]))
     if group.average is not None:
         shown.append((Column(AVERAGE), group.average))
     results = [result for _, result in shown if result is not None]
@@ -273,16 +284,6 @@ def _group_tables(evaluation: Evaluation, group: GroupResult) -> Iterator[Table]
         yield _paired_table(evaluation, group.name, shown)
     if group.name in paper_tables():
         yield _paper_table(paper_tables()[group.name], [cell.task for cell in group.columns])
-
-
-def _group_column(evaluation: Evaluation, cell: Cell) -> tuple[Column, MetricResult | None]:
-    """A column of a group and its figures, None where the task is missing."""
-    found = _find(evaluation, cell)
-    if found is None:
-        return Column(cell.task, cell.metric), None
-    task, result = found
-    shots = f", {task.shots}-shot" if task.shots else ""
-    return Column(cell.task, f"{cell.metric}{shots}{_arrow(result)}"), result
 
 
 def _paired_table(
@@ -474,50 +475,42 @@ def _csv_rows(evaluation: Evaluation) -> Iterator[dict[str, object]]:
 
 
 def _verdict(evaluation: Evaluation, i: int) -> str:
-    accuracies = ", ".join([*_accuracies(evaluation, i), *_averages(evaluation, i)])
-    quality = "; ".join(filter(None, [accuracies, *_others(evaluation, i)]))
-    quality = quality or "nothing was measured of how good it is"
-    return f"{evaluation.models[i].name}: {quality}. It has {_savings(evaluation, i)}."
+    averages = [(group.name, group.average) for group in evaluation.groups if group.average is not None]
+    accuracies = list(_accuracies(evaluation, i))
+    for name, average in averages:
+        heading = AVERAGE if len(averages) == 1 else f"average of {name}"
+        accuracies.append(f"{heading} {_against(average, i, outcome=False)}")
+    quality = [", ".join(accuracies)] if accuracies else []
+    # Of other metrics how much they differ matters more than how many do.
+    others = [(task.task, result) for task, result in _shown(evaluation) if not is_accuracy(result.metric)]
+    quality += [f"{name} {result.metric} {_against(result, i)}" for name, result in others]
+    if evaluation.validation is not None:
+        quality.append(f"validation loss {_against(_as_metric(evaluation.validation), i)}")
+    found = "; ".join(quality) or "nothing was measured of how good it is"
+    return f"{evaluation.models[i].name}: {found}. It has {_savings(evaluation, i)}."
 
 
 def _accuracies(evaluation: Evaluation, i: int) -> Iterator[str]:
     first = evaluation.models[0].name
-    results = [(task, result) for task, result in _shown(evaluation) if is_accuracy(result.metric)]
-    pairs = [
-        (task.task, paired.outcome) for task, result in results if (paired := result.paired[i]) is not None
+    results = [
+        (task.task, result.paired[i]) for task, result in _shown(evaluation) if is_accuracy(result.metric)
     ]
-    if pairs:
-        sides = []
-        for outcome in ("better", "worse"):
-            tasks = [task for task, found in pairs if found == outcome]
-            if tasks:
-                verb = "is" if len(tasks) == 1 else "are"
-                sides.append(f"{len(tasks)} {verb} {outcome} ({', '.join(tasks)})")
-        unseen = sum(found == UNSEEN for _, found in pairs)
+    pairs = [(task, paired.outcome) for task, paired in results if paired is not None]
+    sides = []
+    for outcome, tasks in (
+        (which, [t for t, found in pairs if found == which]) for which in ("better", "worse")
+    ):
+        if tasks:
+            sides.append(f"{len(tasks)} {'is' if len(tasks) == 1 else 'are'} {outcome} ({', '.join(tasks)})")
+    of = f"of {len(pairs)} {'accuracies' if len(pairs) > 1 else 'accuracy'}"
+    if sides:
+        unseen = sum(outcome == UNSEEN for _, outcome in pairs)
         rest = f", in {unseen} no difference is seen" if unseen else ""
-        of = f"of {len(pairs)} accuracies" if len(pairs) > 1 else "of 1 accuracy"
-        if sides:
-            yield f"{of} {' and '.join(sides)} than {first} beyond chance variation{rest}"
-        else:
-            yield f"{of} none differs from {first} beyond chance variation"
+        yield f"{of} {' and '.join(sides)} than {first} beyond chance variation{rest}"
+    elif pairs:
+        yield f"{of} none differs from {first} beyond chance variation"
     if len(results) > len(pairs):
         yield f"{len(results) - len(pairs)} of the accuracies could not be paired with {first}"
-
-
-def _averages(evaluation: Evaluation, i: int) -> Iterator[str]:
-    averages = [(group.name, group.average) for group in evaluation.groups if group.average is not None]
-    for name, average in averages:
-        heading = AVERAGE if len(averages) == 1 else f"average of {name}"
-        yield f"{heading} {_against(average, i, outcome=False)}"
-
-
-def _others(evaluation: Evaluation, i: int) -> Iterator[str]:
-    """Metrics that are not accuracies: how much they differ matters more than how many do."""
-    for task, result in _shown(evaluation):
-        if not is_accuracy(result.metric):
-            yield f"{task.task} {result.metric} {_against(result, i)}"
-    if evaluation.validation is not None:
-        yield f"validation loss {_against(_as_metric(evaluation.validation), i)}"
 
 
 def _against(result: MetricResult, i: int, *, outcome: bool = True) -> str:
@@ -531,22 +524,21 @@ def _against(result: MetricResult, i: int, *, outcome: bool = True) -> str:
 
 
 def _savings(evaluation: Evaluation, i: int) -> str:
-    first, model = evaluation.models[0], evaluation.models[i]
+    first, model, speed = evaluation.models[0], evaluation.models[i], evaluation.speed
     found = [f"{model.parameters / first.parameters:.2f} times the parameters of {first.name}"]
-    speed = evaluation.speed
     if speed is not None:
         cache, first_cache = (speed.models[place].cache_bytes_per_token for place in (i, 0))
         if first_cache:
             found.append(f"{cache / first_cache:.2f} times its cache per token")
-        for rate in speed.models[i].rates[:1]:
-            against = _rate_at(speed, 0, rate.batch)
-            if against is not None:
-                reads = rate.prefill.median / against.prefill.median
-                writes = rate.decode.median / against.decode.median
-                found.append(
-                    f"reads {reads:.2f} times and writes {writes:.2f} times as many tokens per second "
-                    f"at batch {rate.batch}"
-                )
+        rate = next(iter(speed.models[i].rates), None)
+        against = rate and _rate_at(speed, 0, rate.batch)
+        if rate and against:
+            reads, writes = (
+                rate.prefill.median / against.prefill.median,
+                rate.decode.median / against.decode.median,
+            )
+            times = f"reads {reads:.2f} times and writes {writes:.2f} times"
+            found.append(f"{times} as many tokens per second at batch {rate.batch}")
     return found[0] if len(found) == 1 else f"{', '.join(found[:-1])}, and {found[-1]}"
 
 
@@ -561,17 +553,6 @@ def _figure(evaluation: Evaluation) -> list[Block]:
 def _samples(evaluation: Evaluation) -> list[Continuations]:
     names = [f"{model.name}, {model.layers} layers" for model in evaluation.models]
     return continuations(evaluation.samples, names)
-
-
-def _blocks(table: Table) -> list[Table]:
-    """A table as a terminal can hold it: figures by model in several of a few columns each, as even as can be."""
-    table = table.without(NOT_IN_TERMINAL.get(table.kind, ()))
-    figures = len(table.columns) - 1
-    if table.kind != "scores" or figures <= TERMINAL_COLUMNS:
-        return [table]
-    parts = -(-figures // TERMINAL_COLUMNS)
-    edges = [1 + round(i * figures / parts) for i in range(parts + 1)]
-    return [table.select([0, *range(start, stop)]) for start, stop in pairwise(edges)]
 
 
 def _markdown_tables(tables: Sequence[Table]) -> Iterator[str]:
@@ -679,12 +660,10 @@ def _paired_legend(results: Sequence[MetricResult]) -> Iterator[str]:
     )
 
 
-def _task_notes(evaluation: Evaluation, missing: Sequence[str], tasks: Sequence[TaskResult]) -> Iterator[str]:
-    for task in missing:
-        yield f"{task} has no figures: {evaluation.skipped.get(task, 'it was skipped')}"
-    for one in tasks:
-        if one.note is not None:
-            yield f"{one.task}: {one.note}"
+def _task_notes(evaluation: Evaluation, missing: Sequence[str], tasks: Sequence[TaskResult]) -> list[str]:
+    reasons = {task: evaluation.skipped.get(task, "it was skipped") for task in missing}
+    notes = [f"{task} has no figures: {reason}" for task, reason in reasons.items()]
+    return notes + [f"{task.task}: {task.note}" for task in tasks if task.note is not None]
 
 
 def _spread(spread: Spread) -> str:

@@ -43,28 +43,23 @@ STYLE = {
     "svg.fonttype": "none",  # text stays text: small, and found by a search
     "svg.hashsalt": "inheritune",
     "font.family": "DejaVu Sans",  # comes with matplotlib, so the layout is the same on every machine
-    "font.size": 11,
+    **dict.fromkeys(("font.size", "axes.titlesize"), 11),
     "text.color": INK,
     "text.parse_math": False,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": MUTED,
+    **dict.fromkeys(
+        ("axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), MUTED
+    ),
     "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
     "grid.color": GRID,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
     "ytick.major.size": 0,
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
-    "legend.frameon": False,
     "legend.labelcolor": "linecolor",
     "legend.handlelength": 2.2,
 }
+HEADING: dict[str, Any] = {"color": MUTED, "fontsize": 11, "x": 0.01, "ha": "left"}  # of several axes
 # Matplotlib's own defaults and the style of the report, whatever the user's matplotlibrc says.
 _styled = matplotlib.style.context(["default", STYLE])
 
@@ -165,14 +160,11 @@ def curves(
         axes.axvline(position, color=MUTED, linewidth=0.6)
     legend: dict[str, tuple[float, Any]] = {}
     for line in lines:
-        drawn = _draw(axes, line)
-        legend.setdefault(line.name, (line.end, drawn))
+        legend.setdefault(line.name, (line.end, _draw(axes, line)))
     if level is not None:
-        drawn = _draw_level(axes, level)
-        if level.name:
-            legend.setdefault(level.name, (level.value, drawn))
+        legend.setdefault(level.name, (level.value, _draw_level(axes, level)))
     _set_axes(axes, lines, x_label, limits, logarithmic)
-    names = sorted(legend, key=lambda name: -legend[name][0])
+    names = sorted(filter(None, legend), key=lambda name: -legend[name][0])
     figure.legend(
         [legend[name][1] for name in names],
         # Matplotlib leaves out what begins with an underscore.
@@ -196,7 +188,7 @@ def panels(
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(960 / 72, 0.6 + 2.2 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    figure.suptitle(heading, color=MUTED, fontsize=11, x=0.01, ha="left")
+    figure.suptitle(heading, **HEADING)
     figure.supxlabel(x_label, color=MUTED, fontsize=11)
     # One line with gaps: as many lines as curves would make the file larger.
     thinned = [thin(line.x, line.y, points=40) for line in lines]
@@ -267,7 +259,7 @@ def maps(models: Mapping[str, Mapping[Any, FloatArray]]) -> Picture | None:
     figure = Figure(figsize=(2.4 * columns, 2.8 * len(models)), layout="constrained")
     rows = figure.subfigures(len(models), squeeze=False).ravel()
     for part, (name, heads) in zip(rows, models.items(), strict=True):
-        part.suptitle(printable(name), color=MUTED, fontsize=11, x=0.01, ha="left")
+        part.suptitle(printable(name), **HEADING)
         grid = part.subplots(1, columns, squeeze=False).ravel()
         for axes in grid[len(heads) :]:
             axes.set_visible(False)

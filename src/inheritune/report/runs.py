@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from inheritune import UserError
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
 from inheritune.evaluation.result import Evaluation, Sample, load_evaluation
-from inheritune.run_directory import State, Summary, read_starts
-from inheritune.runtime import records
+from inheritune.run_directory import Record, State, Summary, read_starts
+from inheritune.runtime import files
 
 if TYPE_CHECKING:  # the page of a run is written without torch
     from inheritune.training.validation import WindowLosses
@@ -90,7 +90,7 @@ class Trained:
         return float(np.max(flops, initial=0.0, where=np.isfinite(flops)))
 
 
-class ReferenceValidation(records.Record):
+class ReferenceValidation(Record):
     """The head of a `validation.json`, without the losses of the single windows."""
 
     loss: float
@@ -98,7 +98,7 @@ class ReferenceValidation(records.Record):
     window_tokens: int
 
 
-class _RunSample(records.Record):
+class _RunSample(Record):
     """Part of a run's `samples.json`."""
 
     prompt: str
@@ -439,12 +439,12 @@ def _seed(path: Path, recipe: Any) -> int | None:
 
 def _read(kind: type[T], path: Path) -> T | None:
     """The value of a file that `inheritune run` wrote, or None if there is no such file."""
-    return records.read(kind, path, "as `inheritune run` writes it") if path.is_file() else None
+    return files.read_record(path, kind, "as `inheritune run` writes it") if path.is_file() else None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     """The JSON object of a file, empty if there is no such file."""
-    return records.read(dict[str, Any], path, "a JSON object") if path.is_file() else {}
+    return files.read_record(path, dict[str, Any], "a JSON object") if path.is_file() else {}
 
 
 def _whole(value: Any) -> int | None:

@@ -19,11 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from inheritune import UserError
 
-M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 
 TEMPORARY_SUFFIX = ".tmp"
 _TEMPORARY = re.compile(r".+\.[0-9a-f]{8}\.tmp")
@@ -54,14 +54,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_record(path: Path, kind: type[M], what: str) -> M:
-    """The record in a JSON file. UserError where it is none, naming `what` it should be and the first place."""
+def read_record(path: Path, kind: type[T], what: str) -> T:
+    """The record in a JSON file, or the list or dictionary.
+
+    UserError where it is none, naming `what` it should be and the first place.
+    """
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return TypeAdapter(kind).validate_python(json.loads(path.read_bytes()))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "file"
-        raise UserError(f"{path} is not {what}: {where}: {first['msg']}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path} is not {what}: {where}: {message}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not {what}: file: invalid JSON: {error}") from error
 
 
 @contextmanager
