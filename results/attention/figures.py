@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inheritune.report.figures import WIDE, Level, Line, Picture, curves
+from inheritune.report.figures import WIDE, Line, Picture, curves
 from inheritune.runtime import files
 
 HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ def picture() -> Picture:
         "step",
         width=WIDE,
         limits=(4.4, 7.5),
-        level=Level(losses.mean, f"reference {losses.mean:.3f}"),
+        level=(losses.mean, f"reference {losses.mean:.3f}"),
     )
     assert found is not None
     return found

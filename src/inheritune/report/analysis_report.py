@@ -10,7 +10,7 @@ import numpy as np
 import rich.table
 
 from inheritune.analysis.result import FILE, AttentionAnalysis, load_analyses, save_analyses, short_name
-from inheritune.report.figures import LAYER, Level, Line, Picture, curves, maps
+from inheritune.report.figures import LAYER, Line, Picture, curves, maps
 from inheritune.report.pages import Block, Fold, Paragraph, pictures, write_files
 from inheritune.report.runs import FloatArray, Run, Trained
 from inheritune.report.table import Table
@@ -125,7 +125,7 @@ def over_depth(
         layers = np.arange(1.0, analysis.depth + 1)
         lines.append(Line(name, layers, mean, place, marks=analysis.depth, band=band, hollow=lazy))
         highest = max(highest, float(np.max(mean + band)))
-    level = Level(next(iter(analyses.values())).degenerate) if quantity == "rank" else None
+    level = (next(iter(analyses.values())).degenerate, "") if quantity == "rank" else None
     return curves(lines, HEADINGS[quantity], LAYER, limits=(0, 1.08 * highest), level=level)
 
 

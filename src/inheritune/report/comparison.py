@@ -19,7 +19,7 @@ import rich.table
 from inheritune import UserError
 from inheritune.quantities import count, flop_scale, flops, loss_decimals, signed_interval
 from inheritune.report import figures
-from inheritune.report.figures import Interval, Level, Line, Picture, short
+from inheritune.report.figures import Interval, Line, Picture, short
 from inheritune.report.pages import Page, Section, pictures, write_files
 from inheritune.report.runs import Entry, read_entries
 from inheritune.report.table import Row, Table, csv_text, escaped
@@ -42,16 +42,10 @@ HEADINGS = (
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """An entry against its reference.
+    """An entry against its reference; `relative_flops` are its total FLOPs as a multiple of the reference's.
 
-    Args:
-        name: the label, with the seed where the row has several.
-        entry: what is compared.
-        paired: None where there is no difference.
-        relative_flops: its total FLOPs as a multiple of the reference's.
-        verdict: reference, better, worse, not told apart, not paired or unfinished; better and worse mean only that
-            the 95% interval over windows excludes 0.
-        note: what else must be known.
+    `name` is the label, with the seed where the row has several. The verdict is reference, better, worse, not told
+    apart, not paired or unfinished; better and worse mean only that the 95% interval over windows excludes 0.
     """
 
     name: str
@@ -63,15 +57,10 @@ class Compared:
 
 
 class Seeds(NamedTuple):
-    """The seeds of one label.
+    """The seeds of one label, and the place of their look in figures (0 is the reference).
 
-    Args:
-        label: of the row.
-        place: of its look in figures; the reference has 0.
-        seeds: in their order.
-        mean_loss: of the finished ones; None if there are none.
-        mean_difference: to the reference; None with fewer than two differences.
-        spread: standard deviation of the difference between seeds, likewise.
+    The mean loss is that of the finished ones, None if there are none; mean and standard deviation of the difference
+    to the reference are None with fewer than two.
     """
 
     label: str
@@ -225,13 +214,11 @@ def find_reference(entries: Sequence[Entry], text: str | None) -> str | None:
     """
     if text is None:
         return next((entry.label for entry in entries if entry.kind == "reference"), entries[0].label)
-    path = Path(text).resolve()
     if any(entry.label == text for entry in entries):
         return text
-    for entry in entries:
-        if entry.path.resolve() == path or (entry.kind == "reference" and entry.run.resolve() == path):
-            return entry.label
-    return None
+    path = Path(text).resolve()
+    places = ((e.label, [e.path, e.run] if e.kind == "reference" else [e.path]) for e in entries)
+    return next((label for label, found in places if path in (one.resolve() for one in found)), None)
 
 
 def comparison_table(comparison: RunComparison) -> Table:
@@ -269,8 +256,8 @@ def to_csv(comparison: RunComparison) -> str:
     rows = []
     for seed in comparison.seeds:
         entry, losses = seed.entry, seed.entry.losses
-        row: dict[str, object] = {"name": entry.label, "seed": entry.seed}
-        row |= {"layers": entry.layers, "parameters": entry.parameters}
+        row: dict[str, object] = {"name": entry.label, "verdict": seed.verdict, "note": seed.note}
+        row |= {key: getattr(entry, key) for key in ("seed", "layers", "parameters")}
         if losses is not None:
             row |= {"steps": entry.steps, "tokens": entry.tokens, "training_flops": entry.flops}
             row |= {"total_flops": entry.total_flops, "relative_flops": seed.relative_flops}
@@ -278,7 +265,7 @@ def to_csv(comparison: RunComparison) -> str:
         if seed.paired is not None:
             low, high = seed.paired.interval
             row |= {"difference": seed.paired.difference, "interval_low": low, "interval_high": high}
-        rows.append(row | {"verdict": seed.verdict, "note": seed.note})
+        rows.append(row)
     return csv_text(CSV_COLUMNS, rows)
 
 
@@ -327,7 +314,7 @@ def loss_picture(comparison: RunComparison, axis: Literal["step", "flops"]) -> P
     if not lines:
         return None
     mean = comparison.reference_row.mean_loss
-    level = None if mean is None else Level(mean, f"{comparison.reference}, final")
+    level = None if mean is None else (mean, f"{comparison.reference}, final")
     scale, unit = flop_scale(max(float(line.x[-1]) for line in lines)) if axis == "flops" else (1.0, "")
     lines = [replace(line, x=line.x / scale) for line in lines]
     limits = figures.loss_limits(lines, [] if mean is None else [mean])

@@ -32,19 +32,8 @@ from inheritune.evaluation.result import (
     ValidationResult,
 )
 from inheritune.quantities import count, memory, significant
+from inheritune.report import pages
 from inheritune.report.figures import Interval, Picture, differences, short
-from inheritune.report.pages import (
-    Block,
-    Continuations,
-    Fold,
-    Page,
-    Paragraph,
-    Section,
-    continuations,
-    facts_table,
-    pictures,
-    write_files,
-)
 from inheritune.report.table import Column, Row, Table, csv_text, escaped, printable, terminal_text
 
 FILES = ("evaluation.md", "evaluation.csv", "evaluation.html", "differences.svg")
@@ -77,30 +66,32 @@ def write_evaluation(directory: Path, evaluation: Evaluation) -> list[Path]:
     """
     page, picture = evaluation_page(evaluation).html(), difference_picture(evaluation)
     texts = (to_markdown(evaluation), to_csv(evaluation), page, picture)
-    return write_files(directory, dict(zip(FILES, texts, strict=True)))
+    return pages.write_files(directory, dict(zip(FILES, texts, strict=True)))
 
 
-def evaluation_page(evaluation: Evaluation) -> Page:
+def evaluation_page(evaluation: Evaluation) -> pages.Page:
     """The page of an evaluation alone."""
     facts = {"How it was measured": evaluation.settings, "Where it ran": evaluation.environment}
-    sources = [*_sources(evaluation), *(facts_table(title, values) for title, values in facts.items())]
+    sources = [*_sources(evaluation), *(pages.facts_table(title, values) for title, values in facts.items())]
     sections = (
-        Section(f"Differences to {evaluation.models[0].name}", "differences", _figure(evaluation)),
-        *(Section(*part) for part in parts(evaluation)),
-        Section("Samples", "samples", _samples(evaluation)),
-        Section("What was measured", "sources", sources),
+        pages.Section(f"Differences to {evaluation.models[0].name}", "differences", _figure(evaluation)),
+        *(pages.Section(*part) for part in parts(evaluation)),
+        pages.Section("Samples", "samples", _samples(evaluation)),
+        pages.Section("What was measured", "sources", sources),
     )
     verdicts = verdict_words(evaluation)
-    return Page("Inheritune evaluation", title_of(evaluation), verdicts, sections, "inheritune evaluate")
+    return pages.Page(
+        "Inheritune evaluation", title_of(evaluation), verdicts, sections, "inheritune evaluate"
+    )
 
 
-def evaluation_blocks(evaluation: Evaluation) -> list[Block]:
+def evaluation_blocks(evaluation: Evaluation) -> list[pages.Block]:
     """An evaluation in the report of a run: pairs, the paper's figures and samples are folded away."""
-    blocks: list[Block] = [Paragraph(sentence) for sentence in verdict_words(evaluation)]
+    blocks: list[pages.Block] = [pages.Paragraph(sentence) for sentence in verdict_words(evaluation)]
     blocks += _figure(evaluation)
     for table in (table for _, _, tables in parts(evaluation) for table in tables):
-        blocks.append(Fold(table.title, [table]) if table.kind in ("paired", "paper") else table)
-    return [*blocks, Fold("Samples", _samples(evaluation))] if evaluation.samples else blocks
+        blocks.append(pages.Fold(table.title, [table]) if table.kind in ("paired", "paper") else table)
+    return [*blocks, pages.Fold("Samples", _samples(evaluation))] if evaluation.samples else blocks
 
 
 def title_of(evaluation: Evaluation) -> str:
@@ -265,7 +256,7 @@ def _group_tables(evaluation: Evaluation, group: GroupResult) -> Iterator[Table]
         found = _find(evaluation, cell)
         detail = cell.metric
         if found is not None:
-            detail += (f", {found[0].shots}-shot" if found[0].shots else "") + _arrow(found[1])
+            detail = _with_arrow(f"{detail}, {found[0].shots}-shot" if found[0].shots else detail, found[1])
         shown.append((Column(cell.task, detail), found and found[1]))
     if group.average is not None:
         shown.append((Column(AVERAGE), group.average))
@@ -296,7 +287,7 @@ def _paired_table(
         for name, result in results:
             # The metric only where a task is there twice: the table above tells it of all.
             task = f"{name}, {result.metric}" if times[name] > 1 else name
-            rows.append(Row((model.name, task, *_paired_cells(result, i)), _row_kind(result, i)))
+            rows.append(_paired_row((model.name, task), result, i))
     title = f"{group}: differences to {evaluation.models[0].name} on the same items"
     legend = _paired_legend([result for _, result in results])
     return Table(title, ("<Model", "<Task", *PAIRED), rows, legend, "paired")
@@ -332,14 +323,19 @@ def _other_tasks(evaluation: Evaluation) -> list[Table]:
     tasks = _ungrouped(evaluation)
     if not tasks and not missing:
         return []
-    rows: list[Row] = []
+    rows = []
     for task in tasks:
         result = task.of(task.metric)
-        # What holds for all models stands in the first line.
-        metric = f"{task.metric}{_arrow(result)}"
-        head = (task.task, metric, f"{task.items:,}", str(task.shots), _chance(result))
-        for i, row in enumerate(_model_rows(evaluation, result)):
-            rows.append(Row((*([""] * len(head) if i else head), *row.cells), row.kind))
+        head = [
+            task.task,
+            _with_arrow(task.metric, result),
+            f"{task.items:,}",
+            str(task.shots),
+            _chance(result),
+        ]
+        for i, model in enumerate(evaluation.models):
+            rows.append(_paired_row((*head, model.name, score(task.metric, result.scores[i])), result, i))
+            head = [""] * len(head)  # what holds for all models stands in the first line
     results, title, legend = [task.of(task.metric) for task in tasks], "Single tasks", []
     if len(evaluation.models) > 1 and tasks:
         title += f", with differences to {evaluation.models[0].name} on the same items"
@@ -357,7 +353,10 @@ def _validation_tables(evaluation: Evaluation) -> list[Table]:
         f"Nats per token, mean over {result.windows:,} windows of {result.window:,} tokens that are the same for all "
         "models; after ± stands the standard error over windows."
     )
-    rows = _model_rows(evaluation, _as_metric(result))
+    rows = [
+        _paired_row((model.name, score("loss", result.scores[i])), _as_metric(result), i)
+        for i, model in enumerate(evaluation.models)
+    ]
     table = Table(
         f"Loss on {result.split} of {result.data}", ("<Model", "Loss", *PAIRED), rows, [note], "validation"
     )
@@ -542,17 +541,17 @@ def _savings(evaluation: Evaluation, i: int) -> str:
     return found[0] if len(found) == 1 else f"{', '.join(found[:-1])}, and {found[-1]}"
 
 
-def _figure(evaluation: Evaluation) -> list[Block]:
+def _figure(evaluation: Evaluation) -> list[pages.Block]:
     caption = (
         f"Accuracy minus that of {evaluation.models[0].name} on the same items, in percentage points, with its 95% "
         "interval; a filled mark means better or worse, an open one no difference seen."
     )
-    return pictures((difference_picture(evaluation), caption), wide=True)
+    return pages.pictures((difference_picture(evaluation), caption), wide=True)
 
 
-def _samples(evaluation: Evaluation) -> list[Continuations]:
+def _samples(evaluation: Evaluation) -> list[pages.Continuations]:
     names = [f"{model.name}, {model.layers} layers" for model in evaluation.models]
-    return continuations(evaluation.samples, names)
+    return pages.continuations(evaluation.samples, names)
 
 
 def _markdown_tables(tables: Sequence[Table]) -> Iterator[str]:
@@ -596,45 +595,29 @@ def _rate_at(speed: SpeedResult, model: int, batch: int) -> Rate | None:
     return next((rate for rate in speed.models[model].rates if rate.batch == batch), None)
 
 
-def _model_rows(evaluation: Evaluation, result: MetricResult) -> list[Row]:
-    """Of every model its name, its score and, but for the first, what `PAIRED` holds."""
-    return [
-        Row(
-            (model.name, score(result.metric, result.scores[i]), *_paired_cells(result, i)),
-            _row_kind(result, i) if i else "first",
-        )
-        for i, model in enumerate(evaluation.models)
-    ]
-
-
 def _if_paired(evaluation: Evaluation, table: Table) -> Table:
     """The table, of one model without the columns that compare."""
     return table if len(evaluation.models) > 1 else table.without({column.heading for column in PAIRED})
 
 
-def _row_kind(result: MetricResult, i: int) -> str:
-    """The kind of a row that shows this difference."""
-    paired = result.paired[i]
-    return paired.outcome if paired is not None and paired.outcome != UNSEEN else ""
-
-
-def _paired_cells(result: MetricResult, i: int) -> tuple[str, str, str, str]:
-    """Difference, interval, p-value and outcome; nothing of the first model."""
+def _paired_row(front: Sequence[str], result: MetricResult, i: int) -> Row:
+    """The cells in front, and difference, interval, p-value and outcome of this model; of the first one nothing."""
     metric, paired = result.metric, result.paired[i]
     if i == 0:
-        return "", "", "", ""
+        return Row((*front, "", "", "", ""), "first")
     if paired is None:
-        return NONE, NONE, NONE, "not paired"
+        return Row((*front, NONE, NONE, NONE, "not paired"))
     p = NONE if paired.p is None else "<0.001" if paired.p < 0.001 else f"{paired.p:.3f}"
-    return signed(metric, paired.difference), interval(metric, paired), p, paired.outcome
+    cells = signed(metric, paired.difference), interval(metric, paired), p, paired.outcome
+    return Row((*front, *cells), "" if paired.outcome == UNSEEN else paired.outcome)
+
+
+def _with_arrow(metric: str, result: MetricResult) -> str:
+    return metric if result.higher_is_better else f"{metric} ↓"
 
 
 def _chance(result: MetricResult | None) -> str:
     return NONE if result is None or result.chance is None else number(result.metric, result.chance)
-
-
-def _arrow(result: MetricResult) -> str:
-    return "" if result.higher_is_better else " ↓"
 
 
 def _legend(results: Sequence[MetricResult]) -> Iterator[str]:

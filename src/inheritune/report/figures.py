@@ -117,13 +117,6 @@ class Interval(NamedTuple):
     filled: bool
 
 
-class Level(NamedTuple):
-    """A value that a dotted line marks; one without a name is not in the legend."""
-
-    value: float
-    name: str = ""
-
-
 @_styled
 def curves(
     lines: Sequence[Line],
@@ -132,21 +125,15 @@ def curves(
     *,
     width: int = NARROW,
     limits: tuple[float, float] | None = None,
-    level: Level | None = None,
+    level: tuple[float, str] | None = None,
     logarithmic: bool = False,
     separators: Sequence[float] = (),
 ) -> Picture | None:
     """Lines in one pair of axes, with a legend in the order of their ends; None if no line can be seen.
 
-    Args:
-        lines: what to draw.
-        heading: what the vertical axis shows.
-        x_label: what the horizontal axis shows.
-        width: `NARROW`, with the legend above, or `WIDE`, with the legend on the right.
-        limits: of the vertical axis; by default those of the lines.
-        level: to be marked by a horizontal line.
-        logarithmic: whether the vertical axis is.
-        separators: positions of thin vertical lines.
+    A figure of `NARROW` width has its legend above, one of `WIDE` on the right. `heading`, `limits` and `logarithmic`
+    are of the vertical axis. `level` is marked by a dotted line, and is in the legend if it has a name; `separators`
+    are positions of thin vertical lines.
     """
     if logarithmic:  # NaN, which is not drawn, in place of what such an axis cannot show
         lines = [replace(line, y=np.where(line.y > 0, line.y, np.nan)) for line in lines]
@@ -162,7 +149,7 @@ def curves(
     for line in lines:
         legend.setdefault(line.name, (line.end, _draw(axes, line)))
     if level is not None:
-        legend.setdefault(level.name, (level.value, _draw_level(axes, level)))
+        legend.setdefault(level[1], (level[0], _draw_level(axes, level[0])))
     _set_axes(axes, lines, x_label, limits, logarithmic)
     names = sorted(filter(None, legend), key=lambda name: -legend[name][0])
     figure.legend(
@@ -177,7 +164,11 @@ def curves(
 
 @_styled
 def panels(
-    lines: Sequence[Line], heading: str, x_label: str, limits: tuple[float, float], level: Level | None
+    lines: Sequence[Line],
+    heading: str,
+    x_label: str,
+    limits: tuple[float, float],
+    level: tuple[float, str] | None,
 ) -> Picture | None:
     """Many lines: a panel for each name but the reference's (place 0), which is in all; the others are grey."""
     lines = _drawable(lines, x_label)
@@ -199,7 +190,7 @@ def panels(
         for line in [*(line for line in lines if line.place == 0), *own]:
             _draw(axes, line)
         if level is not None:
-            _draw_level(axes, level)
+            _draw_level(axes, level[0])
         end = np.mean([line.end for line in own])
         axes.set_title(f"{short(name, 24)}  {end:.3f}", color=_look(own[0].place)[0])
         _set_axes(axes, lines, "", limits)
@@ -365,8 +356,8 @@ def _draw(axes: Axes, line: Line) -> Any:
     return drawn
 
 
-def _draw_level(axes: Axes, level: Level) -> Any:
-    return axes.axhline(level.value, color=INK, linewidth=1, linestyle=DOTTED, zorder=1.5)
+def _draw_level(axes: Axes, value: float) -> Any:
+    return axes.axhline(value, color=INK, linewidth=1, linestyle=DOTTED, zorder=1.5)
 
 
 def _set_axes(
@@ -390,10 +381,10 @@ def _set_axes(
         axes.set_ylim(limits)
 
 
-def _curves_label(lines: Sequence[Line], heading: str, x_label: str, level: Level | None) -> str:
+def _curves_label(lines: Sequence[Line], heading: str, x_label: str, level: tuple[float, str] | None) -> str:
     ends = [f"{line.name} ends at {significant(line.end, 4)}" for line in lines if np.isfinite(line.end)]
-    if level is not None and level.name:
-        ends.append(f"{level.name} {significant(level.value, 4)}")
+    if level is not None and level[1]:
+        ends.append(f"{level[1]} {significant(level[0], 4)}")
     return f"{heading}, by {x_label}: {'; '.join(ends)}."
 
 

@@ -18,20 +18,10 @@ from inheritune.quantities import (
     signed_interval,
     significant,
 )
+from inheritune.report import pages
 from inheritune.report.analysis_report import analysis_blocks
 from inheritune.report.evaluation_report import evaluation_blocks
-from inheritune.report.figures import Interval, Level, Line, Picture, curves, differences, loss_limits, smooth
-from inheritune.report.pages import (
-    Block,
-    Code,
-    Fold,
-    Page,
-    Paragraph,
-    Section,
-    continuations,
-    facts_table,
-    pictures,
-)
+from inheritune.report.figures import Interval, Line, Picture, curves, differences, loss_limits, smooth
 from inheritune.report.runs import Run, Trained, read_run
 from inheritune.report.table import Table
 from inheritune.report.verdict import reported_round, rounds_table, verdict_sentence
@@ -54,9 +44,9 @@ def write_report(run: Path, output: Path | None = None) -> Path:
     return output
 
 
-def run_page(run: Run) -> Page:
+def run_page(run: Run) -> pages.Page:
     """The page; a part that the run has nothing for is left out."""
-    parts: dict[str, Sequence[Block]] = {
+    parts: dict[str, Sequence[pages.Block]] = {
         "Loss curves": list(_curve_blocks(run)),
         "Rounds": list(_round_blocks(run)),
         "Evaluation": [] if run.evaluation is None else evaluation_blocks(run.evaluation),
@@ -65,14 +55,14 @@ def run_page(run: Run) -> Page:
         "Training": list(_training_blocks(run)),
         "Reproduction": list(_reproduction_blocks(run)),
     }
-    return Page(
+    return pages.Page(
         kind="Inheritune run report",
         title=run.name,
         verdicts=[verdict_sentence(run.summary)],
         tone={"parity": "reached", "no parity": "missed"}.get(run.summary.verdict or "", ""),
         facts=_facts(run),
         notes=[*_progress(run), *run.notes],
-        sections=[Section(title, title.lower().split()[-1], blocks) for title, blocks in parts.items()],
+        sections=[pages.Section(title, title.lower().split()[-1], blocks) for title, blocks in parts.items()],
         writer="inheritune report",
     )
 
@@ -92,7 +82,7 @@ def loss_curves(run: Run, axis: Axis) -> Picture | None:
         "loss, nats per token",
         "step" if axis == "step" else f"cumulative training compute, {unit}",
         limits=_loss_limits(run),
-        level=None if run.reference_loss is None else Level(run.reference_loss, "reference, final"),
+        level=None if run.reference_loss is None else (run.reference_loss, "reference, final"),
         separators=[t.before / scale for t in shown if t.before] if axis == "flops" else (),
     )
 
@@ -113,7 +103,7 @@ def _loss_limits(run: Run) -> tuple[float, float]:
     return loss_limits([_loss_line(training, "step") for training in run.trainings], levels)
 
 
-def _curve_blocks(run: Run) -> Iterator[Block]:
+def _curve_blocks(run: Run) -> Iterator[pages.Block]:
     by_step = loss_curves(run, "step")
     if by_step is None:
         return
@@ -121,7 +111,7 @@ def _curve_blocks(run: Run) -> Iterator[Block]:
     if any(training.round == 0 for training in run.trainings):
         caption += "; the reference is drawn from 0 beside them, its own training is not part of their cost"
     by_flops = loss_curves(run, "flops"), f"{caption}."
-    yield from pictures((by_step, "Every model over its own steps."), by_flops)
+    yield from pages.pictures((by_step, "Every model over its own steps."), by_flops)
     high = _loss_limits(run)[1]
     notes = "Lines with marks are validation losses, thin lines training losses, smoothed by a moving mean."
     if run.reference_loss is not None:
@@ -129,10 +119,10 @@ def _curve_blocks(run: Run) -> Iterator[Block]:
     losses = [rows["loss"] for t in run.trainings for rows in (t.metrics.train, t.metrics.validation)]
     if np.nanmax(np.concatenate(losses)) > high:
         notes += f" Losses above {significant(high)}, as in the first steps, are cut off."
-    yield Paragraph(notes)
+    yield pages.Paragraph(notes)
 
 
-def _round_blocks(run: Run) -> Iterator[Block]:
+def _round_blocks(run: Run) -> Iterator[pages.Block]:
     summary, validation = run.summary, run.reference_validation
     reference, margin = summary.reference, significant(run.summary.margin)
     if reference is None and not summary.rounds:
@@ -161,19 +151,19 @@ def _round_blocks(run: Run) -> Iterator[Block]:
     label = "target minus reference, nats per token; left of 0 the target is better"
     caption = "Difference of every round to the reference with its 95% interval; a filled mark means parity"
     caption += f", the dashed line is the margin of {margin}." if summary.margin else "."
-    yield from pictures((differences(lines, label, summary.margin), caption), wide=True)
+    yield from pages.pictures((differences(lines, label, summary.margin), caption), wide=True)
 
 
-def _samples(run: Run) -> Sequence[Block]:
+def _samples(run: Run) -> Sequence[pages.Block]:
     entry, reference = reported_round(run.summary), run.summary.reference
     names = (
         f"Reference, {reference.layers} layers" if reference else "Reference",
         f"Target, {entry.layers} layers" if entry else "Target",
     )
-    return continuations(run.samples, names)
+    return pages.continuations(run.samples, names)
 
 
-def _training_blocks(run: Run) -> Iterator[Block]:
+def _training_blocks(run: Run) -> Iterator[pages.Block]:
     """Throughput, learning rate and gradient norm."""
     if not run.trainings:
         return
@@ -190,7 +180,7 @@ def _training_blocks(run: Run) -> Iterator[Block]:
     ]
     norms = [Line(t.name, rows["step"], smooth(rows["gradient_norm"]), t.round, marks=0) for t, rows in train]
     highest = max((float(np.nanmax(line.y)) for line in rates), default=0.0)
-    shown = pictures(
+    shown = pages.pictures(
         (curves(rates, "learning rate", "step", limits=(0, 1.08 * highest)), "Learning rate."),
         (
             curves(norms, "gradient norm", "step", logarithmic=True),
@@ -198,7 +188,7 @@ def _training_blocks(run: Run) -> Iterator[Block]:
         ),
     )
     if shown:
-        yield Fold("Learning rate and gradient norm", shown)
+        yield pages.Fold("Learning rate and gradient norm", shown)
 
 
 def _throughput(training: Trained) -> Sequence[str]:
@@ -216,13 +206,13 @@ def _throughput(training: Trained) -> Sequence[str]:
     )
 
 
-def _reproduction_blocks(run: Run) -> Iterator[Block]:
+def _reproduction_blocks(run: Run) -> Iterator[pages.Block]:
     """The command, the machine and the resolved recipe."""
     if "command" in run.environment:
-        yield Code(str(run.environment["command"]))
+        yield pages.Code(str(run.environment["command"]))
     if environment := {key: value for key, value in run.environment.items() if key != "command"}:
-        yield facts_table("Where it ran", environment)
-    yield Fold("The recipe, with every default filled in", [Code(run.recipe)])
+        yield pages.facts_table("Where it ran", environment)
+    yield pages.Fold("The recipe, with every default filled in", [pages.Code(run.recipe)])
 
 
 def _facts(run: Run) -> list[tuple[str, str, str]]:
