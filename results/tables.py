@@ -22,7 +22,7 @@ import yaml
 from inheritune import UserError
 from inheritune.data.shards import DataIdentity
 from inheritune.report.comparison import RunComparison, pair, to_csv
-from inheritune.report.runs import COLUMNS, Entry
+from inheritune.report.runs import COLUMNS, Entry, MetricColumns
 from inheritune.run_directory import read_starts
 from inheritune.runtime import files
 from inheritune.training import metrics
@@ -186,7 +186,7 @@ def _entry(
         flops=float(line["training_flops"]) if line["training_flops"] else None,
         total_flops=float(line["total_flops"]) if line["total_flops"] else None,
         losses=WindowLosses(losses, int(line["window_tokens"]), data),
-        curve=curve,
+        metrics=MetricColumns({}, curve, {}, {}),
     )
 
 

@@ -29,7 +29,7 @@ def picture() -> Picture:
     assert losses is not None
     lines = []
     for place, (start, label) in enumerate(STARTS.items(), start=1):
-        curve = ENTRIES[f"transfer-{start}"].curve
+        curve = ENTRIES[f"transfer-{start}"].metrics.validation
         lines.append(Line(f"{label} {curve['loss'][-1]:.3f}", curve["step"], curve["loss"], place))
     found = curves(
         lines,

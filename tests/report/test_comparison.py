@@ -125,7 +125,7 @@ def test_rounds_add_up_without_a_summary_and_a_reference_needs_no_metrics(tmp_pa
     (run / "reference" / "metrics.jsonl").unlink()
     reference, first, second = read_entries([(None, run)])
     assert (reference.steps, reference.flops, reference.losses is None) == (None, None, False)
-    assert len(reference.curve["loss"]) == 0
+    assert len(reference.metrics.validation["loss"]) == 0
     assert (first.seed, first.layers, first.losses) == (5, 4, None)
     assert second.total_flops == pytest.approx(first.flops + second.flops)
     summary = {"reference": None, "rounds": [round_summary(2, total_training_flops=7e18)]}
@@ -183,7 +183,7 @@ def test_unfinished_runs_are_listed_with_their_curve_and_without_figures(runs: P
     comparison = compare_runs([str(runs / "reference"), str(runs / "half")], None, out)
     half = comparison.seeds[1]
     assert (half.verdict, half.paired, half.relative_flops) == ("unfinished", None, None)
-    assert len(half.entry.curve["loss"]) == 6
+    assert len(half.entry.metrics.validation["loss"]) == 6
     assert comparison.notes == ("half is unfinished: its last record is step 50.",)
     row = read_csv(out / "comparison.csv")[1]
     assert {key for key, value in row.items() if value} == {"name", "seed", "verdict", "note"}
@@ -204,7 +204,7 @@ def test_a_damaged_line_of_metrics_is_left_out_and_told(runs: Path) -> None:
     path.write_text(path.read_text() + '{"kind": "validation", "step": 1')
     comparison = compare(runs / "reference", runs / "same")
     assert comparison.notes == ("same: Left out of same/metrics.jsonl: 1 line that could not be read.",)
-    assert len(comparison.seeds[1].entry.curve["loss"]) == 11
+    assert len(comparison.seeds[1].entry.metrics.validation["loss"]) == 11
 
 
 @pytest.mark.parametrize(("losses", "window"), [(REFERENCE[:3], 64), (REFERENCE, 32)])

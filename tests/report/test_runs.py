@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inheritune.report.runs import Run, Trained, read_entries, read_run
+from inheritune.report.runs import Entry, Run, read_entries, read_run
 from report.synthetic_run import change_summary, metrics_rows, round_summary, write_metrics, write_run
 
 
-def rounds(run: Run) -> tuple[Trained, ...]:
+def rounds(run: Run) -> tuple[Entry, ...]:
     return tuple(training for training in run.trainings if training.round)
 
 
@@ -30,7 +30,7 @@ def test_rounds_follow_one_another_on_the_flops_axis(run: Path) -> None:
     ]
     assert [training.before for training in read.trainings] == [0.0, 0.0, pytest.approx(600 * 2.35e12)]
     assert [training.flops for training in rounds(read)] == pytest.approx([600 * 2.35e12, 600 * 3.57e12])
-    assert all(training.finished for training in read.trainings)
+    assert all(read.finished(training) for training in read.trainings)
 
 
 def test_without_a_summary_the_metrics_say_where_a_round_begins(run: Path) -> None:
@@ -38,7 +38,7 @@ def test_without_a_summary_the_metrics_say_where_a_round_begins(run: Path) -> No
     (run / "state.json").unlink()
     read = read_run(run)
     assert rounds(read)[1].before == pytest.approx(600 * 2.35e12)
-    assert not any(training.finished for training in read.trainings)
+    assert not any(read.finished(training) for training in read.trainings)
     assert read.reference_loss == 3.430  # from reference/validation.json
     assert read.name == "run"
 
@@ -108,7 +108,7 @@ def test_values_that_are_missing_or_not_numbers_are_nan(run: Path) -> None:
     np.testing.assert_array_equal(training.metrics.train["loss"], [np.nan, 3.5])
     assert np.isnan(training.metrics.train["gradient_norm"]).all()
     assert np.isnan(training.metrics.train["memory_bytes"]).all()
-    assert training.flops == 0.0
+    assert training.flops is None
 
 
 def test_what_is_not_a_run_directory(run: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import rich.table
 from inheritune.analysis.result import FILE, AttentionAnalysis, load_analyses, save_analyses, short_name
 from inheritune.report.figures import LAYER, Line, Picture, curves, maps
 from inheritune.report.pages import Block, Fold, Paragraph, pictures, write_files
-from inheritune.report.runs import FloatArray, Run, Trained
+from inheritune.report.runs import Entry, FloatArray, Run
 from inheritune.report.table import Table
 
 if TYPE_CHECKING:  # a report is written without torch
@@ -154,7 +154,7 @@ def _gradient_pictures(run: Run) -> list[Picture | None]:
     return drawn
 
 
-def _norms(training: Trained, what: str) -> FloatArray:
+def _norms(training: Entry, what: str) -> FloatArray:
     """Gradient norms [steps, layers] of query or key weights; empty where none were recorded."""
     gradients = training.metrics.gradients
     layers = sorted(int(name.removeprefix(f"{what}_")) for name in gradients if name.startswith(f"{what}_"))

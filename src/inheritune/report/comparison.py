@@ -303,7 +303,7 @@ def loss_picture(comparison: RunComparison, axis: Literal["step", "flops"]) -> P
     lines = []
     for row in comparison.rows:
         for seed in row.seeds:
-            curve, losses = seed.entry.curve, seed.entry.losses
+            curve, losses = seed.entry.metrics.validation, seed.entry.losses
             x = curve["step"] if axis == "step" else seed.entry.before + curve["flops"]
             seen = np.isfinite(x) & np.isfinite(curve["loss"])
             if np.any(seen):

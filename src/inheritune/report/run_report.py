@@ -22,7 +22,7 @@ from inheritune.report import pages
 from inheritune.report.analysis_report import analysis_blocks
 from inheritune.report.evaluation_report import evaluation_blocks
 from inheritune.report.figures import Interval, Line, Picture, curves, differences, loss_limits, smooth
-from inheritune.report.runs import Run, Trained, read_run
+from inheritune.report.runs import Entry, Run, read_run
 from inheritune.report.table import Table
 from inheritune.report.verdict import reported_round, rounds_table, verdict_sentence
 from inheritune.runtime import files
@@ -73,12 +73,12 @@ def loss_curves(run: Run, axis: Axis) -> Picture | None:
     Over FLOPs the rounds stand one after another, as their costs add up; the reference starts at 0.
     None if no model has losses at two steps, or with `axis="flops"` if FLOPs were not recorded.
     """
-    shown = [training for training in run.trainings if axis == "step" or training.flops > 0]
+    shown = [t for t in run.trainings if axis == "step" or (t.flops and np.isfinite(t.before))]
     if not shown:
         return None
-    scale, unit = flop_scale(max(t.before + t.flops for t in shown)) if axis == "flops" else (1.0, "")
+    scale, unit = flop_scale(max(t.total_flops or 0.0 for t in shown)) if axis == "flops" else (1.0, "")
     return curves(
-        [_loss_line(training, axis, scale) for training in shown],
+        [_loss_line(run, training, axis, scale) for training in shown],
         "loss, nats per token",
         "step" if axis == "step" else f"cumulative training compute, {unit}",
         limits=_loss_limits(run),
@@ -87,20 +87,20 @@ def loss_curves(run: Run, axis: Axis) -> Picture | None:
     )
 
 
-def _loss_line(training: Trained, axis: Axis, scale: float = 1.0) -> Line:
+def _loss_line(run: Run, training: Entry, axis: Axis, scale: float = 1.0) -> Line:
     train, validation = training.metrics.train, training.metrics.validation
     x, faint_x = (
         rows["step"] if axis == "step" else (training.before + rows["flops"]) / scale
         for rows in (validation, train)
     )
-    name = training.name if training.finished else f"{training.name} …"
-    faint = faint_x, smooth(train["loss"])
-    return Line(name, x, validation["loss"], training.round, faint=faint, finished=training.finished)
+    faint, finished = (faint_x, smooth(train["loss"])), run.finished(training)
+    name = training.name if finished else f"{training.name} …"
+    return Line(name, x, validation["loss"], training.round, faint=faint, finished=finished)
 
 
 def _loss_limits(run: Run) -> tuple[float, float]:
     levels = [] if run.reference_loss is None else [run.reference_loss]
-    return loss_limits([_loss_line(training, "step") for training in run.trainings], levels)
+    return loss_limits([_loss_line(run, training, "step") for training in run.trainings], levels)
 
 
 def _curve_blocks(run: Run) -> Iterator[pages.Block]:
@@ -191,7 +191,7 @@ def _training_blocks(run: Run) -> Iterator[pages.Block]:
         yield pages.Fold("Learning rate and gradient norm", shown)
 
 
-def _throughput(training: Trained) -> Sequence[str]:
+def _throughput(training: Entry) -> Sequence[str]:
     """Medians, so that compilation and pauses do not count."""
     columns = (
         training.metrics.train[name] for name in ("tokens_per_second", "flops_per_second", "memory_bytes")
@@ -199,7 +199,7 @@ def _throughput(training: Trained) -> Sequence[str]:
     tokens, operations, taken = (column[np.isfinite(column)] for column in columns)
     return (
         training.name,
-        f"{training.last_step:,}",
+        f"{training.metrics.last['step']:,}",
         count(float(np.median(tokens))) if len(tokens) else "–",
         flops(float(np.median(operations)), "FLOP/s") if len(operations) else "–",
         memory(float(taken.max())) if len(taken) else "–",
@@ -237,10 +237,10 @@ def _progress(run: Run) -> Iterator[str]:
     """Where a run without a verdict stands; a page cannot know whether it still runs or was stopped."""
     if run.summary.verdict is not None:
         return
-    unfinished = [training for training in run.trainings if not training.finished]
+    unfinished = [training for training in run.trainings if not run.finished(training)]
     if unfinished:
         last = unfinished[-1]
-        yield f"Running or interrupted: the last record is step {last.last_step:,} of {last.name}."
+        yield f"Running or interrupted: the last record is step {last.metrics.last['step']:,} of {last.name}."
     elif run.state is not None and run.state.phase != "finished":
         where = "the reference" if run.state.phase == "reference" else f"round {run.state.round}"
         yield f"Running or interrupted in {where}."

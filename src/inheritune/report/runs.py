@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -50,44 +50,13 @@ ROUND_DIRECTORY = re.compile(r"round-(\d+)-(\d+)-layers")
 class MetricColumns:
     """A `metrics.jsonl`: the rows of each kind as columns, in the order of steps; a value that is missing is NaN.
 
-    `last` is the row of the last step of training or validation.
+    `last` is the row of the last step of training or validation; empty if there is none yet.
     """
 
     train: Mapping[str, FloatArray]
     validation: Mapping[str, FloatArray]
     gradients: Mapping[str, FloatArray]
     last: Mapping[str, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """The metrics of one model that a run trained: the reference (round 0), or the target of a round.
-
-    FLOPs count from 0 in every round; `before` is the training FLOPs of the rounds before this one.
-    """
-
-    round: int
-    layers: int | None
-    metrics: MetricColumns
-    before: float
-    finished: bool
-
-    @property
-    def name(self) -> str:
-        """The name in figures and tables, such as "round 2, 6 layers"."""
-        name = "reference" if self.round == 0 else f"round {self.round}"
-        return name if self.layers is None else f"{name}, {self.layers} layers"
-
-    @property
-    def last_step(self) -> int:
-        """The last step with a metric; there always is one."""
-        return int(self.metrics.last["step"])
-
-    @property
-    def flops(self) -> float:
-        """Training FLOPs up to the last row, 0 if they were not recorded."""
-        flops = np.concatenate([self.metrics.train["flops"], self.metrics.validation["flops"]])
-        return float(np.max(flops, initial=0.0, where=np.isfinite(flops)))
 
 
 class ReferenceValidation(Record):
@@ -110,8 +79,8 @@ class _RunSample(Record):
 class Run:
     """A run of Algorithm 1 as far as it can be read.
 
-    `trainings` are the reference, if this run trained it, and the rounds in their order; `samples` those of the
-    reference and the target.
+    `trainings` are the reference, if this run trained it, and the rounds in their order, as far as they have metrics;
+    `samples` those of the reference and the target.
     """
 
     path: Path
@@ -119,7 +88,7 @@ class Run:
     summary: Summary
     state: State | None
     environment: Mapping[str, Any]
-    trainings: Sequence[Trained]
+    trainings: Sequence[Entry]
     reference_validation: ReferenceValidation | None
     samples: Sequence[Sample]
     evaluation: Evaluation | None
@@ -137,21 +106,27 @@ class Run:
             return self.summary.reference.loss
         return None if self.reference_validation is None else self.reference_validation.loss
 
+    def finished(self, training: Entry) -> bool:
+        """Whether one of the trainings has ended."""
+        if training.round:
+            return training.path.name in {entry.directory for entry in self.summary.rounds}
+        return self.summary.reference is not None if self.state is None else self.state.phase != "reference"
+
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One trained model of a comparison; what is not known of it is None.
+    """One trained model; what is not known of it is None.
 
     Args:
-        label: name of its row; several entries with the same label are seeds of one row.
+        label: name of its row in a comparison; several entries with the same label are seeds of one row.
         path: where its files are.
         run: the directory that the user named; a run of Algorithm 1 has several entries.
         kind: what `inheritune train` made, or the reference or a round of `inheritune run`.
         seed: N of the nearest parent directory `seed-N`, else of the recipe.
         flops: of its own training.
         total_flops: those of the rounds before it included.
-        losses: final ones, per window; None if it is unfinished.
-        curve: `step`, `flops` (of its own training) and `loss` of the validations during it; NaN where not recorded.
+        metrics: recorded during its own training, whose FLOPs count from 0.
+        losses: final ones, per window; None if it is unfinished, or only its run's page is made.
         notes: sentences about what could not be read.
     """
 
@@ -166,9 +141,21 @@ class Entry:
     tokens: int | None
     flops: float | None
     total_flops: float | None
-    losses: WindowLosses | None
-    curve: Mapping[str, FloatArray]
+    metrics: MetricColumns
+    losses: WindowLosses | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def round(self) -> int:
+        """Its number, 0 of what is none."""
+        name = ROUND_DIRECTORY.fullmatch(self.path.name) if self.kind == "round" else None
+        return int(name[1]) if name else 0
+
+    @property
+    def name(self) -> str:
+        """Within its run, such as "round 2, 6 layers"."""
+        name = f"round {self.round}" if self.round else "reference"
+        return name if self.layers is None else f"{name}, {self.layers} layers"
 
     @property
     def before(self) -> float:
@@ -187,37 +174,35 @@ def read_run(path: Path) -> Run:
         raise UserError(
             f"{path} is not a run directory: it has no recipe.yaml; give the directory that `inheritune run` wrote"
         )
-    notes: list[str] = []
     summary = _read(Summary, path / "summary.json") or Summary()
-    state = _read(State, path / "state.json")
     samples = _read(list[_RunSample], path / "samples.json") or []
+    entries = list(_entries_of("", path, {"reference": {}}))
     evaluation, starts = path / "evaluation" / EVALUATION_FILE, read_starts(path)
     return Run(
         path=path,
         recipe=(path / "recipe.yaml").read_text("utf-8", errors="replace"),
         summary=summary,
-        state=state,
+        state=_read(State, path / "state.json"),
         environment={key: value for key, value in starts[-1].items() if key != "data"} if starts else {},
-        trainings=tuple(_read_trainings(path, summary, state, notes)),
+        trainings=[entry for entry in entries if entry.metrics.last],
         reference_validation=_read(ReferenceValidation, path / "reference" / "validation.json"),
         samples=[Sample(prompt=one.prompt, continuations=[one.reference, one.target]) for one in samples],
         evaluation=load_evaluation(evaluation) if evaluation.is_file() else None,
-        notes=tuple(notes),
+        notes=tuple(note for entry in entries for note in entry.notes),
     )
 
 
-def read_metrics(directory: Path, notes: list[str]) -> MetricColumns | None:
-    """The rows of `metrics.jsonl` in this directory, or None if no step of training or validation is there yet.
+def read_metrics(directory: Path, notes: list[str]) -> MetricColumns:
+    """The rows of `metrics.jsonl` in this directory.
 
     A line that cannot be read, such as one cut off in the middle, is left out and counted in `notes`. A run that
     was killed and started again writes the steps after its checkpoint once more: the later row counts.
     """
     file = directory / METRICS
-    if not file.is_file():
-        return None
+    text = file.read_text("utf-8", errors="replace") if file.is_file() else ""
     rows: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in COLUMNS}
     unreadable = 0
-    for line in filter(str.strip, file.read_text("utf-8", errors="replace").splitlines()):
+    for line in filter(str.strip, text.splitlines()):
         try:
             row = json.loads(line)
             rows[row["kind"]][int(row["step"])] = row
@@ -227,10 +212,8 @@ def read_metrics(directory: Path, notes: list[str]) -> MetricColumns | None:
         lines = "1 line" if unreadable == 1 else f"{unreadable} lines"
         notes.append(f"Left out of {directory.name}/{METRICS}: {lines} that could not be read.")
     steps = rows["validation"] | rows["train"]
-    if not steps:
-        return None
     columns = {kind: _columns(rows[kind], expected) for kind, expected in COLUMNS.items()}
-    return MetricColumns(**columns, last=steps[max(steps)])
+    return MetricColumns(**columns, last=steps[max(steps)] if steps else {})
 
 
 def read_entries(runs: Sequence[tuple[str | None, Path]]) -> list[Entry]:
@@ -253,33 +236,13 @@ def read_entries(runs: Sequence[tuple[str | None, Path]]) -> list[Entry]:
                 f"{path} {state}; give directories that `inheritune train` or `inheritune run` wrote"
             )
     entries = [
-        entry
+        replace(entry, losses=_read_losses(entry.path / "validation.json"))
         for label, (_, path) in zip(_labels(runs), runs, strict=True)
         for entry in _entries_of(label, path, _read_recipe(path))
     ]
     if not entries:
         raise UserError(f"no training has begun in {', '.join(str(path) for _, path in runs)}")
     return entries
-
-
-def _read_trainings(path: Path, summary: Summary, state: State | None, notes: list[str]) -> Iterator[Trained]:
-    """The reference and every round with metrics; a round's FLOPs begin where those of the ones before ended."""
-    metrics = read_metrics(path / "reference", notes)
-    if metrics is not None:
-        layers = None if summary.reference is None else summary.reference.layers
-        finished = summary.reference is not None if state is None else state.phase != "reference"
-        yield Trained(0, layers, metrics, before=0.0, finished=finished)
-    finished_rounds = {entry.directory for entry in summary.rounds}
-    measured = 0.0
-    for number, depth, name in _round_directories(path):
-        metrics = read_metrics(path / name, notes)
-        if metrics is None:
-            continue
-        # The summary also knows the rounds whose metrics are gone.
-        paid = (entry.total_training_flops for entry in summary.rounds if entry.round < number)
-        training = Trained(number, depth, metrics, max(measured, *paid, 0.0), name in finished_rounds)
-        measured = training.before + training.flops
-        yield training
 
 
 def _round_directories(path: Path) -> list[tuple[int, int, str]]:
@@ -320,21 +283,28 @@ def _one_line(name: str) -> str:
 
 
 def _entries_of(label: str, path: Path, recipe: Mapping[str, Any]) -> Iterator[Entry]:
-    """The model of `inheritune train`, or the reference and the rounds of `inheritune run`."""
+    """The model of `inheritune train`; or of `inheritune run` the reference and the rounds that have begun."""
     seed = _seed(path, recipe)
     if "model" in recipe or not ("reference" in recipe or (path / "summary.json").is_file()):
         yield _read_entry(label, path, path, "model", seed, {})
         return
     summary = _read_object(path / "summary.json")
-    if _has_begun(path / "reference"):
+    reference, rounds = path / "reference", summary.get("rounds") or []
+    if _has_begun(reference):
         own, known = _seed(path, recipe.get("reference")), summary.get("reference") or {}
         own = seed if own is None else own
-        yield _read_entry(f"{label}/reference", path / "reference", path, "reference", own, known)
-    known_rounds = {known.get("directory"): known for known in summary.get("rounds") or []}
+        yield _read_entry(f"{label}/reference", reference, path, "reference", own, known)
     before: float | None = 0.0
-    for _, _, name in _round_directories(path):
+    for number, _, name in _round_directories(path):
         if _has_begun(path / name):
-            known = known_rounds.get(name, {})
+            # The summary also knows the rounds whose metrics are gone.
+            paid = [
+                _number(known.get("total_training_flops"))
+                for known in rounds
+                if known.get("round", number) < number
+            ]
+            before = before if before is None else max([before, *(flops or 0.0 for flops in paid)])
+            known = next((known for known in rounds if known.get("directory") == name), {})
             entry = _read_entry(f"{label}/{name}", path / name, path, "round", seed, known, before)
             yield entry
             before = entry.total_flops
@@ -356,38 +326,27 @@ def _read_entry(
     """One training; `known` is what the run's summary says of it, `before` the FLOPs of earlier rounds."""
     notes: list[str] = []
     metrics = read_metrics(path, notes)
-    outcome, last = {**known, **_read_object(path / "training.json")}, metrics.last if metrics else {}
+    known = {key: value for key, value in known.items() if value is not None}
+    outcome, last = known | _read_object(path / "training.json"), metrics.last
     flops = _number(outcome.get("flops", known.get("training_flops", last.get("flops"))))
     total = _number(known.get("total_training_flops"))
     if total is None and flops is not None and before is not None:
         total = before + flops
+    steps = _whole(outcome.get("steps", last.get("step")))
+    tokens = _whole(outcome.get("tokens", last.get("tokens")))
     layers, parameters = _size(path, outcome)
-    return Entry(
-        label,
-        path,
-        run,
-        kind,
-        seed,
-        layers,
-        parameters,
-        steps=_whole(outcome.get("steps", last.get("step"))),
-        tokens=_whole(outcome.get("tokens", last.get("tokens"))),
-        flops=flops,
-        total_flops=total,
-        losses=_read_losses(path / "validation.json"),
-        curve=metrics.validation if metrics else _columns({}, COLUMNS["validation"]),
-        notes=tuple(notes),
-    )
+    sizes = layers, parameters, steps, tokens
+    return Entry(label, path, run, kind, seed, *sizes, flops, total, metrics, notes=tuple(notes))
 
 
 def _size(path: Path, outcome: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """Layers and parameters as they were recorded, else of the model that was saved."""
-    from inheritune.models.architecture import layer_count, parameter_count
-    from inheritune.models.load import load_config
-    from inheritune.models.size import on_meta
-
     layers, parameters = _whole(outcome.get("layers")), _whole(outcome.get("parameters"))
     if (layers is None or parameters is None) and (path / "model" / "config.json").is_file():
+        from inheritune.models.architecture import layer_count, parameter_count
+        from inheritune.models.load import load_config
+        from inheritune.models.size import on_meta
+
         try:
             config = load_config(path / "model")
             return layer_count(config), parameter_count(on_meta(config))
