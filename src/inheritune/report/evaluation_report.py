@@ -113,7 +113,7 @@ def terminal_tables(evaluation: Evaluation) -> list[rich.table.Table]:
         narrow = table.without(NOT_IN_TERMINAL.get(table.kind, ()))
         # Figures by model stand in several tables of a few columns each, as even as can be.
         columns = len(narrow.columns) - 1
-        blocks = -(-columns // TERMINAL_COLUMNS) if table.kind == "scores" else 1
+        blocks = max(1, -(-columns // TERMINAL_COLUMNS)) if table.kind == "scores" else 1
         edges = [1 + round(i * columns / blocks) for i in range(blocks + 1)]
         if table.rows:
             found += [narrow.select([0, *range(a, b)]).terminal() for a, b in pairwise(edges)]
