@@ -311,7 +311,9 @@ def test_runs_are_collected_without_losing_a_bit(tmp_path: Path) -> None:
         assert (mine.entry.losses.data and mine.entry.losses.data.sha256) == (was and was.sha256)
         assert mine.entry.before == pytest.approx(theirs.entry.before, rel=1e-15)
         for axis in ("step", "flops", "loss"):
-            assert mine.entry.metrics.validation[axis] == pytest.approx(theirs.entry.curve[axis], rel=1e-15)
+            assert mine.entry.metrics.validation[axis] == pytest.approx(
+                theirs.entry.metrics.validation[axis], rel=1e-15
+            )
     last = next(entry for entry in kept.entries if entry.path == Path("tiny/round-2-6-layers"))
     rows = [
         json.loads(line) for line in (runs[2] / "round-2-6-layers" / "metrics.jsonl").read_text().splitlines()

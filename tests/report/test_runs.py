@@ -108,7 +108,10 @@ def test_values_that_are_missing_or_not_numbers_are_nan(run: Path) -> None:
     np.testing.assert_array_equal(training.metrics.train["loss"], [np.nan, 3.5])
     assert np.isnan(training.metrics.train["gradient_norm"]).all()
     assert np.isnan(training.metrics.train["memory_bytes"]).all()
-    assert training.flops is None
+    assert np.isnan(training.metrics.train["flops"]).all()
+    assert training.flops == 600 * 4.0e12  # the summary knows
+    (run / "summary.json").unlink()
+    assert read_run(run).trainings[0].flops is None
 
 
 def test_what_is_not_a_run_directory(run: Path, tmp_path: Path) -> None:
