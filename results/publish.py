@@ -52,10 +52,13 @@ def rendered(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def smaller(svg: str) -> str:
-    """The same picture with the corners of its lines to a tenth of a unit."""
-    return re.sub(
-        r'\bd="[MLz\d.\s-]*"', lambda path: re.sub(r"\d+\.\d+", lambda x: f"{float(x[0]):.1f}", path[0]), svg
-    )
+    """The same picture with the corners of its lines to a tenth of a unit, and no spaces between them."""
+
+    def rounded(path: re.Match[str]) -> str:
+        tenths = re.sub(r"\d+\.\d+", lambda number: f"{float(number[0]):.1f}", path[0])
+        return re.sub(r"\s*([MLz])\s*", r"\1", tenths)
+
+    return re.sub(r'\bd="[MLz\d.\s-]*"', rounded, svg)
 
 
 def main() -> None:

@@ -182,7 +182,7 @@ def panels(
     figure.suptitle(heading, **HEADING)
     figure.supxlabel(x_label, color=MUTED, fontsize=11)
     # One line with gaps: as many lines as curves would make the file larger.
-    thinned = [thin(line.x, line.y, points=40) for line in lines]
+    thinned = [thin(line.x, line.y, points=24) for line in lines]
     grey = [np.concatenate([np.append(line[column], np.nan) for line in thinned]) for column in (0, 1)]
     for axes, name in zip(grid, names, strict=False):
         axes.plot(*grey, color=MUTED, linewidth=0.6, alpha=0.3)
