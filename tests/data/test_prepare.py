@@ -618,7 +618,6 @@ def saved_documents(output):
     return json.loads(path.read_text())["position"]["documents"] if path.exists() else 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 def test_killed_at_random_moments(tmp_path, tokenizer, training):
     count = 8000

@@ -347,7 +347,6 @@ def check_part(values: dict[str, Any] | None) -> None:
         TypeAdapter(kinds[0].model_fields[name].annotation).validate_python(value)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", FOLLOWED, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_page_can_be_followed(
     page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
