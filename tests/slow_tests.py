@@ -96,13 +96,13 @@ SAMPLED = {
     "tests/models/test_pretrained.py::test_the_language_model_of_a_multimodal_one_is_the_same_function": 3,
     "tests/models/test_pretrained.py::test_what_may_be_left_over": 4,
     "tests/models/test_sweep.py::test_a_type_is_cut_exactly_or_refused_in_a_sentence": 30,
+    "tests/test_final_model.py::test_tokenizer_and_template_of_the_final_model": 3,
     "tests/test_identity.py::test_a_run_resumes_with_settings_that_do_not_decide_its_weights": 6,
     "tests/test_identity.py::test_killed_while_a_run_is_opened": 3,
     "tests/test_identity.py::test_tokens_of_another_tokenizer_are_refused": 3,
     "tests/test_paper_recipes.py::test_every_row_of_the_larger_ones": 2,
     "tests/test_paper_recipes.py::test_the_references": 4,
     "tests/test_recipe_fuzz.py::test_what_the_fuzz_starts_from_runs": 3,
-    "tests/test_result.py::test_tokenizer_and_template_of_the_final_model": 3,
     "tests/training/test_out_of_memory.py::test_fewer_windows_end_with_the_weights_of_a_run_that_had_them_from_the_start": 3,  # noqa: E501
     "tests/training/test_together.py::test_one_process_killed_in_the_middle_of_saving": 3,
 }
