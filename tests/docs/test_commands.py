@@ -188,7 +188,7 @@ def test_commands_exist(page: Path) -> None:
     [
         "inheritune inherti MODEL --layers 3 -o DIR",
         "inheritune inherit MODEL --layerz 3 -o DIR",
-        "inheritune inherit MODEL -o DIR",
+        "inheritune inherit MODEL --layers 3",
         "make quikstart",
         "pip install 'inheritune[evil]'",
         "pip install -c constraint.txt -e .",
