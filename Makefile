@@ -1,11 +1,11 @@
 # The commands of this project. Each works from a fresh clone, in any order.
-# `make quickstart` runs the main job, `make test` the tests, `make check` what CI runs.
+# `make quickstart` runs the main job, `make test` the quick tests, `make check` what CI runs: every test, lint, types, docs.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint types docs check format clean
+.PHONY: quickstart test test-all lint types docs check format clean
 .DEFAULT_GOAL := quickstart
 
 # One stamp per kind of installation: the quickstart does not wait for the developer's tools.
@@ -22,6 +22,9 @@ quickstart: $(VENV)/.installed
 	$(BIN)/inheritune quickstart
 
 test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
@@ -34,7 +37,7 @@ types: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(BIN)/mkdocs build --strict
 
-check: lint types docs test
+check: lint types docs test-all
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

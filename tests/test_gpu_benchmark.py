@@ -28,7 +28,6 @@ def started(output: Path, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.mark.slow
 def test_it_measures_once_and_ends_with_a_table(tmp_path: Path) -> None:
     output = tmp_path / "gpu.jsonl"
     process = started(output)
@@ -45,7 +44,6 @@ def test_it_measures_once_and_ends_with_a_table(tmp_path: Path) -> None:
     assert [row["contestant"] for row in gpu.read(output)] == ["machine", "ours", "machine"]
 
 
-@pytest.mark.slow
 def test_sigterm_keeps_what_there_is_and_prints_it(tmp_path: Path) -> None:
     output = tmp_path / "gpu.jsonl"
     process = started(output)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -117,9 +115,3 @@ def test_mistakes_are_one_sentence(
     assert isinstance(result.exception, ValueError)
     assert sentence in str(result.exception)
     assert "\n" not in str(result.exception)
-
-
-def test_help_does_not_load_what_only_the_work_needs() -> None:
-    code = "import sys, inheritune.cli.analyze; print({'matplotlib', 'torch', 'transformers'} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "set()"

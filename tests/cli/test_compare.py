@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -71,9 +70,3 @@ def test_mistakes_end_with_one_sentence_and_code_2(
     assert err.startswith(sentence)
     assert err.count("\n") == 1
     assert not (runs / "comparison").exists()
-
-
-def test_help_does_not_load_what_only_the_work_needs() -> None:
-    code = "import sys, inheritune.cli.compare; print({'matplotlib', 'jinja2', 'torch'} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "set()"

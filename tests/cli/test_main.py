@@ -81,9 +81,15 @@ def test_a_system_without_posix_locks(command, monkeypatch: pytest.MonkeyPatch, 
         assert "Traceback" not in result.err
 
 
-def test_the_command_line_can_be_imported_without_posix_locks() -> None:
-    code = "import sys; sys.modules['fcntl'] = None; import inheritune, inheritune.cli.main"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_help_loads_no_library_that_only_the_work_needs_and_no_posix_locks() -> None:
+    heavy = {"torch", "transformers", "datasets", "tokenizers", "pyarrow", "matplotlib", "jinja2"}
+    code = (
+        "import sys; sys.modules['fcntl'] = None; import inheritune, inheritune.cli.main\n"
+        f"assert len([name for name in sys.modules if name.startswith('inheritune.cli.')]) > {len(VERBS)}\n"
+        f"print({heavy} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_version(command) -> None:
@@ -265,14 +271,16 @@ def test_an_output_inside_a_file_is_told_plainly(command, data: Path, tmp_path: 
 @pytest.mark.parametrize(
     "said", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "abc"}, {"WORLD_SIZE": "2", "RANK": "5"}]
 )
-def test_an_environment_that_torchrun_would_not_set(data: Path, tmp_path: Path, said: dict[str, str]) -> None:
+def test_an_environment_that_torchrun_would_not_set(
+    command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, str]
+) -> None:
     path = write_recipe(tmp_path / "recipe.yaml", values(data))
-    start = [sys.executable, "-m", "inheritune", "run", path, "-o", tmp_path / "run"]
-    ended = subprocess.run(
-        start, env=os.environ | said, capture_output=True, text=True, timeout=100, check=False
-    )
-    assert ended.returncode == 2
-    assert "no place among several processes: start them with torchrun, or unset these" in ended.stderr
+    monkeypatch.setattr(os, "_exit", sys.exit)  # how one of several processes ends
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    result = command("run", path, "-o", tmp_path / "run")
+    assert result.code == 2
+    assert "no place among several processes: start them with torchrun, or unset these" in result.err
     assert not (tmp_path / "run").exists()
 
 

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import pytest
 import typer
@@ -99,15 +97,3 @@ def test_rows_without_text(tmp_path):
 def test_errors_are_left_to_the_caller(tmp_path):
     result = run(tmp_path / "nothing.txt", "-o", tmp_path / "out", "--train-tokenizer", 300)
     assert isinstance(result.exception, UserError)
-
-
-def test_help_is_quick():
-    script = (
-        "import sys\nfrom inheritune.cli.prepare import prepare_command\n"
-        "heavy = ('torch', 'transformers', 'datasets', 'tokenizers', 'pyarrow')\n"
-        "print([name for name in heavy if name in sys.modules])"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-        == "[]\n"
-    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -41,9 +39,3 @@ def test_what_is_not_a_run_is_a_value_error(app: typer.Typer, tmp_path: Path) ->
     result = CliRunner().invoke(app, [str(tmp_path)])
     assert isinstance(result.exception, ValueError)
     assert "is not a run directory: it has no recipe.yaml" in str(result.exception)
-
-
-def test_help_does_not_load_what_only_the_work_needs() -> None:
-    code = "import sys, inheritune.cli.report; print({'matplotlib', 'jinja2', 'torch'} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "set()"

@@ -618,7 +618,6 @@ def saved_documents(output):
     return json.loads(path.read_text())["position"]["documents"] if path.exists() else 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 def test_killed_at_random_moments(tmp_path, tokenizer, training):
     count = 8000
@@ -676,17 +675,13 @@ def test_a_file_size_limit_leaves_nothing_that_looks_finished(tmp_path, tokenize
     source = write_json_lines(tmp_path / "source.jsonl", TEXTS)
     limit = 40_000  # less than the shards, more than all else
 
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    script = (
-        "import sys\nfrom inheritune.data.prepare import prepare\n"
-        "prepare(sys.argv[1], sys.argv[2], tokenizer=sys.argv[3], validation=0.1)"
-    )
-    command = [sys.executable, "-c", script, str(source), str(tmp_path / "out"), str(tokenizer)]
-    failed = subprocess.run(command, preexec_fn=limited, capture_output=True, text=True, check=False)
-    assert failed.returncode == 1
-    assert "OSError: [Errno 27] File too large" in failed.stderr
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"\[Errno 27\] File too large"):
+            prepare(source, tmp_path / "out", tokenizer=tokenizer, validation=0.1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not (tmp_path / "out" / "manifest.json").exists()
     prepare(source, tmp_path / "out", tokenizer=tokenizer, validation=0.1)
     prepare(source, tmp_path / "other", tokenizer=tokenizer, validation=0.1)

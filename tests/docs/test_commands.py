@@ -188,7 +188,7 @@ def test_commands_exist(page: Path) -> None:
     [
         "inheritune inherti MODEL --layers 3 -o DIR",
         "inheritune inherit MODEL --layerz 3 -o DIR",
-        "inheritune inherit MODEL -o DIR",
+        "inheritune inherit MODEL --layers 3",
         "make quikstart",
         "pip install 'inheritune[evil]'",
         "pip install -c constraint.txt -e .",
@@ -347,7 +347,6 @@ def check_part(values: dict[str, Any] | None) -> None:
         TypeAdapter(kinds[0].model_fields[name].annotation).validate_python(value)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", FOLLOWED, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_a_page_can_be_followed(
     page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -70,7 +70,6 @@ def test_a_task_in_two_tables_is_asked_once(folder: Path) -> None:
     assert plan.groups == ("perplexity", "zero-shot")
 
 
-@pytest.mark.slow
 def test_an_unknown_task_is_told_with_the_nearest_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """The only test that reads the whole of the harness's index."""
     manager = tasks._manager()

@@ -37,7 +37,6 @@ def test_the_table_has_every_type() -> None:
     assert list(rows()) == ["type", *sweep.TYPES]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("model_type", sweep.TYPES)
 def test_a_type_is_cut_exactly_or_refused_in_a_sentence(model_type: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():

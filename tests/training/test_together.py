@@ -116,6 +116,8 @@ def test_what_is_left_behind_is_rounded_in_shares_too(data: Path, tmp_path: Path
     recipe = train_recipe(data, training=training(dtype="bfloat16"))
     layouts = ("ddp-2", "fsdp-2")
     succeed([job(layout, recipe, tmp_path / layout) for layout in layouts])
+    replicated, sharded = ([row["loss"] for row in rows(tmp_path / layout, "train")] for layout in layouts)
+    assert replicated == pytest.approx(sharded, rel=1e-6)
     opened = open_data(parse_recipe(recipe, TrainRecipe).data)
     hardware = Hardware(torch.device("cpu"), bf16=False, compile=False)
     for layout in layouts:
@@ -137,7 +139,6 @@ def test_bf16(data: Path, tmp_path: Path) -> None:
         assert [row["loss"] for row in rows(tmp_path / layout, "train")] == pytest.approx(expected, rel=1e-2)
 
 
-@pytest.mark.slow
 def test_compiled(data: Path, tmp_path: Path) -> None:
     """DDP's graph is cut at its buckets (of this model there are two); under FSDP each block is compiled alone."""
     wide = {"architecture": {**ARCHITECTURE, "n_embd": 160}}
@@ -309,61 +310,68 @@ def test_validation_of_the_same_model_is_identical(data: Path, tmp_path: Path) -
         assert np.array_equal(found, losses[0])
 
 
-def failed(data: Path, directory: Path, **more: Any) -> dict[str, Any]:
-    """The one job's end, after making sure that nobody hung and everybody said why in a sentence."""
-    changes = more.pop("training", {})
-    recipe = train_recipe(data, training=training(**changes))
-    (done,) = run_jobs([{"recipe": recipe, "directory": str(directory), "processes": 2, **more}])
-    assert done["seconds"] < 60
-    for error in done["errors"].values():
-        assert "Traceback" not in error, error
-        assert error.count("error (process") == 1, error
-    return done
-
-
-def test_windows_that_cannot_be_shared(data: Path, tmp_path: Path) -> None:
-    done = failed(data, tmp_path / "out", training={"tokens_per_step": 96})
-    assert done["codes"] == {"0": 2, "1": 2}
-    for error in done["errors"].values():
-        assert "a step of 3 windows cannot be shared evenly by 2 processes: make tokens_per_step" in error
-
-
-def test_a_backend_that_is_not_there(data: Path, tmp_path: Path) -> None:
-    done = failed(data, tmp_path / "out", training={"parallel": {"backend": "pigeon"}})
-    assert done["codes"] == {"0": 2, "1": 2}
-    for error in done["errors"].values():
-        assert "this torch has no backend 'pigeon' for parallel training" in error
-
-
-def test_two_recipes(data: Path, tmp_path: Path) -> None:
-    other = {"training": training(parallel={"strategy": "fsdp"}, seed=1)}
-    done = failed(data, tmp_path / "out", changes={"1": other})
-    assert done["codes"] == {"0": 2, "1": 2}
-    for error in done["errors"].values():
-        assert "process 1 was started with something else than process 0" in error
-        assert "training.parallel.strategy: auto -> fsdp; training.seed: 0 -> 1" in error
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_process_that_does_not_come(data: Path, tmp_path: Path) -> None:
-    done = failed(data, tmp_path / "out", ranks=[0], training={"parallel": {"join_seconds": 2}})
-    assert done["codes"] == {"0": 2}
-    assert "waited 2 s at 127.0.0.1:" in done["errors"]["0"]
-    assert "for all 2 processes, and they did not come" in done["errors"]["0"]
-
-
-def test_a_meeting_place_that_an_earlier_start_left(data: Path, tmp_path: Path) -> None:
-    port = free_port()
+@pytest.fixture(scope="module")
+def failed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """How jobs end that cannot be done together; nobody hung, and everybody said why in a sentence."""
+    folder, port = tmp_path_factory.mktemp("failed"), free_port()
     store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
     store.add("inheritune/0", 1)
     store.add("inheritune/1", 1)
-    done = failed(data, tmp_path / "out", port=port, environment={"TORCHELASTIC_USE_AGENT_STORE": "True"})
-    assert done["codes"] == {"0": 2, "1": 2}
-    for rank, error in done["errors"].items():
-        assert f"process {rank} of 2 is at 127.0.0.1:{port} already: an earlier start" in error
+
+    def asked(name: str, settings: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+        recipe = train_recipe(data, training=training(**settings or {}))
+        return {"recipe": recipe, "directory": str(folder / name), "processes": 2, **more}
+
+    other = {"training": training(parallel={"strategy": "fsdp"}, seed=1)}
+    left = {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    jobs = {
+        "windows": asked("windows", {"tokens_per_step": 96}),
+        "backend": asked("backend", {"parallel": {"backend": "pigeon"}}),
+        "two recipes": asked("two recipes", changes={"1": other}),
+        "alone": asked("alone", {"parallel": {"join_seconds": 2}}, ranks=[0]),
+        "left": {**asked("left"), "port": port, "environment": left},
+        "study": asked("study", kind="study"),
+    }
+    found = dict(zip(jobs, run_jobs(list(jobs.values())), strict=True))
+    for name, done in found.items():
+        assert done["codes"] == ({"0": 2} if name == "alone" else {"0": 2, "1": 2}), done
+        assert done["seconds"] < 60
+        for error in done["errors"].values():
+            assert "Traceback" not in error, error
+            assert error.count("error (process") == 1, error
+        assert name != "two recipes" or not (folder / name).exists()
+        done["port"] = port
+    return found
 
 
-def test_work_for_one(data: Path, tmp_path: Path) -> None:
-    done = failed(data, tmp_path / "out", kind="study")
-    assert done["codes"] == {"0": 2, "1": 2}
-    assert "`inheritune study` is work for one process, and torchrun started 2" in done["errors"]["1"]
+def test_windows_that_cannot_be_shared(failed: dict[str, dict[str, Any]]) -> None:
+    for error in failed["windows"]["errors"].values():
+        assert "a step of 3 windows cannot be shared evenly by 2 processes: make tokens_per_step" in error
+
+
+def test_a_backend_that_is_not_there(failed: dict[str, dict[str, Any]]) -> None:
+    for error in failed["backend"]["errors"].values():
+        assert "this torch has no backend 'pigeon' for parallel training" in error
+
+
+def test_two_recipes(failed: dict[str, dict[str, Any]]) -> None:
+    for error in failed["two recipes"]["errors"].values():
+        assert "process 1 was started with something else than process 0" in error
+        assert "training.parallel.strategy: auto -> fsdp; training.seed: 0 -> 1" in error
+
+
+def test_a_process_that_does_not_come(failed: dict[str, dict[str, Any]]) -> None:
+    error = failed["alone"]["errors"]["0"]
+    assert "waited 2 s at 127.0.0.1:" in error
+    assert "for all 2 processes, and they did not come" in error
+
+
+def test_a_meeting_place_that_an_earlier_start_left(failed: dict[str, dict[str, Any]]) -> None:
+    for rank, error in failed["left"]["errors"].items():
+        place = f"127.0.0.1:{failed['left']['port']}"
+        assert f"process {rank} of 2 is at {place} already: an earlier start" in error
+
+
+def test_work_for_one(failed: dict[str, dict[str, Any]]) -> None:
+    error = failed["study"]["errors"]["1"]
+    assert "`inheritune study` is work for one process, and torchrun started 2" in error
