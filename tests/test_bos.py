@@ -141,9 +141,11 @@ def test_another_beginning_is_refused_in_the_same_directory(
     tokenizer: Path, shards: Path, unsaid: Path, tmp_path: Path
 ) -> None:
     arguments: dict[str, Any] = {"tokenizer": tokenizer, "validation": 0.3}
-    with pytest.raises(UserError, match=r"was begun with bos = 'auto', not 'none': give another directory"):
+    with pytest.raises(UserError, match=r"was started with bos = 'auto', not 'none': give another directory"):
         prepare([TEXTS], shards, bos="none", **arguments)
-    with pytest.raises(UserError, match=r"was begun with bos = 'auto', not '<bos>': give another directory"):
+    with pytest.raises(
+        UserError, match=r"was started with bos = 'auto', not '<bos>': give another directory"
+    ):
         prepare([TEXTS], unsaid, bos="<bos>", **arguments)
     assert prepare([TEXTS], unsaid, **arguments) == read_manifest(unsaid)
     with pytest.raises(UserError, match="the beginning-of-text token '<s>' is not in the vocabulary"):

@@ -121,7 +121,7 @@ def test_processes_whose_torchrun_was_killed_save_and_stop(tmp_path: Path) -> No
     second = [sys.executable, "-m", "inheritune", "run", path, "-o", run]
     refused = subprocess.run(second, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert refused.returncode == 2
-    assert "another process is at work in" in refused.stderr
+    assert "another process is running in" in refused.stderr
     torchrun.kill()
     words = "the same command goes on from there"
     while words not in (tmp_path / "said").read_text() and time.monotonic() < deadline:

@@ -64,7 +64,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"a: 1\nb: {c: 1, c: 2}", "the key 'c' stands twice in line 2, column 11"),
+        (b"a: 1\nb: {c: 1, c: 2}", "the key 'c' is given twice in line 2, column 11"),
         (b"a: 1\n1: 2", "this key is not a text: put it in quotes in line 2"),
         (b"? [a]\n: 1", "this key is not a text"),
         (b"a: &a [*a]", "a structure that holds itself"),

@@ -116,7 +116,7 @@ def test_recipes_are_filled_in(data: Path, tmp_path: Path) -> None:
         ({"seeds": []}, "`seeds` is"),
         ({"rows": {}}, "`rows` is"),
         ({"row": {}}, "unknown key `row`; did you mean `rows`"),
-        ({"seeds": [3, 3]}, "seeds: a seed stands twice"),
+        ({"seeds": [3, 3]}, "seeds: a seed is given twice"),
         ({"rows": {"a.yaml": {}}}, r"a row cannot be called 'a\.yaml': its name is a folder"),
         ({"rows": {"a" * 200: {}}}, "a row cannot be called 'aaa"),
     ],
@@ -223,7 +223,7 @@ def test_two_starts_of_a_study_do_not_meet(
     told: list[str] = []
     with closing(RunDirectory(finished[0])) as other:
         other.hold()
-        with pytest.raises(UserError, match="another process is at work in"):
+        with pytest.raises(UserError, match="another process is running in"):
             run_study(study(data), finished[0], tell=told.append)
     assert told == [f"waiting for an earlier start in {finished[0]} to save and end"]
 
@@ -362,7 +362,7 @@ def test_a_stopped_study_goes_on_to_the_same_weights(
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 130, errors
-    assert "the study stopped; the same command goes on from there" in errors
+    assert "the study stopped; the same command resumes it" in errors
     run_study(load_recipe(file, Study), directory, jobs=2, tell=lambda text: None)
     for name in ("reference", "stacked", "taught", "controlled"):
         path = Path("seed-3") / name / "model" / "model.safetensors"
@@ -383,7 +383,7 @@ def test_rows_end_with_a_study_that_is_killed(data: Path, tmp_path: Path) -> Non
     assert len(rows) == 2
     with (
         closing(RunDirectory(directory)) as other,
-        pytest.raises(UserError, match="another process is at work"),
+        pytest.raises(UserError, match="another process is running in"),
     ):
         other.hold()  # the rows do, until they have saved
     assert not psutil.wait_procs(rows, timeout=60)[1]

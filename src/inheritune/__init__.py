@@ -11,7 +11,7 @@ __all__ = ["UserError", "__version__", "analyze", "inherit"]
 
 
 class UserError(ValueError):
-    """What the user can mend, in one sentence: what is wrong, where, and what to do.
+    """What the user can fix, in one sentence: what is wrong, where, and what to do.
 
     The command line prints it and exits with 2. Every other exception is a fault of the program, and keeps its
     traceback.

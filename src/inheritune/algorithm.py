@@ -99,7 +99,7 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
         command: what the user typed, for the record.
 
     Raises:
-        UserError: something the user can mend, in one sentence.
+        UserError: something the user can fix, in one sentence.
         Interrupted: a signal asked to stop; everything is saved.
         PeerLostError: another process ended; everything that was saved is good.
     """
@@ -239,7 +239,7 @@ def suggested_cut(this: Run, reference: Reference) -> int:
             world=this.world,
         )
         this.world.on_first(lambda: save_analyses(path, [analysis]))
-    cut = load_analyses(path)[0].cut  # why it is so stands beside it, and in the report
+    cut = load_analyses(path)[0].cut  # the reasons are in the file, and in the report
     return cut.suggested
 
 

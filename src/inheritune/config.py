@@ -1,6 +1,6 @@
 """Recipes: what a run is made of, checked before anything runs.
 
-Every setting and every default of the program stands here and nowhere else. The hyper-parameters' defaults are
+Every setting and every default of the program is here and nowhere else. The hyper-parameters' defaults are
 the paper's for GPT-2 (section 4 and the official configuration files). `recipe_file` reads and writes them.
 """
 
@@ -169,7 +169,7 @@ LAYERS = re.compile(
     r"(first|last|middle|ends|spread|every) [1-9]\d{0,5}|(-?\d{1,6})?:(-?\d{1,6})?(:0*[1-9]\d{0,5})?",
     re.ASCII,
 )
-"""How layers can be named in words; `initialization.layers` tells what they mean."""
+"""How layers can be named in words; `initialization.layers` says what they mean."""
 
 LAYERS_EXPLAINED = (
     "a list of block numbers, a slice such as '0:24:2', or "
@@ -312,7 +312,7 @@ class Reference(ModelSource):
         if self.pretrained is not None and self.training is not None:
             raise UserError("a `pretrained` reference is not trained, so it takes no `training`")
         if self.architecture is not None and self.training_tokens is not None:
-            raise UserError("`training_tokens` is for a `pretrained` reference; here `training` tells it")
+            raise UserError("`training_tokens` is for a `pretrained` reference; here `training` sets it")
         return self
 
 
@@ -574,7 +574,7 @@ class Study(Settings):
     @classmethod
     def _seeds_differ(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(value)) < len(value):
-            raise UserError("a seed stands twice, and its runs would be in the same directories")
+            raise UserError("a seed is given twice, and its runs would be in the same directories")
         return value
 
 

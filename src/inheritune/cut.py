@@ -96,7 +96,7 @@ def cut_to_folder(
 ) -> Cut:
     """`inherit`, and save the result with the tokenizer that the model comes with, and a model card.
 
-    Before it stands at `output` it is read again, and has to compute what was cut; else nothing is left behind.
+    Before it is moved to `output` it is read again, and has to compute what was cut; else nothing is written.
 
     Raises:
         UserError: as `inherit`; an unknown dtype; there is something at `output` already.

@@ -1,7 +1,7 @@
 """YAML of plain values: mappings with text as keys, lists, texts, numbers, true and false, null.
 
 What YAML 1.1 knows beyond them surprises in a recipe, so it is read as YAML 1.2 does (`1e4` is a number, `2:8`, `010`
-and `2024-05-01` are texts) or refused (a key that stands twice, other tags, structures that hold themselves).
+and `2024-05-01` are texts) or refused (a key that is given twice, other tags, structures that hold themselves).
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _values(node: yaml.Node, depth: int, known: dict[int, int]) -> int:
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
-    """Every key is a text, and stands once."""
+    """Every key is a text, and is given once."""
     seen: set[str] = set()
     for key, _ in node.value:
         if key.tag == _MERGE:
@@ -149,5 +149,5 @@ def _check_keys(node: yaml.MappingNode) -> None:
         if not isinstance(key, yaml.ScalarNode) or key.tag != _TAG + "str":
             raise ConstructorError(None, None, "this key is not a text: put it in quotes", key.start_mark)
         if key.value in seen:
-            raise ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+            raise ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
         seen.add(key.value)

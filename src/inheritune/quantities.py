@@ -1,4 +1,4 @@
-"""Numbers as a person reads them: three digits, and the unit that fits."""
+"""Numbers for people: three digits, and the unit that fits."""
 
 from __future__ import annotations
 

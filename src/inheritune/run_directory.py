@@ -1,8 +1,8 @@
-"""The directory of a run: what stands where, and whether it may be resumed.
+"""The directory of a run: which file is where, and whether it may be resumed.
 
     recipe.yaml            the recipe, every default filled in
     starts.jsonl           one line for each start: time, versions, hardware, precision, command, data
-    state.json             where the run stands: phase, round, verdict
+    state.json             progress: phase, round, verdict
     summary.json           the reference and the rounds so far, in figures
     reference/             validation.json; and if it was trained here, what a round has
     round-1-12-layers/     metrics.jsonl; checkpoints/, until it is trained; then validation.json, model/
@@ -114,7 +114,7 @@ class Summary(Record):
 
 
 class State(Record):
-    """`state.json`: where a run stands."""
+    """`state.json`: how far a run is."""
 
     phase: Phase
     round: int = 0
@@ -200,7 +200,7 @@ class RunDirectory:
             UserError: there is something else.
         """
         if self.path.is_symlink() and not self.path.exists():
-            raise UserError(f"{self.path} is a link that leads nowhere; give another directory")
+            raise UserError(f"{self.path} is a broken link; give another directory")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; give another directory")
         if (self.path / "recipe.yaml").exists() or not self.path.exists():
@@ -232,16 +232,16 @@ class RunDirectory:
             )
 
     def close(self) -> None:
-        """Let others in; so does the end of this program, whatever ends it."""
+        """Release the lock; so does the end of this program, whatever ends it."""
         if self.held is not None:
             os.close(self.held)
             self.held = None
 
     def hold(self) -> None:
-        """Keep other processes out until `close`.
+        """Lock the directory until `close`.
 
         Raises:
-            UserError: one is at work here.
+            UserError: another process has it.
         """
         if self.held is not None:
             return
@@ -251,7 +251,7 @@ class RunDirectory:
         except BlockingIOError:
             os.close(descriptor)
             raise UserError(
-                f"another process is at work in {self.path}: wait until it ends, or end it"
+                f"another process is running in {self.path}: wait until it ends, or end it"
             ) from None
         except OSError:  # a file system without locks
             os.close(descriptor)

@@ -32,7 +32,7 @@ from inheritune.train import affordable_steps
 
 FILE = "study.yaml"
 NAME = re.compile(r"(?!.*\.(yaml|log)$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""Of a row, and of its folder; ROW.yaml and ROW.log stand beside it."""
+"""Of a row, and of its folder; ROW.yaml and ROW.log are beside it."""
 POLL_SECONDS = 0.5
 PATIENCE_SECONDS = 60.0
 """That a start waits for the rows of one that was killed: they save, and end."""
@@ -84,7 +84,7 @@ def rows_of(study: Study, only: tuple[str, ...] = ()) -> list[Row]:
         if not NAME.fullmatch(name):
             raise UserError(
                 f"a row cannot be called {shown(name)}: its name is a folder, of up to 100 letters, digits and .-_, "
-                "and ROW.yaml and ROW.log stand beside it"
+                "and ROW.yaml and ROW.log are beside it"
             )
     for where, asked in (("headline", study.headline), ("reference", (study.reference,)), ("--row", only)):
         for name in asked:
@@ -134,7 +134,7 @@ def row_named(study: Study, name: str, seed: int) -> Row:
 
 
 def _named_rows(values: Any) -> Iterator[Any]:
-    """Names of the rows whose models stand somewhere in a recipe."""
+    """Names of the rows whose models are used in a recipe."""
     if isinstance(values, Mapping):
         if "row" in values:
             yield values["row"]
@@ -193,7 +193,7 @@ def run_study(
 ) -> list[Row]:
     """Run every row that is not finished yet, each after those that it needs; returns all rows, finished.
 
-    Every row is `inheritune run` or `inheritune train` on a recipe that stands beside its directory,
+    Every row is `inheritune run` or `inheritune train` on a recipe beside its directory,
     `seed-N/ROW.yaml`. With several jobs, what a row prints goes to `seed-N/ROW.log`. Rows do not outlive the study:
     if it is killed, each saves and ends at its next step, and a second start waits for them.
 
@@ -227,7 +227,7 @@ def run_study(
             while runner.waiting or runner.running:
                 if interrupted():
                     runner.stop()
-                    raise Interrupted("the study stopped; the same command goes on from there")
+                    raise Interrupted("the study stopped; the same command resumes it")
                 runner.start_ready()
                 runner.collect_ended()
     if runner.failed:
@@ -250,7 +250,7 @@ def _check_place(directory: Path) -> None:
 
 
 def _hold(folder: RunDirectory, tell: Callable[[str], None]) -> None:
-    """Keep other starts out. The rows hold the directory too, so it is free once the last of them has ended."""
+    """Lock the directory. The rows hold it too, so it is free once the last of them has ended."""
     started = time.monotonic()
     waiting = False
     while True:
@@ -405,7 +405,7 @@ def compare_rows(study: Study, rows: Sequence[Row], directory: Path) -> RunCompa
 
 
 def study_entries(study: Study, rows: Sequence[Row], directory: Path) -> list[Entry]:
-    """The models of finished rows, in the order of the study; seeds of a row stand together.
+    """The models of finished rows, in the order of the study; seeds of a row together.
 
     Total FLOPs of a row are its own and those of the rows that made its first weights, but not the reference's:
     that one is there before any of them.

@@ -38,7 +38,7 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
     Under torchrun every process calls it, and they train together.
 
     Raises:
-        UserError: something the user can mend, in one sentence.
+        UserError: something the user can fix, in one sentence.
         Interrupted: a signal asked to stop; everything is saved.
     """
     with joined(recipe.training) as world, closing(RunDirectory(directory)) as folder:
@@ -228,6 +228,6 @@ def scratch_config(source: ModelSource, data: TrainingData | None, window: int) 
 
 
 def environment(hardware: Hardware, command: str) -> dict[str, str | int]:
-    """What stands beside every result: versions, machine, command."""
+    """What is recorded with every result: versions, machine, command."""
     versions = {"inheritune": __version__, "transformers": transformers.__version__}
     return {**versions, **describe(hardware), "command": command}

@@ -152,7 +152,7 @@ def cut(depth: int, *lazy: int) -> tuple[str, int, int, str]:
             "undecided",
             0,
             4,
-            "Every layer is lazy: no head has a mean rank above 1.5. That tells no layer from another; "
+            "Every layer is lazy: no head has a mean rank above 1.5. So this does not rank the layers; "
             "a first cut at 4 would rest on the paper's k/2 alone.",
         ),
         (1, [], "undecided", 1, 1, "A model of one layer cannot be cut."),

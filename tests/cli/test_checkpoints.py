@@ -211,7 +211,7 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
     "a weight of another shape": (
         "llama",
         config(intermediate_size=48),
-        "has the shape 32 x 64, but its configuration asks for 32 x 48; so it is with",
+        "has the shape 32 x 64, but its configuration asks for 32 x 48; and",
     ),
     "an expert too few": ("mixtral", weights(second_block_of_experts), "experts"),
     # Files that cannot be read.
@@ -435,9 +435,12 @@ def test_every_verb_refuses_by_the_configuration(
         ("no where", "there is no model at no where: the folder does not exist"),
         (
             "nowhere",
-            "there is no folder nowhere, and the Hugging Face hub does not give it: it cannot be reached",
+            "there is no folder nowhere, and it cannot be loaded from the Hugging Face hub: it cannot be reached",
         ),
-        ("some-lab/modle", "there is no folder some-lab/modle, and the Hugging Face hub does not give it"),
+        (
+            "some-lab/modle",
+            "there is no folder some-lab/modle, and it cannot be loaded from the Hugging Face hub",
+        ),
         ("", "no model is named"),
     ],
 )

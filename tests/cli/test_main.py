@@ -280,7 +280,7 @@ def test_an_environment_that_torchrun_would_not_set(
         monkeypatch.setenv(name, value)
     result = command("run", path, "-o", tmp_path / "run")
     assert result.code == 2
-    assert "no place among several processes: start them with torchrun, or unset these" in result.err
+    assert "not a valid rank and size: start them with torchrun, or unset these" in result.err
     assert not (tmp_path / "run").exists()
 
 
@@ -291,5 +291,5 @@ def test_two_starts_in_one_directory(command, data: Path, tmp_path: Path) -> Non
         folder.open(load_recipe(path, Recipe), {}, ())
         result = command("run", path, "-o", tmp_path / "run")
     assert result.code == 2
-    assert f"another process is at work in {tmp_path / 'run'}: wait until it ends, or end it" in result.err
+    assert f"another process is running in {tmp_path / 'run'}: wait until it ends, or end it" in result.err
     assert command("run", path, "-o", tmp_path / "run").code == 0

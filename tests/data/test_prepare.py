@@ -185,7 +185,7 @@ def test_rows_without_text_are_left_out_and_counted(tmp_path, tokenizer):
     source.write_text(with_gaps(TEXTS[:50]))
     options = {"tokenizer": tokenizer, "validation": 0}
     with pytest.raises(
-        UserError, match=r"the field text in line 1 .* is no text but null: .* with --skip-invalid"
+        UserError, match=r"the field text in line 1 .* is not text but null: .* with --skip-invalid"
     ):
         prepare(source, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
@@ -197,7 +197,7 @@ def test_rows_without_text_are_left_out_and_counted(tmp_path, tokenizer):
     prepare([TEXTS[:50]], tmp_path / "plain", **options)
     assert hashes(tmp_path / "out") == hashes(tmp_path / "plain")
     with pytest.raises(
-        UserError, match="was begun with skip_invalid = True, not False: give another directory"
+        UserError, match="was started with skip_invalid = True, not False: give another directory"
     ):
         prepare(source, tmp_path / "out", **options)
 
@@ -273,9 +273,9 @@ def test_work_begun_before_an_argument_was_there(tmp_path, tokenizer, monkeypatc
     del saved["rows_without_text"]
     path.write_text(json.dumps(saved))
     options = {"tokenizer": tokenizer, "validation": 0.1, "shard_tokens": 5000}
-    with pytest.raises(UserError, match="was begun with skip_invalid = False, not True: delete"):
+    with pytest.raises(UserError, match="was started with skip_invalid = False, not True: delete"):
         prepare([TEXTS], output, skip_invalid=True, **options)
-    with pytest.raises(UserError, match="was begun with bos = 'auto', not 'none': delete"):
+    with pytest.raises(UserError, match="was started with bos = 'auto', not 'none': delete"):
         prepare([TEXTS], output, bos="none", **options)
     prepare([TEXTS], output, **options)
     assert hashes(output) == undisturbed
@@ -447,9 +447,9 @@ def test_goes_on_after_an_error(tmp_path, tokenizer, monkeypatch, undisturbed):
 
 def test_other_arguments_are_refused(tmp_path, source, tokenizer, monkeypatch):
     output = interrupted(tmp_path, tokenizer, monkeypatch, KeyboardInterrupt())
-    with pytest.raises(ValueError, match=r"unfinished was begun with validation = 0.1, not 0.2: delete"):
+    with pytest.raises(ValueError, match=r"unfinished was started with validation = 0.1, not 0.2: delete"):
         prepare([TEXTS], output, tokenizer=tokenizer, validation=0.2, shard_tokens=5000)
-    with pytest.raises(ValueError, match=r"was begun with sources = \['documents in memory'\], not \['"):
+    with pytest.raises(ValueError, match=r"was started with sources = \['documents in memory'\], not \['"):
         prepare(source, output, tokenizer=tokenizer, validation=0.1, shard_tokens=5000)
 
 
@@ -458,7 +458,7 @@ def test_other_documents_are_refused(tmp_path, tokenizer, monkeypatch):
     changed = list(TEXTS)
     changed[100] += "!"
     for texts in (changed, TEXTS[:50]):
-        with pytest.raises(ValueError, match="no longer those that the work was begun with"):
+        with pytest.raises(ValueError, match="have changed since this preparation was started"):
             prepare([texts], output, tokenizer=tokenizer, validation=0.1, shard_tokens=5000)
 
 
@@ -494,7 +494,7 @@ def test_a_finished_directory_is_left_as_it_is(tmp_path, source, tokenizer):
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*")}
     source.unlink()  # not even looked at
     assert prepare(source, output, tokenizer=tokenizer) == manifest
-    with pytest.raises(ValueError, match=r"out was begun with seed = 0, not 1: give another directory"):
+    with pytest.raises(ValueError, match=r"out was started with seed = 0, not 1: give another directory"):
         prepare(source, output, tokenizer=tokenizer, seed=1)
     assert {path: path.stat().st_mtime_ns for path in output.rglob("*")} == before
 
@@ -512,7 +512,7 @@ def test_a_directory_with_other_things_is_refused(tmp_path, source, tokenizer):
 def test_two_at_once_are_refused(tmp_path, tokenizer):
     def texts():
         yield TEXTS[0]
-        with pytest.raises(ValueError, match="another `prepare` is at work in"):
+        with pytest.raises(ValueError, match="another `prepare` is running in"):
             prepare([TEXTS], tmp_path / "out", tokenizer=tokenizer)
         yield TEXTS[1]
 
@@ -584,7 +584,9 @@ def test_a_folder_that_is_no_tokenizer(tmp_path, files):
 
 
 def test_a_tokenizer_that_cannot_be_reached(tmp_path):
-    with pytest.raises(ValueError, match="the tokenizer 'someone/nothing' is no local folder, and the"):
+    with pytest.raises(
+        ValueError, match="the tokenizer 'someone/nothing' is no local folder, and it cannot be loaded"
+    ):
         prepare([TEXTS], tmp_path / "out", tokenizer="someone/nothing")
 
 

@@ -252,7 +252,7 @@ def test_rows_without_text_stop_unless_they_are_to_be_left_out(tmp_path, format)
     path = write_rows(tmp_path / f"a.{format}", INVALID)
     row = "line" if format == "jsonl" else "row"
     options = {"text_field": "data.text"}
-    assert refused(path, **options) == f"the field data.text in {row} 2 of {path} is no text but null{SKIP}"
+    assert refused(path, **options) == f"the field data.text in {row} 2 of {path} is not text but null{SKIP}"
     assert read(path, skip_invalid=True, **options) == ["one", "", "", "", "two"]
     path = write_rows(path, [row for row in INVALID if row["data"] != {"text": None}])
     assert (
@@ -284,7 +284,7 @@ def test_what_is_damaged_is_not_left_out(tmp_path, line):
 # What users get wrong: one sentence that says what and where.
 
 
-SKIP = ": mend it, or leave such rows out with --skip-invalid"
+SKIP = ": fix it, or leave such rows out with --skip-invalid"
 
 
 def refused(source, error=ValueError, **options):
@@ -327,8 +327,8 @@ def test_no_text_field(tmp_path):
 def test_text_that_is_none(tmp_path, value, kind):
     path = tmp_path / "a.jsonl"
     path.write_bytes(json_lines(["one", value]))
-    assert refused(path) == f"the field text in line 2 of {path} is no text but {kind}{SKIP}"
-    assert refused(["one", value]) == f"document 2 is no text but {kind}{SKIP}"
+    assert refused(path) == f"the field text in line 2 of {path} is not text but {kind}{SKIP}"
+    assert refused(["one", value]) == f"document 2 is not text but {kind}{SKIP}"
 
 
 @pytest.mark.parametrize("line", [b'{"text": "a', b"[", b"{'text': 1}", b"[" * 100_000])
@@ -444,7 +444,7 @@ def test_hub_nested_fields_and_rows_without_text(on_the_hub):
     )
     assert read("someone/texts", text_field="data.text", skip_invalid=True) == ["", "", "", "two"]
     assert refused("someone/texts", text_field="data.text") == (
-        f"the field data.text in row 1 of someone/texts is no text but null{SKIP}"
+        f"the field data.text in row 1 of someone/texts is not text but null{SKIP}"
     )
     assert refused("someone/texts", skip_invalid=True) == (
         "there is no field 'text' in someone/texts: it has 'data'"
@@ -459,7 +459,7 @@ def test_hub_no_text_field(on_the_hub):
 
 def test_hub_no_such_split(on_the_hub):
     assert refused("someone/texts", split="nothing") == (
-        "there is no file or folder someone/texts, and the Hugging Face hub does not give such a data set: "
+        "there is no file or folder someone/texts, and no such data set can be read from the Hugging Face hub: "
         "Bad split: nothing. Available splits: ['train']"
     )
 
@@ -469,7 +469,9 @@ def test_neither_here_nor_on_the_hub(monkeypatch, name):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    sentence = f"there is no file or folder {name}, and the Hugging Face hub does not give such a data set: "
+    sentence = (
+        f"there is no file or folder {name}, and no such data set can be read from the Hugging Face hub: "
+    )
     assert refused(name, UserError).startswith(sentence)
 
 
@@ -483,7 +485,7 @@ def test_network_that_fails_in_the_middle(on_the_hub):
     source.rows = rows
     texts = source.documents()
     assert next(texts) == "one"
-    with pytest.raises(OSError, match=re.escape("reading someone/texts broke off (reset by peer)")):
+    with pytest.raises(OSError, match=re.escape("reading someone/texts failed (reset by peer)")):
         next(texts)
 
 

@@ -61,13 +61,13 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def test_differences_intervals_and_verdicts_are_those_by_hand(runs: Path) -> None:
     comparison = compare(*(runs / name for name in ("reference", "better", "worse", "same")))
     assert differences(comparison) == {"reference": None, "better": -0.15, "worse": 0.15, "same": 0.0}
-    assert [s.verdict for s in comparison.seeds] == ["reference", "better", "worse", "not told apart"]
+    assert [s.verdict for s in comparison.seeds] == ["reference", "better", "worse", "not significant"]
     paired = comparison.seeds[1].paired
     assert paired is not None
     assert paired.interval == pytest.approx((-0.15 - 1.96 * 0.0288675, -0.15 + 1.96 * 0.0288675), abs=1e-5)
     assert comparison.summary == (
         "Compared with reference, whose validation loss is 3.025 on 4 windows of 64 tokens: "
-        "1 better, 1 worse, 1 not told apart."
+        "1 better, 1 worse, 1 not significant."
     )
     assert comparison.notes == ()
 
@@ -75,7 +75,7 @@ def test_differences_intervals_and_verdicts_are_those_by_hand(runs: Path) -> Non
 def test_one_window_tells_nothing_apart(tmp_path: Path) -> None:
     write_training(tmp_path / "a", [3.0])
     write_training(tmp_path / "b", [2.0])
-    assert compare(tmp_path / "a", tmp_path / "b").seeds[1].verdict == "not told apart"
+    assert compare(tmp_path / "a", tmp_path / "b").seeds[1].verdict == "not significant"
 
 
 def test_costs_are_read_from_the_outcome_or_the_last_metrics(runs: Path) -> None:

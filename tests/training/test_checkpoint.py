@@ -51,7 +51,7 @@ def test_a_signal_finishes_the_step_and_saves(
     settings = recipe(data, parity={"margin": 100.0})
     with monkeypatch.context() as patch:
         stop_after(patch, 7)
-        with pytest.raises(Interrupted, match="stopped after step 8; the same command goes on from there"):
+        with pytest.raises(Interrupted, match="stopped after step 8; the same command resumes from there"):
             run(settings, tmp_path / "run")
     assert (tmp_path / "run/reference/checkpoints/step-0000008").is_dir()
     run(settings, tmp_path / "run")

@@ -180,7 +180,7 @@ def stopped(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for done in run_jobs(jobs):
         assert set(done["codes"].values()) == {INTERRUPTED}, done["errors"]
         for error in done["errors"].values():
-            assert "stopped after step 6; the same command goes on from there" in error
+            assert "stopped after step 6; the same command resumes from there" in error
     succeed([job("single", train_recipe(data), folder / "undisturbed")])
     return folder
 

@@ -82,7 +82,7 @@ def analyze(
         ignore_tokenizer: accept shards of another tokenizer than the model's.
 
     Raises:
-        UserError: something the user can mend, in one sentence.
+        UserError: something the user can fix, in one sentence.
 
     Source: paper, section 2 and figure 1 (tau, mass and the number of sequences are the paper's).
     """

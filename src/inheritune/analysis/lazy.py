@@ -137,7 +137,7 @@ def judge_cut(lazy: Sequence[bool], degenerate: float = DEGENERATE) -> Cut:
         )
     elif len(lazy_layers) == depth:
         sentence = (
-            f"Every layer is lazy: no head has a mean rank above {degenerate:g}. That tells no layer from another; "
+            f"Every layer is lazy: no head has a mean rank above {degenerate:g}. So this does not rank the layers; "
             f"{cut} would rest on the paper's k/2 alone."
         )
     elif dropped:

@@ -49,7 +49,7 @@ WITHOUT_ATTENTION = ("conv", "linear_attention", "mamba", "mamba2", "recurrent")
 
 @dataclass
 class _Probe:
-    """One forward pass that is being watched: which module belongs to which layer, and who is told."""
+    """One forward pass that is being watched: which module belongs to which layer, and what is called."""
 
     layer_of: dict[nn.Module, int]
     measure: Measure
@@ -64,7 +64,7 @@ class _Probe:
             )
         if attention_bhtt is None:
             raise UserError(
-                f"{name} in layer {layer + 1} keeps its attention matrices to itself: load the model with "
+                f"{name} in layer {layer + 1} does not return its attention matrices: load the model with "
                 'attn_implementation="eager"'
             )
         if layer in self.seen:
@@ -122,7 +122,7 @@ def probe_attention(
 
 
 def check_attention(config: PretrainedConfig) -> None:
-    """Refuse a model whose configuration tells that some layers have no attention matrices, before it is read.
+    """Refuse a model whose configuration says that some layers have no attention matrices, before it is read.
 
     Raises:
         UserError: names the model type and the layers.

@@ -70,7 +70,7 @@ def approximate_rank(attention_bhtt: Tensor, tau: float = 0.90) -> Tensor:
 
 @torch.no_grad()
 def decide_rank(attention_bhtt: Tensor, tau: float = 0.90) -> RankDecision:
-    """`approximate_rank` that also tells what settled each matrix."""
+    """`approximate_rank` that also returns what settled each matrix."""
     if not 0 < tau <= 1:
         raise UserError(f"tau is {tau}: it must be a fraction of the energy, above 0 and at most 1")
     heads = as_batch(attention_bhtt)

@@ -69,7 +69,7 @@ class Krylov:
         return self._q[..., : self._columns], self._y[..., : self._columns]
 
     def select(self, index: Tensor) -> None:
-        """Go on with these matrices only."""
+        """Continue with these matrices only."""
         if len(index) < len(self._q):
             self._a, self._next, self._q, self._y = (
                 x[index] for x in (self._a, self._next, self._q, self._y)

@@ -76,7 +76,7 @@ def options(
 
 
 def main() -> None:
-    """Run the command; what users can mend is said in one sentence, with exit code 2."""
+    """Run the command; what users can fix is printed as one sentence, with exit code 2."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     size = os.environ.get("WORLD_SIZE", "")
@@ -90,7 +90,7 @@ def main() -> None:
         _check_together(arguments, processes)
         code = app(args=arguments, prog_name="inheritune", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of typer's own

@@ -66,7 +66,7 @@ class RowText:
         """A text itself. Raises UserError also for one that is too long to be one document."""
         if not isinstance(text, str):
             kind = "null" if text is None else type(text).__name__
-            return self._invalid(f"{part}{where} is no text but {kind}")
+            return self._invalid(f"{part}{where} is not text but {kind}")
         if len(text) > LONGEST_DOCUMENT:
             raise _too_long(where)
         try:
@@ -93,7 +93,7 @@ class RowText:
     def _invalid(self, problem: str) -> str:
         if self.skip_invalid:
             return ""
-        raise UserError(f"{problem}: mend it, or leave such rows out with --skip-invalid")
+        raise UserError(f"{problem}: fix it, or leave such rows out with --skip-invalid")
 
 
 def _find(row: Mapping[str, Any], path: str) -> Any:

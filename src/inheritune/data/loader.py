@@ -110,7 +110,7 @@ def read_windows(split: Split, numbers: np.ndarray, window: int) -> Tensor:
 def model_inputs(tokens_nt: Tensor, bos: int | None, end_of_text: int | None) -> Tensor:
     """What a model reads of windows: their tokens, int64 [N, T], with beginning-of-text where a text begins.
 
-    The model saw `bos` in front of every text, so it stands at the first position of every window, and in place of
+    The model saw `bos` in front of every text, so it is at the first position of every window, and in place of
     every end-of-text. The targets stay as they are: nothing that was predicted is lost, end-of-text included.
     """
     if bos is None:

@@ -3,7 +3,7 @@
 Every epoch is a permutation of all windows that is computed where it is needed, never stored: a Feistel
 network over the smallest even number of bits that holds the window numbers, with cycle walking to stay inside
 them (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). So the order does not depend on how
-many processes share a step, on the micro-batch, or on interruptions, and a resumed run goes on with exactly
+many processes share a step, on the micro-batch, or on interruptions, and a resumed run continues with exactly
 the windows that an undisturbed one would have seen.
 """
 

@@ -1,8 +1,8 @@
 """From documents to shards.
 
-While it works everything stands in OUTPUT/unfinished, with a record of how far the files are good (`progress.json`,
+While it works everything is in OUTPUT/unfinished, with a record of how far the files are good (`progress.json`,
 replaced every few seconds). A new start with the same arguments reads the documents up to there again, makes sure
-that they are the same ones, and goes on. At the end the files move up to OUTPUT, the manifest last.
+that they are the same ones, and continues. At the end the files move up to OUTPUT, the manifest last.
 
 Which split a document falls into depends on its text and the seed alone: not on its place, its neighbours or the
 number of threads. Copies of a document are in the same split.
@@ -85,7 +85,7 @@ def prepare(
     `skip_invalid` rows whose text is null, missing or no text; `Manifest.rows_without_text` counts both.
 
     A finished directory is left as it is; an unfinished one is resumed. Raises UserError
-    for wrong arguments (others than those the directory was begun with, too) and for text that cannot be read, and
+    for wrong arguments (others than those the directory was started with, too) and for text that cannot be read, and
     OSError for a full disk or a network that fails: the same call then resumes.
     """
     if isinstance(sources, str | Path):
@@ -340,7 +340,7 @@ def read_batches(sources: Sequence[Source], start: Position, seed: int, spent: s
                 texts, keys, characters = [], [], 0
         if not met:
             raise UserError(
-                f"the documents of {sources[index].name} are no longer those that the work was begun with"
+                f"the documents of {sources[index].name} have changed since this preparation was started"
             )
         if index not in spent:
             yield Batch(index, texts, keys, Position(source=index + 1))

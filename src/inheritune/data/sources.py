@@ -153,7 +153,7 @@ def _hub_dataset(name: str, row_text: RowText, split: str, config: str | None) -
         first = next(iter(rows), None)
     except Exception as error:  # each kind of trouble has its own class, in four libraries
         raise UserError(
-            f"there is no file or folder {name}, and the Hugging Face hub does not give such a data set: "
+            f"there is no file or folder {name}, and no such data set can be read from the Hugging Face hub: "
             f"{one_line(error)}"
         ) from error
     if first is None:

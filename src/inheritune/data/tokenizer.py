@@ -137,7 +137,8 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
         if Path(name).exists():
             raise UserError(f"{name} is not a folder with a tokenizer: {one_line(error)}") from error
         raise UserError(
-            f"the tokenizer {name!r} is no local folder, and the Hugging Face hub does not give it: {one_line(error)}"
+            f"the tokenizer {name!r} is no local folder, and it cannot be loaded from the Hugging Face hub: "
+            f"{one_line(error)}"
         ) from error
     if vocabulary_size(tokenizer) <= 1 or not tokenizer.encode("a", add_special_tokens=False):
         raise UserError(f"the tokenizer {name} has no vocabulary: a file such as tokenizer.json is missing")

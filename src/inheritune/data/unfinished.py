@@ -71,7 +71,7 @@ def load_saved(work: Path, arguments: Arguments) -> Saved:
     path = work / PROGRESS
     if path.exists():
         saved = Saved.model_validate_json(path.read_bytes())
-        _check_same(saved.arguments.model_dump(), arguments, work, f"delete {work} to begin anew")
+        _check_same(saved.arguments.model_dump(), arguments, work, f"delete {work} to start over")
         return saved
     for entry in work.iterdir():
         if entry.is_dir():
@@ -100,12 +100,14 @@ def _check_same(before: dict[str, Any], arguments: Arguments, directory: Path, a
     before = {**defaults, **before}
     for name, value in arguments.model_dump(exclude={"files"}).items():
         if name in before and before[name] != value:
-            raise UserError(f"{directory} was begun with {name} = {before[name]!r}, not {value!r}: {advice}")
+            raise UserError(
+                f"{directory} was started with {name} = {before[name]!r}, not {value!r}: {advice}"
+            )
 
 
 @contextmanager
 def work_directory(output: Path) -> Iterator[Path]:
-    """OUTPUT/unfinished, for this process alone. Goes away again if nothing worth keeping was done."""
+    """OUTPUT/unfinished, for this process alone. Removed again if nothing worth keeping was done."""
     work = output / UNFINISHED
     if output.exists() and not output.is_dir():
         raise UserError(f"{output} is a file, not a directory")
@@ -116,7 +118,7 @@ def work_directory(output: Path) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"another `prepare` is at work in {output}") from error
+            raise UserError(f"another `prepare` is running in {output}") from error
         for directory in (work, output):
             files.remove_leftovers(directory)
         try:
@@ -198,7 +200,7 @@ class SplitWriter:
         return SplitRecord(documents=self.documents, tokens=self.tokens, files=written)
 
     def close(self) -> None:
-        """Let go of the open file. What was not synced may be lost."""
+        """Close the open file. What was not synced may be lost."""
         if self._file is not None:
             file, self._file = self._file, None
             file.close()

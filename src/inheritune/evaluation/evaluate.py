@@ -80,7 +80,7 @@ def evaluate(
         models: Hugging Face ids, folders of checkpoints, or directories of finished runs, which stand for their
             reference and their final model, and of finished trainings; each may be given as NAME=MODEL.
         settings: what to find out.
-        directory: where to write `evaluation.json` and every model's answers; a second call goes on with the
+        directory: where to write `evaluation.json` and every model's answers; a second call resumes with the
             answers that are there.
         tokenizer: for models that come without one.
         device: by default a GPU if there is one.
@@ -90,7 +90,7 @@ def evaluate(
         command: what the user typed, for the record.
 
     Raises:
-        UserError: something the user can mend, in one sentence, as far as possible before anything is computed.
+        UserError: something the user can fix, in one sentence, as far as possible before anything is computed.
     """
     subjects = find_subjects(
         models, tokenizer=tokenizer, revision=revision, trust_remote_code=trust_remote_code

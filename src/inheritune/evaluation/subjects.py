@@ -51,7 +51,7 @@ class Subject:
         return load_model(self.source, config=self.config, dtype=dtype).to(device)
 
     def figures(self, model: PreTrainedModel) -> ModelFigures:
-        """What stands beside the results."""
+        """What is recorded with the results."""
         return ModelFigures(
             name=self.name,
             source=str(self.source),
@@ -159,7 +159,7 @@ def reference_subject(recipe: Recipe, config: PretrainedConfig) -> Subject:
 
 
 def _bos(source: str) -> str:
-    """`data.bos` of the run in whose directory a model stands, as `final` or `reference/model`."""
+    """`data.bos` of the run in whose directory a model is, as `final` or `reference/model`."""
     for directory in Path(source).resolve().parents[:2]:
         if (directory / "recipe.yaml").is_file():
             with suppress(UserError):  # not one of ours

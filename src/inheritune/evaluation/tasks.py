@@ -85,7 +85,7 @@ GROUPS: Mapping[str, Group] = {
 
 @dataclass(frozen=True)
 class Unit:
-    """What is asked and told as one: a task of the harness, or a group of its tasks whose items are pooled."""
+    """What is asked and reported as one: a task of the harness, or a group of its tasks whose items are pooled."""
 
     name: str
     tasks: tuple[Any, ...]
@@ -121,10 +121,10 @@ def make_plan(
         names: of our groups, of the harness's tasks, groups and tags, or paths of task YAMLs.
         data: folder of local items for the tasks of `tasks.yaml`; by default the harness gets its own from the hub.
         shots: worked examples before every item, for every task; by default the task's own number.
-        skip_missing: leave out tasks whose items are not to be had, instead of refusing.
+        skip_missing: leave out tasks whose items are unavailable, instead of refusing.
 
     Raises:
-        UserError: an unknown task (the nearest names are told), no items, or a malformed file.
+        UserError: an unknown task (the message has the nearest names), no items, or a malformed file.
     """
     _need_harness()
     if data is not None and not data.is_dir():
@@ -323,7 +323,7 @@ class LocalTask(BaseModel):
     shots: int | None = None
     """Worked examples before every item, where the paper's number is not the harness's."""
     select: str | None = None
-    """A field that tells the harness's tasks apart which share a file."""
+    """The field by which the harness's tasks that share a file are distinguished."""
     changes: dict[str, Any] = {}
     """Settings of the harness's task that go with a layout of items which is not the hub's."""
     note: str | None = None

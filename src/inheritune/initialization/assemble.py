@@ -54,10 +54,10 @@ def assemble(
     dtype: torch.dtype | None = None,
     share: bool = False,
 ) -> PreTrainedModel:
-    """These blocks of a model, in this order, with everything that stands around them.
+    """These blocks of a model, in this order, with everything around them.
 
     Args:
-        reference: a model; blocks that are not chosen may stand empty (`load_model`).
+        reference: a model; blocks that are not chosen may be empty (`load_model`).
         layers: numbers of the blocks, from 0; a block may be taken more than once.
         dtype: of the result; None for the reference's.
         share: use the reference's own tensors, for one that is not needed afterwards.
@@ -75,7 +75,7 @@ def assemble(
             model = type(reference)._from_config(config, dtype=dtype or reference.dtype)
     except MISFITS as error:
         raise cannot_be_described(config, layers, error) from error
-    copied = not share or len(set(layers)) < len(layers)  # a tensor cannot stand in two places
+    copied = not share or len(set(layers)) < len(layers)  # a tensor cannot be in two places
     weights = {
         name: value.to(model.dtype if dtype and value.is_floating_point() else value.dtype, copy=copied)
         for name, value in _weights(model, reference, layers).items()
@@ -116,7 +116,7 @@ def _weights(model: PreTrainedModel, reference: PreTrainedModel, layers: Sequenc
         if tensor is not None and tensor.shape != value.shape and place is None:
             tensor = _of_layers(tensor, value, layers, depth)
         if tensor is None or tensor.shape != value.shape:
-            what = "what stands around the blocks" if place is None else f"layer {layers[place]}"
+            what = "what is around the blocks" if place is None else f"layer {layers[place]}"
             why = "depends on the depth" if place is None else f"does not fit its new place {place}"
             raise UserError(f"{refusal}: {what} {why} ({name}); choose other layers")
         found[name] = tensor

@@ -1,7 +1,7 @@
 """The paper's other baseline: not fewer layers but narrower ones, cut out of the reference's weights.
 
 Almost every tensor keeps the first entries of each dimension. Where several heads, or queries, keys and values,
-stand in one dimension, the entries to keep lie apart; `LAYOUTS` says how, for every model type whose code in
+share one dimension, the entries to keep lie apart; `LAYOUTS` says how, for every model type whose code in
 transformers was read for it.
 """
 
@@ -27,7 +27,7 @@ from inheritune.models.presets import from_config
 Divide = Literal["heads", "head_size"]
 
 Layout = tuple[tuple[str | int, ...], ...]
-"""What stands behind each other in one dimension; each piece by its axes, outermost first."""
+"""What follows each other in one dimension; each piece by its axes, outermost first."""
 
 _QUERIES: Layout = (("heads", "head_size"),)
 _KEYS: Layout = (("key_heads", "head_size"),)

@@ -2,7 +2,7 @@
 
 They are found by structure: the blocks are the one list that is as long as the configuration says the model is deep;
 other parts show in where a module is, what it is called, and what its class is called. What structure does not tell
-stands in the table `BLOCKS`.
+is in the table `BLOCKS`.
 """
 
 from __future__ import annotations

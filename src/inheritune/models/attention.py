@@ -32,7 +32,7 @@ def fitting_attention(model: PreTrainedModel, window: int) -> str:
     """The attention with the fewest masks that computes the same as the model's own; what to give `attend`.
 
     Whether a model that attends with `sdpa` is plainly causal is tried on the model itself with a few tokens, in
-    eager code, where transformers tells; so it holds for architectures nobody listed.
+    eager code, where transformers says so; it holds for architectures nobody listed.
 
     Args:
         model: with its weights.

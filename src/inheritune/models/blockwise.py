@@ -150,7 +150,7 @@ def called(model: PreTrainedModel, at: Callable[..., Any]) -> Iterator[None]:
 
 
 def random_tokens(model: PreTrainedModel) -> Tensor:
-    """Random ids, int64 [2, 16], without those that stand for something other than text."""
+    """Random ids, int64 [2, 16], without those of special tokens."""
     config = model.config.get_text_config()
     special = {
         v

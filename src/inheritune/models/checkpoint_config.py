@@ -102,7 +102,7 @@ def without_weights(
     """The model that a checkpoint's configuration describes, as shapes only.
 
     Raises:
-        UserError: the configuration does not fit together; `values`, as they stand in the file, help to tell why.
+        UserError: the configuration does not fit together; `values`, as they are in the file, help to say why.
     """
     try:
         return on_meta(config, source.trust_remote_code)
@@ -111,7 +111,7 @@ def without_weights(
 
 
 def _values(source: Pretrained) -> dict[str, Any]:
-    """What config.json says, as it stands there."""
+    """What config.json says, as it is."""
     if Path(source.name).is_dir():
         return read_object(Path(source.name) / CONFIG)
     try:
@@ -201,7 +201,7 @@ def check_positions(config: PretrainedConfig) -> None:
 
 
 def _misfit(source: Pretrained, values: Mapping[str, Any], error: Exception) -> str:
-    """Which value it was, where that can be told."""
+    """Which value it was, where that can be determined."""
     if isinstance(error, KeyError) and error.args:
         for place, value in _leaves(values):
             if value == error.args[0] and isinstance(value, str):
@@ -223,7 +223,7 @@ def _leaves(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, A
 
 
 def _not_given(source: Pretrained, error: BaseException) -> str:
-    """Why the hub does not give a configuration."""
+    """Why a configuration cannot be loaded from the hub."""
     links: list[BaseException] = [error]
     while cause := links[-1].__cause__ or links[-1].__context__:
         links.append(cause)
@@ -243,7 +243,7 @@ def _not_given(source: Pretrained, error: BaseException) -> str:
         return adapter_sentence(source, read_object(Path(adapter)))
     else:
         reason = lines_of(error)[0]
-    return f"there is no folder {source}, and the Hugging Face hub does not give it: {reason}"
+    return f"there is no folder {source}, and it cannot be loaded from the Hugging Face hub: {reason}"
 
 
 def _shown(value: Any) -> str:

@@ -113,7 +113,7 @@ def _check_left_over(
     numbers: Mapping[str, int],
     kept: Collection[int],
 ) -> None:
-    """Blocks that are not wanted, and heads for further tokens, stay behind; nothing else may."""
+    """Blocks that are not wanted, and heads for further tokens, are left out; nothing else may be."""
     depth = layer_count(model.config)
     said = [getattr(model.config, field, None) for field in ("num_nextn_predict_layers", "num_mtp_layers")]
     further = max((number for number in said if isinstance(number, int)), default=0)
@@ -140,10 +140,10 @@ def _check_left_over(
     if beyond:
         raise UserError(
             f"{source} has weights of layer {max(beyond)}, but its {CONFIG} says that it has {depth} layers (0 to "
-            f"{depth - 1}): one of both is another model's"
+            f"{depth - 1}): one of the two belongs to another model"
         )
     if behind:
-        warn_once(f"{source}: its heads for the tokens after the next stay behind: {_some(behind)}")
+        warn_once(f"{source}: its heads for multi-token prediction are left out: {_some(behind)}")
 
 
 def _check_types(

@@ -19,7 +19,7 @@ from inheritune.models.architecture import blocks
 def with_only(
     kind: type[PreTrainedModel], config: PretrainedConfig, layers: Collection[int]
 ) -> type[PreTrainedModel]:
-    """A class of causal language model; of its instances, with this configuration, all blocks but these stand empty.
+    """A class of causal language model; of its instances, with this configuration, all blocks but these are empty.
 
     The class that it was made of is its `whole_class`.
 
@@ -49,7 +49,7 @@ def empty_all_but(model: PreTrainedModel, layers: Collection[int]) -> None:
     """Take the tensors out of all blocks but these.
 
     Raises:
-        UserError: it cannot be told where the blocks are.
+        UserError: the blocks cannot be found.
     """
     for number, block in enumerate(blocks(model)):
         if number not in layers:

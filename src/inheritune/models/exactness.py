@@ -6,8 +6,8 @@ blocks. So whatever makes a block depend on the depth, its number or other block
 nobody listed.
 
 The cost is one forward pass of 32 tokens through each of the two models, and no memory for weights if they share
-them; blocks that are not chosen may stand empty. Models in a 16-bit type are compared bit for bit first. Only where
-that fails, and rounding has to be told from a fault, are they copied to float32.
+them; blocks that are not chosen may be empty. Models in a 16-bit type are compared bit for bit first. Only where
+that fails, and rounding has to be distinguished from a fault, are they copied to float32.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def check_exact(model: PreTrainedModel, reference: PreTrainedModel, layers: Sequ
 
     Args:
         model: of `len(layers)` blocks, on the reference's device.
-        reference: what is right; its blocks that are not in `layers` may stand empty. Neither is changed.
+        reference: what is right; its blocks that are not in `layers` may be empty. Neither is changed.
         layers: numbers of the reference's blocks, from 0.
 
     Raises:
@@ -129,7 +129,7 @@ def _whole(model: PreTrainedModel, tokens: Tensor) -> tuple[Pass, list[Any]]:
 
 
 def _in_place(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, returned: list[Any]) -> Pass:
-    """The chosen blocks at their places, of which each stands behind the one before."""
+    """The chosen blocks at their places, of which each follows the one before."""
     done: Pass = []
     last, expected, kept = returned[0], 0, None
 

@@ -128,7 +128,7 @@ def _usual(kind: type[PretrainedConfig]) -> Values:
 
 
 def _counted(values: Values, layers: Sequence[int], depth: int) -> None:
-    """How many layers there are of a kind that stands at the beginning or at the end."""
+    """How many layers there are of a kind that is at the beginning or at the end."""
     for name in FIRST:
         if isinstance(values.get(name), int):
             values[name] = sum(layer < values[name] for layer in layers)

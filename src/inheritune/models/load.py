@@ -89,7 +89,7 @@ def load_model(
     Args:
         named: which model, or its name alone: an id, or a folder.
         config: what `load_config` says of it, where that is known already.
-        layers: numbers of the only blocks that are wanted; the others stand empty in their places, and their tensors
+        layers: numbers of the only blocks that are wanted; the others are empty in their places, and their tensors
             stay on the disk. Such a model cannot compute; `assemble` makes others of its blocks.
         dtype: of the weights; "auto" keeps the checkpoint's.
 
@@ -158,7 +158,7 @@ def save_model(
         directory: is made.
         tokenizer: goes with it.
         card: text of its README.md.
-        check: is given the folder before it stands at `directory`; if it raises, nothing is left behind.
+        check: is called with the folder before it is moved to `directory`; if it raises, nothing is written.
 
     Raises:
         UserError: there is something at `directory` already.

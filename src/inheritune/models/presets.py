@@ -48,7 +48,7 @@ def architecture_config(architecture: Mapping[str, Any], **defaults: Any) -> Pre
         defaults: fields that hold where the recipe does not set them, such as `vocab_size`.
 
     Raises:
-        UserError: an unknown preset, model type or field; the nearest known name is told.
+        UserError: an unknown preset, model type or field; the message has the nearest known name.
     """
     fields = copy.deepcopy(dict(architecture))  # configurations keep what they are given, and fill it in
     sized = _gpt2(fields.pop("preset")) if "preset" in fields else {}

@@ -44,8 +44,8 @@ HEADINGS = (
 class Compared:
     """An entry against its reference; `relative_flops` are its total FLOPs as a multiple of the reference's.
 
-    `name` is the label, with the seed where the row has several. The verdict is reference, better, worse, not told
-    apart, not paired or unfinished; better and worse mean only that the 95% interval over windows excludes 0.
+    `name` is the label, with the seed where the row has several. The verdict is reference, better, worse, not
+    significant, not paired or unfinished; better and worse mean only that the 95% interval over windows excludes 0.
     """
 
     name: str
@@ -102,7 +102,7 @@ class RunComparison:
         if losses is None:
             return f"The reference, {self.reference}, is unfinished: there is nothing to compare with yet."
         counted = Counter(seed.verdict for seed in self.seeds)
-        told = ("better", "worse", "not told apart", "not paired", "unfinished")
+        told = ("better", "worse", "not significant", "not paired", "unfinished")
         others = ", ".join(f"{counted[verdict]} {verdict}" for verdict in told if counted[verdict])
         return (
             f"Compared with {self.reference}, whose validation loss is "
@@ -126,7 +126,7 @@ def compare_runs(
         title: heads the page.
 
     Raises:
-        UserError: something the user can mend, in one sentence.
+        UserError: something the user can fix, in one sentence.
     """
     given = [parse_run(run) for run in runs]
     entries = read_entries(given)
@@ -272,7 +272,7 @@ def to_csv(comparison: RunComparison) -> str:
 def difference_picture(comparison: RunComparison) -> Picture | None:
     """The paired difference of every entry with its 95% interval, around 0; None without any.
 
-    A filled mark is told apart from 0. Several seeds stand below their mean.
+    A filled mark is significant. Several seeds are below their mean.
     """
     lines: list[Interval] = []
     decimals = comparison.decimals
@@ -288,7 +288,7 @@ def difference_picture(comparison: RunComparison) -> Picture | None:
                 text = f"{difference:+.{decimals}f} {signed_interval(ends, decimals)}"
                 own = f"{name}, seed {seed.entry.seed}".removeprefix(", ") if len(row.seeds) > 1 else name
                 lines.append(
-                    Interval(own, difference, ends, text, row.place, seed.verdict != "not told apart")
+                    Interval(own, difference, ends, text, row.place, seed.verdict != "not significant")
                 )
     label = f"loss minus that of {short(comparison.reference)}, nats per token; left of 0 is better"
     return figures.differences(lines, label)
@@ -432,6 +432,6 @@ def _compare(entry: Entry, references: Sequence[Entry], name: Callable[[Entry], 
     low, high = paired.interval
     verdict = "better" if high < 0 else "worse"
     if len(entry.losses.losses) < 2 or low <= 0 <= high:  # one window has no spread, so no interval
-        verdict = "not told apart"
+        verdict = "not significant"
     unexpected = None if same or len(references) == 1 else f"{own} is compared with {other}."
     return Compared(own, entry, paired, relative, verdict, unexpected)

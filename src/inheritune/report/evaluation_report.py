@@ -46,7 +46,7 @@ AVERAGE = "average"
 PAPER_HEADING = "The paper's figures (other models, other data)"
 UNSEEN = "no difference seen"
 TERMINAL_COLUMNS = 4  # of figures by model, side by side
-# Of tables that have more than a terminal holds: what can be done without, or is told elsewhere.
+# Of tables that have more than a terminal holds: what can be done without, or is shown elsewhere.
 NOT_IN_TERMINAL = {"tasks": {"Metric", "Items", "Shots", "Chance", "p"}, "cost": {"Memory"}}
 PAIRED = (
     Column("Difference"),
@@ -111,7 +111,7 @@ def terminal_tables(evaluation: Evaluation) -> list[rich.table.Table]:
     told: set[str] = set()
     for table in tables:
         narrow = table.without(NOT_IN_TERMINAL.get(table.kind, ()))
-        # Figures by model stand in several tables of a few columns each, as even as can be.
+        # Figures by model are in several tables of a few columns each, as even as can be.
         columns = len(narrow.columns) - 1
         blocks = max(1, -(-columns // TERMINAL_COLUMNS)) if table.kind == "scores" else 1
         edges = [1 + round(i * columns / blocks) for i in range(blocks + 1)]
@@ -234,7 +234,7 @@ def paper_tables() -> dict[str, dict[str, Any]]:
 
 
 def parts(evaluation: Evaluation) -> list[tuple[str, str, list[Table]]]:
-    """All tables of figures, with the heading that they stand under and its id on a page."""
+    """All tables of figures, with their heading and its id on a page."""
     found = [
         (group.name, f"group-{place}", list(_group_tables(evaluation, group)))
         for place, group in enumerate(evaluation.groups, 1)
@@ -285,7 +285,7 @@ def _paired_table(
     rows = []
     for i, model in enumerate(evaluation.models[1:], 1):
         for name, result in results:
-            # The metric only where a task is there twice: the table above tells it of all.
+            # The metric only where a task is there twice: the table above names it for all.
             task = f"{name}, {result.metric}" if times[name] > 1 else name
             rows.append(_paired_row((model.name, task), result, i))
     title = f"{group}: differences to {evaluation.models[0].name} on the same items"
@@ -317,7 +317,7 @@ def _paper_table(table: dict[str, Any], ours: Sequence[str]) -> Table:
 
 
 def _other_tasks(evaluation: Evaluation) -> list[Table]:
-    """Tasks of no group; and those without figures that no group tells of."""
+    """Tasks of no group; and those without figures that no group mentions."""
     told = {task for group in evaluation.groups for task in group.missing}
     missing = [task for task in evaluation.skipped if task not in told]
     tasks = _ungrouped(evaluation)
@@ -335,7 +335,7 @@ def _other_tasks(evaluation: Evaluation) -> list[Table]:
         ]
         for i, model in enumerate(evaluation.models):
             rows.append(_paired_row((*head, model.name, score(task.metric, result.scores[i])), result, i))
-            head = [""] * len(head)  # what holds for all models stands in the first line
+            head = [""] * len(head)  # what holds for all models is in the first line
     results, title, legend = [task.of(task.metric) for task in tasks], "Single tasks", []
     if len(evaluation.models) > 1 and tasks:
         title += f", with differences to {evaluation.models[0].name} on the same items"
@@ -351,7 +351,7 @@ def _validation_tables(evaluation: Evaluation) -> list[Table]:
         return []
     note = (
         f"Nats per token, mean over {result.windows:,} windows of {result.window:,} tokens that are the same for all "
-        "models; after ± stands the standard error over windows."
+        "models; ± is the standard error over windows."
     )
     rows = [
         _paired_row((model.name, score("loss", result.scores[i])), _as_metric(result), i)
@@ -624,7 +624,7 @@ def _legend(results: Sequence[MetricResult]) -> Iterator[str]:
     if any(is_accuracy(result.metric) for result in results):
         yield "Accuracies are in percent."
     if any(score.standard_error is not None for result in results for score in result.scores):
-        yield "After ± stands the standard error over items."
+        yield "± is the standard error over items."
     if any(not result.higher_is_better for result in results):
         yield "↓: smaller is better."
     if any(result.chance is not None for result in results):

@@ -1,7 +1,7 @@
 """The figures of reports as SVG: curves, paired differences with their intervals, attention maps.
 
 Each function gives a `Picture`, or None where there is nothing to draw. The same numbers give the same bytes.
-Models are told apart by marker and dash as well as by colour, and stand in the legend in the order of their ends.
+Models are distinguished by marker and dash as well as by colour, and listed in the legend in the order of their ends.
 A figure has a light ground of its own, on which it can be read wherever it is shown.
 """
 
@@ -205,7 +205,7 @@ def panels(
 def differences(lines: Sequence[Interval], x_label: str, margin: float = 0.0) -> Picture | None:
     """Differences with their 95% intervals around 0, one below the other; None without any.
 
-    A filled mark is told apart from 0; a stroke is a mean without an interval. A dashed line is at the margin, if
+    A filled mark is significant; a stroke is a mean without an interval. A dashed line is at the margin, if
     there is one.
     """
     if not lines:
@@ -266,7 +266,7 @@ def maps(models: Mapping[str, Mapping[Any, FloatArray]]) -> Picture | None:
 
 
 def loss_limits(lines: Sequence[Line], levels: Sequence[float] = ()) -> tuple[float, float]:
-    """The range of a loss axis in which ends and levels can be told apart.
+    """The range of a loss axis in which ends and levels can be distinguished.
 
     Above the highest of these it has room for three times their distance and for half a nat, and for the second half
     of every curve; but for no loss of the first 15% of a curve, where what has just been cut from a good model may be

@@ -61,7 +61,7 @@ Block = Paragraph | Table | Figures | Code | Continuations | Fold
 
 
 class Section(NamedTuple):
-    """A part of a page: its heading, its `id` on the page, and what stands in it."""
+    """A part of a page: its heading, its `id` on the page, and its content."""
 
     title: str
     anchor: str
@@ -79,7 +79,7 @@ class Page:
         sections: in their order; one without blocks is left out.
         writer: the command that writes it.
         tone: colours the verdict: reached, missed or nothing.
-        facts: figures that matter most: name, value, and what stands small beside it.
+        facts: figures that matter most: name, value, and what is shown small beside it.
         notes: what could not be read, or else must be known.
     """
 

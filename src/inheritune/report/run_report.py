@@ -70,7 +70,7 @@ def run_page(run: Run) -> pages.Page:
 def loss_curves(run: Run, axis: Axis) -> Picture | None:
     """Training and validation loss of every model, over its own steps or over cumulative training FLOPs.
 
-    Over FLOPs the rounds stand one after another, as their costs add up; the reference starts at 0.
+    Over FLOPs the rounds follow one another, as their costs add up; the reference starts at 0.
     None if no model has losses at two steps, or with `axis="flops"` if FLOPs were not recorded.
     """
     shown = [t for t in run.trainings if axis == "step" or (t.flops and np.isfinite(t.before))]
@@ -234,7 +234,7 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _progress(run: Run) -> Iterator[str]:
-    """Where a run without a verdict stands; a page cannot know whether it still runs or was stopped."""
+    """How far a run without a verdict is; a page cannot know whether it still runs or was stopped."""
     if run.summary.verdict is not None:
         return
     unfinished = [training for training in run.trainings if not run.finished(training)]

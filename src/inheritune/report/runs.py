@@ -219,7 +219,7 @@ def read_metrics(directory: Path, notes: list[str]) -> MetricColumns:
 def read_entries(runs: Sequence[tuple[str | None, Path]]) -> list[Entry]:
     """Every model of these directories, in their order; a label of None becomes the directory's name.
 
-    Unnamed directories of the same name are told apart by their parents. A run of Algorithm 1 gives
+    Unnamed directories of the same name are distinguished by their parents. A run of Algorithm 1 gives
     `NAME/reference` and `NAME/round-...`. A training without `validation.json` is unfinished: it has a curve, but
     no losses.
 

@@ -21,7 +21,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Column(NamedTuple):
-    """A column: its heading, a second line of that, and whether it holds numbers, which stand on the right."""
+    """A column: its heading, a second line of that, and whether it holds numbers, which are on the right."""
 
     heading: str
     detail: str = ""
@@ -116,7 +116,7 @@ class Table:
         return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
     def _with_interval(self) -> Table:
-        """The same with every 95% interval beside the difference that stands before it, in one column."""
+        """The same with every 95% interval beside the difference before it, in one column."""
         if "95% interval" not in self.headings:
             return self
         at = self.headings.index("95% interval")

@@ -1,1 +1,1 @@
-"""What everything stands on: processes, hardware, files, progress, signals."""
+"""What everything builds on: processes, hardware, files, progress, signals."""

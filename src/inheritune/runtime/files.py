@@ -74,7 +74,7 @@ def read_record(path: Path, kind: type[T], what: str) -> T:
 def directory(path: Path, token: str | None = None) -> Iterator[Path]:
     """Give a temporary directory to fill; it becomes `path` at once when the block ends without an exception.
 
-    A directory that already stands at `path` is replaced. With a `token` several processes can fill the same one:
+    A directory that is already at `path` is replaced. With a `token` several processes can fill the same one:
     the others find it by `temporary_name`.
     """
     temporary = temporary_name(path, token)

@@ -79,7 +79,7 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 def describe(hardware: Hardware) -> dict[str, str | int]:
-    """The machine in words, to stand beside every result."""
+    """The machine in words, recorded with every result."""
     on_gpu = hardware.device.type == "cuda"
     return {
         "python": platform.python_version(),

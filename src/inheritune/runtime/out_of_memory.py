@@ -33,7 +33,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def needing_memory(what: str, advice: str) -> Iterator[None]:
-    """Within it, memory that runs out is what the user can mend.
+    """Within the block, running out of memory is a `UserError`.
 
     Args:
         what: needs it, as the subject of the sentence.

@@ -1,4 +1,4 @@
-"""Being asked to stop."""
+"""Requests to stop: signals, and the end of the process that started this one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def signals() -> Iterator[Callable[[], bool]]:
     """Within the block, SIGINT and SIGTERM only set a flag, which the yielded function returns.
 
     A second signal acts at once, as it would outside. When torchrun or a study is killed, it sends none to the
-    processes that it started; they take being orphans for one.
+    processes that it started; they stop when they are orphaned.
     """
     study = os.environ.get(STARTED_BY)
     parent = int(study) if study else os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None

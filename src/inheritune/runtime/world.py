@@ -122,12 +122,12 @@ def joined(training: Training) -> Iterator[World]:
     try:
         yield world
     except Exception as error:
-        if not tells_of_a_lost_peer(error):
+        if not means_lost_peer(error):
             dist.destroy_process_group()
             raise
         raise PeerLostError(
             f"process {world.rank} of {world.size} lost another process ({_first_line(error)}); what was saved is "
-            "good: start all of them again, and they go on from the last checkpoint"
+            "good: start all of them again, and they resume from the last checkpoint"
         ) from error
     dist.destroy_process_group()
 
@@ -151,7 +151,7 @@ def launched() -> World:
     if world is None or not 0 <= world.rank < world.size:
         told = ", ".join(f"{name}={value}" for name, value in said.items())
         raise UserError(
-            f"the environment says {told}, which is no place among several processes: start them with torchrun, or "
+            f"the environment says {told}, which is not a valid rank and size: start them with torchrun, or "
             "unset these variables"
         )
     return world
@@ -189,7 +189,7 @@ LOST_BY_NCCL = re.compile(
 """How NCCL's begin, as torch words them; its others (of CUDA, of how it is used) are nobody's end."""
 
 
-def tells_of_a_lost_peer(error: BaseException) -> bool:
+def means_lost_peer(error: BaseException) -> bool:
     """Whether an error is what torch raises when another process ends or stops answering."""
     if isinstance(error, PeerLostError | dist.DistStoreError | dist.DistNetworkError):
         return True
@@ -210,7 +210,7 @@ def _join(world: World, training: Training) -> None:
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     if not os.environ.get("MASTER_ADDR") or not os.environ.get("MASTER_PORT", "").isdigit():
         raise UserError(
-            f"the environment says that the {world.size} processes meet at {where}, which is no host and port: start "
+            f"the environment says that the {world.size} processes meet at {where}, which is not host:port: start "
             "them with torchrun, or set MASTER_ADDR and MASTER_PORT"
         )
     try:
@@ -227,7 +227,7 @@ def _join(world: World, training: Training) -> None:
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
         dist.barrier()
     except RuntimeError as error:
-        if not tells_of_a_lost_peer(error):
+        if not means_lost_peer(error):
             raise
         raise UserError(
             f"process {world.rank} waited {settings.join_seconds:g} s at {where} for all {world.size} processes, and "

@@ -1,4 +1,4 @@
-"""Alarms that go off before a training, an analysis or an evaluation has cost anything."""
+"""Checks that are made before a training, an analysis or an evaluation has cost anything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NEAR_UNIFORM = 0.3
 """Nats below ln(vocabulary) within which an inherited model knows suspiciously little."""
 
 END_OF_TEXT = "<|endoftext|>"
-"""GPT-2's, by which a tokenizer is told from it where shards bring none along (nanoGPT's)."""
+"""GPT-2's, by which shards without a tokenizer (nanoGPT's) are compared with one."""
 
 
 def check_fit(
@@ -46,10 +46,10 @@ def check_fit(
 
 
 def check_room(config: PretrainedConfig, device: torch.device) -> None:
-    """This machine can hold what a training needs, activations not counted: the system would kill it without a word.
+    """This machine can hold what a training needs, activations not counted: the system would kill it silently.
 
     Raises:
-        UserError: it cannot. GPUs are not asked: they can share a model, and say themselves what they lack.
+        UserError: it cannot. GPUs are not checked: they can share a model, and raise an error of their own.
     """
     needed, there = training_memory(on_meta(config)), psutil.virtual_memory().total
     if device.type == "cpu" and needed > there:

@@ -28,7 +28,7 @@ CHUNK = {"cpu": 1_024, "cuda": 4_096}
 
 
 class DistillationLoss(NextTokenLoss):
-    """The loss of a student that is shown its teacher's distribution of every next token.
+    """The loss of a student that learns its teacher's distribution of every next token.
 
     The teacher stays as it is: in evaluation mode, without gradients, outside optimizer and checkpoints. It reads
     each micro-batch as the student does, and nothing of it is kept. Where both heads are linear, the logits of all

@@ -143,7 +143,7 @@ def train(
                     saver.save(model, stepper.optimizer, state)
                 if stopping:
                     saver.wait()
-                    raise Interrupted(f"stopped after step {state.step}; the same command goes on from there")
+                    raise Interrupted(f"stopped after step {state.step}; the same command resumes from there")
             saver.wait()
             round_weights(model, dtype, world)
             losses = measure("all")

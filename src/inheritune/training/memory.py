@@ -148,7 +148,7 @@ class Step:
 def memory_per_process(step: Step, strategy: Strategy, processes: int = 1) -> int:
     """About how many bytes the tensors of a step take in each process when they take most.
 
-    Beside them stand the program itself, what kernels take while they run and what an allocator keeps in reserve
+    On top of them come the program itself, what kernels take while they run and what an allocator keeps in reserve
     (on a GPU also the CUDA context).
 
     Raises:

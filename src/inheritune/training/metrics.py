@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: the truth about a training, one JSON object a line; TensorBoard and others copy from it."""
+"""`metrics.jsonl`: the record of a training, one JSON object a line; TensorBoard and others get copies."""
 
 from __future__ import annotations
 

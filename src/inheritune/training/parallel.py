@@ -136,7 +136,7 @@ def settle(placed: Placed, hardware: Hardware, shape: tuple[int, int]) -> None:
     """Let DDP sort its buckets anew, as it does after its first backward pass, before the first step.
 
     A training that was stopped then adds gradients up in the order of one that was not, to the last bit, and
-    gradients stand in the buckets from the first step on. Weights are left alone. `shape` is a micro-batch's, [B, T].
+    gradients are in the buckets from the first step on. Weights are left alone. `shape` is a micro-batch's, [B, T].
     """
     if placed.strategy != "ddp":
         return
@@ -232,7 +232,7 @@ def _models_of(loss: NextTokenLoss) -> list[PreTrainedModel]:
 def _receive(module: nn.Module, device: torch.device) -> None:
     """Bring a module to the device, with the first process's weights and buffers; shares are passed over.
 
-    A tensor that stands in two places (a tied head) is one tensor afterwards too.
+    A tensor that is in two places (a tied head) is one tensor afterwards too.
     """
     moved: dict[int, Tensor] = {}
     for owner in module.modules():

@@ -225,7 +225,7 @@ class Stepper:
             raise
 
     def _clear_gradients(self) -> None:
-        """DDP's stay where they are, in the buckets it averages: anew they would stand beside those."""
+        """DDP's stay where they are, in the buckets it averages: new ones would take memory beside those."""
         self.optimizer.zero_grad(set_to_none=self.placed.strategy != "ddp")
 
 
