@@ -216,7 +216,7 @@ the checkpoint was written and read; everything else was refused in the sentence
 - **first layers**: the first 1, 2 and 3 layers (`inheritune inherit`).
 - **every other**: layers 0 and 2 (`initialization.layers` in a recipe).
 - **training**: a cut learns in three steps.
-- **attention**: rank and mass of every head (`inheritune analyze`).
+- **attention**: rank and mass of every head (`inheritune analyze --attention`).
 
 This table is written by `python tests/sweep.py > docs/architectures.md`, and the tests hold the code to it.
 

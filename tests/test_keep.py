@@ -18,7 +18,7 @@ import inheritune
 from inheritune import UserError
 from inheritune.algorithm import run
 from inheritune.analysis import layers as layers_module
-from inheritune.analysis.layers import load_kept
+from inheritune.analysis.kept import load_kept
 from inheritune.cli.inherit import inherit_command
 from inheritune.config import Recipe, TrainRecipe
 from inheritune.initialization import select

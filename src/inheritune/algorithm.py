@@ -23,15 +23,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import UserError
 from inheritune.analysis.analyze import analyze
-from inheritune.analysis.layers import (
-    CHOICE,
-    Kept,
-    choose_kept,
-    grown_kept,
-    kept_in,
-    recorded,
-    text_of,
-)
+from inheritune.analysis.kept import CHOICE, Kept
+from inheritune.analysis.layers import choose_kept, grown_kept, kept_in, recorded, text_of
 from inheritune.analysis.probe import check_attention
 from inheritune.analysis.result import FILE, load_analyses, save_analyses
 from inheritune.config import Pretrained, Recipe, TrainRecipe

@@ -11,11 +11,13 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import UserError
-from inheritune.analysis.layers import CHOICE, Kept, choose_kept, save
+from inheritune.analysis.kept import CHOICE, Kept, save
+from inheritune.analysis.layers import choose_kept
 from inheritune.analysis.sequences import Text, open_text
 from inheritune.card import card_name, model_card
 from inheritune.config import Pretrained
 from inheritune.data.shards import Split
+from inheritune.data.tokenizer import AUTO
 from inheritune.initialization.assemble import assemble, read_blocks
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.exactness import check_exact
@@ -153,17 +155,31 @@ def choose_layers_of(
     return choose_kept(keep, layers, depth, text, ready, seed)
 
 
-def text_for(model: Pretrained | PreTrainedModel, config: PretrainedConfig, data: str | Path) -> Text:
+def text_for(
+    model: Pretrained | PreTrainedModel,
+    config: PretrainedConfig,
+    data: str | Path,
+    *,
+    bos: str = AUTO,
+    ignore_tokenizer: bool = False,
+) -> Text:
     """Text to measure a model's layers on: the training split of token shards, or a text file.
+
+    Args:
+        model: whose tokenizer reads the text.
+        config: of it.
+        data: a folder of shards, or a text file.
+        bos: token in front of every window, as in a recipe's `data.bos`.
+        ignore_tokenizer: accept shards of another tokenizer.
 
     Raises:
         UserError: there is none, or its tokens are not the model's.
     """
     name = model.name_or_path if isinstance(model, PreTrainedModel) else model
     tokenizer = load_tokenizer(name) if name else None
-    text = open_text(Path(data), tokenizer, split="train")
+    text = open_text(Path(data), tokenizer, bos, split="train")
     if isinstance(text.tokens, Split):
-        check_tokens(text.tokens, config, tokenizer, str(name))
+        check_tokens(text.tokens, config, tokenizer, str(name), ignore_tokenizer=ignore_tokenizer)
     else:
         check_ids(max(int(text.tokens.max()), text.bos or 0), config, str(text.source), str(name))
     return text

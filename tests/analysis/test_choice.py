@@ -15,7 +15,8 @@ from inheritune import UserError
 from inheritune.analysis import choice as choice_module
 from inheritune.analysis.choice import contiguous, put_back, race, search, with_each, without_each
 from inheritune.analysis.importance import ChoiceLosses, Windows
-from inheritune.analysis.layers import choose_kept, load_kept, recorded, text_of, windows_of
+from inheritune.analysis.kept import load_kept
+from inheritune.analysis.layers import choose_kept, recorded, text_of, windows_of
 from inheritune.data.shards import open_split
 from inheritune.initialization import append, select
 from inheritune.training.loss import NextTokenLoss
@@ -170,7 +171,7 @@ def test_a_measured_choice_is_deterministic_and_recorded(text, tmp_path: Path) -
 
     kept = choice()
     assert kept == choice()
-    assert kept.layers == kept.path[-1] and len(kept.path) == LAYERS - 2
+    assert tuple(kept.layers) == kept.path[-1] and len(kept.path) == LAYERS - 2
     assert kept.measured.windows == 32 and kept.measured.identity == text.tokens.identity
     assert kept.loss == ChoiceLosses(model, windows_of(text, 64, 0)[0]).mean(tuple(kept.layers))
     path = tmp_path / "choice.json"

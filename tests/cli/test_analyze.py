@@ -11,6 +11,8 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from handmade_attention import handmade_model
+from inheritune.analysis.kept import BlockFigures, load_layers
+from inheritune.analysis.layers import disagreement
 from inheritune.cli.analyze import analyze_command
 from tiny_data import write_shards
 
@@ -39,6 +41,7 @@ def test_table_sentence_and_files(folder: Path, tmp_path: Path) -> None:
         folder / "data",
         "-o",
         tmp_path / "out",
+        "--attention",
         "--sequences",
         3,
         "--window",
@@ -50,7 +53,15 @@ def test_table_sentence_and_files(folder: Path, tmp_path: Path) -> None:
     assert any(line.split()[-2:] == ["4/4", "lazy"] for line in lines)
     assert "Layers 3-4 are lazy; a first cut at 2 is supported: all that it drops is lazy." in lines
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written == {"analysis.json", "rank.svg", "mass.svg", "maps.svg"}
+    assert written == {
+        "analysis.json",
+        "rank.svg",
+        "mass.svg",
+        "maps.svg",
+        "layers.json",
+        "worth.svg",
+        "cuts.svg",
+    }
     analysis = json.loads((tmp_path / "out" / "analysis.json").read_text())["analyses"][0]
     assert len(analysis["ranks"]) == 4
     assert [len(head) for head in analysis["ranks"][0]] == [3] * 4
@@ -89,6 +100,42 @@ def test_two_models_in_one_picture(folder: Path, tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_what_each_layer_is_worth_comes_first(folder: Path, tmp_path: Path) -> None:
+    result = invoke(folder / "reference", "--data", folder / "data", "-o", tmp_path, "--attention", "-n", 1)
+    assert result.exit_code == 0, result.exception
+    worth, cuts, attention = (
+        result.output.index(text) for text in ("the loss without each block", "Loss of a cut", "Max rank")
+    )
+    assert worth < cuts < attention
+    found = load_layers(tmp_path / "layers.json")
+    assert [figures.block for figures in found.blocks] == [0, 1, 2, 3]
+    assert all(figures.low <= figures.added <= figures.high for figures in found.blocks)
+    assert {len(point.layers) for point in found.curve} == {1, 2, 3}
+    assert {point.keep for point in found.curve} == {
+        "measured",
+        "contiguous",
+        "first",
+        "last",
+        "ends",
+        "spread",
+    }
+    assert found.sentence in result.output.replace("\n", " ") or found.sentence[:60] in result.output
+    assert len(found.angles) == 3 and found.measured.identity is not None
+    for name in ("worth.svg", "cuts.svg"):
+        assert "<svg" in (tmp_path / name).read_text()
+    before = (tmp_path / "layers.json").read_bytes()
+    invoke(folder / "reference", "--data", folder / "data", "-o", tmp_path, "-n", 1)
+    assert (tmp_path / "layers.json").read_bytes() == before
+
+
+def test_rank_and_importance_may_disagree() -> None:
+    blocks = [
+        BlockFigures(block=i, added=a, low=a, high=a, influence=0) for i, a in enumerate([3, 0.1, 0.2, 2])
+    ]
+    assert "blocks 3 is lazy" in disagreement(blocks, [2, 3])
+    assert disagreement(blocks, [1, 2]) is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -100,7 +147,7 @@ def test_two_models_in_one_picture(folder: Path, tmp_path: Path) -> None:
             "there is no head L5H0: the model has layers 1 to 4",
         ),
         (
-            ["--data", "data", "--window", "4096"],
+            ["--data", "data", "--attention", "--window", "4096"],
             "windows of 4096 tokens are longer than the model's context",
         ),
         (["--data", "nowhere"], "neither a folder of token shards nor a text file at nowhere"),

@@ -157,6 +157,20 @@ def analyze_side_by_side(
     Raises:
         UserError: also for models whose tokens differ, and for a head that no model has.
     """
+    subjects, text, chosen = _prepare(models, data, options, heads)
+    return [_analyze_one(subject, text, chosen, options, heads, maps) for subject in subjects]
+
+
+def check_analysis(
+    models: Sequence[Model], data: str | Path, options: Options, heads: Sequence[Head] | None = None
+) -> None:
+    """Refuse what `analyze_side_by_side` would refuse, before anything is computed."""
+    _prepare(models, data, options, heads)
+
+
+def _prepare(
+    models: Sequence[Model], data: str | Path, options: Options, heads: Sequence[Head] | None
+) -> tuple[list[_Subject], Text, Sequences]:
     options.check()
     subjects = [_subject(model, options) for model in models]
     for subject in subjects:
@@ -177,7 +191,7 @@ def analyze_side_by_side(
             _check_same_tokens(subjects[0], subject)
     contexts = [context for s in subjects if (context := context_length(s.config)) is not None]
     chosen = text.choose(options.sequences, options.window, min(contexts, default=None), options.seed)
-    return [_analyze_one(subject, text, chosen, options, heads, maps) for subject in subjects]
+    return subjects, text, chosen
 
 
 def analyze_run(

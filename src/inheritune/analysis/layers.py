@@ -1,34 +1,34 @@
-"""What each layer of a model is worth, which ones to keep, and what that costs before any training.
-
-`layers.json` holds what `analyze_layers` found. `choice.json`, beside weights that were cut, says which layers they
-have and why. Blocks are counted from 0, as in recipes.
-"""
+"""What each layer of a model is worth, which ones to keep, and what that costs before any training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from transformers import PreTrainedModel
 
 from inheritune import UserError
 from inheritune.analysis.choice import contiguous, put_back, search, without_each
 from inheritune.analysis.importance import Choice, ChoiceLosses, Windows
+from inheritune.analysis.kept import (
+    CHOICE,
+    BlockFigures,
+    Kept,
+    LayerAnalysis,
+    Measurement,
+    Point,
+    load_kept,
+    save,
+)
 from inheritune.analysis.sequences import Text
 from inheritune.data.loader import model_inputs, read_windows
-from inheritune.data.shards import DataIdentity, Split
+from inheritune.data.shards import Split
 from inheritune.initialization.layers import choose
 from inheritune.models.architecture import context_length, layer_count, parameter_count
-from inheritune.runtime import files
 from inheritune.runtime.progress import ProgressBar
 from inheritune.training.validation import Z95
-
-FILE = "layers.json"
-CHOICE = "choice.json"
 
 WINDOWS = 32
 LENGTH = 256
@@ -44,80 +44,6 @@ WORDS = ("first", "last", "ends", "spread")
 """Rules that need no measuring."""
 
 RULES = (*WORDS, "contiguous", "measured")
-
-
-class Record(BaseModel):
-    """Part of a file; keys that a later version adds are passed over."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
-
-
-class Measurement(Record):
-    """What losses were measured on: windows of the training split, so that held-out text stays so."""
-
-    data: str
-    identity: DataIdentity | None
-    """None of a text file."""
-    windows: int
-    window: int
-    """Tokens of each."""
-    seed: int
-    """Of the choice of windows."""
-
-
-class Kept(Record):
-    """Which layers were kept, by which rule."""
-
-    keep: str
-    """The rule: a word of a recipe's `keep`, or `list`."""
-    layers: list[int]
-    of_layers: int
-    loss: float | None = None
-    """Nats per token with these blocks as they are; None if it was not measured."""
-    whole: float | None = None
-    """The same with all blocks."""
-    path: list[list[int]] = []
-    """The best choice found of each smaller cut on the way to this one."""
-    measured: Measurement | None = None
-
-
-class BlockFigures(Record):
-    """What one block is worth."""
-
-    block: int
-    added: float
-    """Loss without it minus the loss with it, nats per token."""
-    low: float
-    high: float
-    """Paired 95% interval of that, over windows."""
-    influence: float
-    """1 - cosine of the hidden states before and after it."""
-
-
-class Point(Record):
-    """Loss of one choice before any training, nats per token."""
-
-    keep: str
-    layers: list[int]
-    loss: float
-
-
-class LayerAnalysis(Record):
-    """What each block is worth, and what cuts cost."""
-
-    format: Literal[1] = 1
-    model: str
-    parameters: int
-    of_layers: int
-    measured: Measurement
-    loss: float
-    """Of the whole model, on all windows."""
-    blocks: list[BlockFigures]
-    angles: list[float]
-    """For n = 1, 2, ... the angular distance over the n consecutive blocks that turn the hidden state least."""
-    curve: list[Point]
-    """For each depth, from deep to shallow, the measured choice and the others."""
-    sentence: str
 
 
 def windows_of(text: Text, context: int | None, seed: int) -> tuple[Windows, int]:
@@ -204,7 +130,7 @@ def choose_kept(
         of_layers=depth,
         loss=losses.mean(kept),
         whole=losses.mean(losses.whole),
-        path=[list(found[size]) for size in sorted(found, reverse=True)],
+        path=tuple(found[size] for size in sorted(found, reverse=True)),
         measured=measured,
     )
 
@@ -355,29 +281,12 @@ def text_of(split: Split) -> Text:
     return Text(split.directory, split, split.bos, split.end_of_text)
 
 
-def save(path: Path, record: Record) -> None:
-    """Write a record, at once."""
-    files.write_text(path, record.model_dump_json(indent=1) + "\n")
-
-
 def recorded(path: Path, make: Callable[[], Kept]) -> Kept:
     """The choice that is recorded there, or a new one, recorded."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         save(path, make())
     return load_kept(path)
-
-
-def load_kept(path: Path) -> Kept:
-    """Read a `choice.json`.
-
-    Raises:
-        UserError: it is something else, or damaged.
-    """
-    try:
-        return Kept.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise UserError(f"{path} does not say which layers were kept: {error.errors()[0]['msg']}") from None
 
 
 def kept_in(directory: Path, layers: int, depth: int) -> Kept:

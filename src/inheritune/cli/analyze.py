@@ -1,4 +1,4 @@
-"""`inheritune analyze`: which layers are lazy."""
+"""`inheritune analyze`: what each layer is worth, and which are lazy."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ def analyze_command(
     other: Annotated[
         str | None, typer.Argument(metavar="[MODEL_B]", help="A second model, to be shown beside the first.")
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder with token shards; their validation split is read.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with token shards.")] = None,
     text: Annotated[
         Path | None, typer.Option(help="A text file, read with the model's own tokenizer.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for analysis.json and the figures.")
+        Path | None, typer.Option("--output", "-o", help="Folder for the results and their pictures.")
     ] = None,
-    sequences: Annotated[int, typer.Option(help="How many random windows of the text.")] = 100,
+    attention: Annotated[
+        bool, typer.Option("--attention", help="Rank and mass of every attention head too, as in the paper.")
+    ] = False,
+    fewest: Annotated[
+        int | None, typer.Option("--layers", "-n", help="Layers of the smallest cut; by default half.")
+    ] = None,
+    sequences: Annotated[
+        int, typer.Option(help="Of the attention: how many random windows of the text.")
+    ] = 100,
     window: Annotated[
         int | None, typer.Option(help="Tokens of each; by default 1024, or what model and text allow.")
     ] = None,
@@ -54,11 +60,18 @@ def analyze_command(
     trust_remote_code: TrustRemoteCode = False,
     ignore_tokenizer: IgnoreTokenizer = False,
 ) -> None:
-    """Rank and mass of every attention head: which layers are lazy, and how many to keep."""
-    from inheritune.analysis.analyze import Options, analyze_side_by_side
+    """What each layer is worth, which ones to keep, and what cuts cost; on demand, which layers are lazy."""
+    from inheritune.analysis.analyze import Options, analyze_side_by_side, check_analysis
+    from inheritune.analysis.layers import analyze_layers, disagreement
     from inheritune.analysis.maps import parse_heads
+    from inheritune.analysis.result import short_name
     from inheritune.cli.console import console, print_line, quiet
+    from inheritune.config import Pretrained
+    from inheritune.cut import text_for
+    from inheritune.models.load import load_config, load_model
     from inheritune.report.analysis_report import analysis_table, labelled, write_analysis
+    from inheritune.report.layers_report import block_table, cut_table, write_layers
+    from inheritune.runtime.hardware import choose_device
 
     quiet()
     source = data or text
@@ -81,15 +94,35 @@ def analyze_command(
         bos=bos,
         ignore_tokenizer=ignore_tokenizer,
     )
-    analyzed = analyze_side_by_side(
-        [model] if other is None else [model, other],
-        source,
-        options,
-        heads=None if heads is None else parse_heads(heads),
-        maps=output is not None,
-    )
+    parsed = None if heads is None else parse_heads(heads)
+    models = [model] if other is None else [model, other]
+    attention = attention or heads is not None or other is not None
+    if attention:
+        check_analysis(models, source, options, parsed)
+    if other is None:
+        named = Pretrained(model, revision, trust_remote_code)
+        config, name = load_config(named), short_name(model)
+        words = text_for(named, config, source, bos=bos, ignore_tokenizer=ignore_tokenizer)
+        worth = analyze_layers(
+            load_model(named, config=config).to(choose_device(device)),
+            words,
+            name=name,
+            fewest=fewest,
+            seed=seed,
+            show=lambda blocks: console.print(block_table(name, blocks)),
+        )
+        console.print(cut_table(worth))
+        print_line(worth.sentence)
+        for path in write_layers(output, worth) if output else ():
+            print_line(str(path))
+    if not attention:
+        return
+    analyzed = analyze_side_by_side(models, source, options, heads=parsed, maps=output is not None)
     for name, analysis in labelled([one.analysis for one in analyzed]).items():
         console.print(analysis_table(name, analysis))
         print_line(analysis.cut.sentence)
+        lazy = [layer - 1 for layer in analysis.cut.lazy_layers]
+        if other is None and (sentence := disagreement(worth.blocks, lazy)):
+            print_line(sentence)
     for path in write_analysis(output, analyzed) if output else ():
         print_line(str(path))
