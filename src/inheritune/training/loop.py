@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -128,12 +129,15 @@ def train(
                 losses = measure(training.validation.windows)
                 if inherited:
                     warn_if_untrained(losses.mean, model.config)
-            for micro_batches in metrics.timed(steps):
+            began = time.perf_counter()
+            for micro_batches in steps:
                 validates, saves = due_after(state.step + 1, training, data)
                 result = stepper(state.step, micro_batches, gradient_norms=validates)
                 stopping = world.any(interrupted())
                 if validates or saves or stopping:
                     stepper.settle()
+                state.step += 1
+                state.seconds += time.perf_counter() - began
                 metrics.stepped(state, result)
                 bar.update(state.step, metrics.note)
 
@@ -144,6 +148,7 @@ def train(
                 if stopping:
                     saver.wait()
                     raise Interrupted(f"stopped after step {state.step}; the same command resumes from there")
+                began = time.perf_counter()  # what came after the step is not training time
             saver.wait()
             round_weights(model, dtype, world)
             losses = measure("all")
