@@ -99,7 +99,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
         row = time_steps(step, spec, hardware.device)
         row["synchronized_at"] = _synchronizations(step, hardware.device)
         row["synchronizations"], row["watched_steps"] = len(row["synchronized_at"]), WATCHED
-        stepper.settle()
+        stepper.check_last()
         steps.close()
         metrics.close()
     return {**row, "flops_per_token": flops, "micro_batch": batch, **rates_of(row, size)}

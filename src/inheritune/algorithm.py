@@ -53,17 +53,17 @@ from inheritune.run_directory import (
     RunDirectory,
     Summary,
     Verdict,
-    write_final,
+    publish_last_round,
 )
 from inheritune.runtime.hardware import Hardware, choose_hardware
 from inheritune.runtime.world import World, check_same, joined
 from inheritune.train import check_source, environment, open_together, scratch_config
 from inheritune.training.checks import check_room, check_tied
-from inheritune.training.distillation import taught_by
-from inheritune.training.left_behind import Outcome, type_left
+from inheritune.training.distillation import distilled_from
+from inheritune.training.final_model import Outcome, saved_dtype
 from inheritune.training.loop import train
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.parallel import made_by_first, place
+from inheritune.training.parallel import built_on_rank_0, place
 from inheritune.training.validation import WindowLosses, compare, validate
 
 
@@ -127,7 +127,7 @@ def algorithm_1(this: Run) -> None:
     grow = this.recipe.grow
     reference = obtain_reference(this)
     start = this.recipe.start_layers
-    layers = first_cut(suggested_cut(this, reference) if start == "auto" else start, reference.layers)
+    layers = start_depth(suggested_cut(this, reference) if start == "auto" else start, reference.layers)
     previous: Path | None = None
     for number in count(1):
         small = one_round(this, reference, number, layers, previous)
@@ -164,7 +164,7 @@ def obtain_reference(this: Run) -> Reference:
     """Train the reference, or find the trained one; measure its validation loss either way."""
     this.record("reference", 0)
     source = this.recipe.reference
-    trained, outcome = trained_here(this) if source.architecture is not None else found(this)
+    trained, outcome = train_reference(this) if source.architecture is not None else measure_reference(this)
     config = load_config(trained)
     losses = WindowLosses.load(this.folder.reference / "validation.json")
     shape = on_meta(config)
@@ -182,7 +182,7 @@ def obtain_reference(this: Run) -> Reference:
     return Reference(trained, config, losses, flops)
 
 
-def trained_here(this: Run) -> tuple[Pretrained, Outcome]:
+def train_reference(this: Run) -> tuple[Pretrained, Outcome]:
     """Train the reference from random weights."""
     source = this.recipe.reference
     training = source.training
@@ -190,7 +190,7 @@ def trained_here(this: Run) -> tuple[Pretrained, Outcome]:
     config = scratch_config(source, this.data, this.data.window)
     check_room(config, this.hardware.device)
     check_reference(this.recipe, config)
-    first_cut(this.recipe.start_layers, layer_count(config))  # an error before anything is trained
+    start_depth(this.recipe.start_layers, layer_count(config))  # an error before anything is trained
     if this.recipe.start_layers == "auto":
         check_attention(config)
     outcome = train(
@@ -200,13 +200,13 @@ def trained_here(this: Run) -> tuple[Pretrained, Outcome]:
         this.folder.reference,
         hardware=this.hardware,
         run=this.folder.path,
-        dtype=type_left(training, None),
+        dtype=saved_dtype(training, None),
         title=f"reference, {layer_count(config)} layers",
     )
     return source.at(this.folder.reference / "model"), outcome
 
 
-def found(this: Run) -> tuple[Pretrained, None]:
+def measure_reference(this: Run) -> tuple[Pretrained, None]:
     """Measure a reference that is trained already."""
     source = this.recipe.reference
     trained = source.trained
@@ -216,8 +216,8 @@ def found(this: Run) -> tuple[Pretrained, None]:
         config = load_config(trained)
         check_source(source, config, this.data)
         check_reference(this.recipe, config)
-        first_cut(this.recipe.start_layers, layer_count(config))
-        model = made_by_first(partial(load_model, trained, config=config), this.world)
+        start_depth(this.recipe.start_layers, layer_count(config))
+        model = built_on_rank_0(partial(load_model, trained, config=config), this.world)
         placed = place(
             NextTokenLoss(model, this.world), this.recipe.training, this.hardware, this.data.window
         )
@@ -243,7 +243,7 @@ def suggested_cut(this: Run, reference: Reference) -> int:
     return cut.suggested
 
 
-def first_cut(start_layers: int | Literal["half", "auto"], depth: int) -> int:
+def start_depth(start_layers: int | Literal["half", "auto"], depth: int) -> int:
     """Layers of the first round; before the reference is analyzed, `auto` is taken for `half`.
 
     Raises:
@@ -280,7 +280,7 @@ def one_round(this: Run, reference: Reference, number: int, layers: int, previou
         run=this.folder.path,
         loss=objective(this, reference),
         stop=at_parity,
-        dtype=type_left(this.recipe.training, reference.config),
+        dtype=saved_dtype(this.recipe.training, reference.config),
         inherited=this.recipe.reference.pretrained is not None,  # one trained here may have had little time
         trust_remote_code=reference.source.trust_remote_code,
         title=f"round {number}, {layers} layers",
@@ -296,13 +296,13 @@ def one_round(this: Run, reference: Reference, number: int, layers: int, previou
 def objective(this: Run, reference: Reference) -> Callable[[PreTrainedModel, World], NextTokenLoss]:
     """What a round minimises: cross entropy, or with `distillation` also the distance to the reference's logits."""
     settings = this.recipe.distillation
-    return NextTokenLoss if settings is None else taught_by(reference.load, settings)
+    return NextTokenLoss if settings is None else distilled_from(reference.load, settings)
 
 
 def initial_weights(
     this: Run, reference: Reference, directory: Path, layers: int, previous: Path | None
 ) -> PreTrainedModel:
-    """A round's first weights: cut from the reference, or grown from the model that the round before left behind.
+    """A round's first weights: cut from the reference, or grown from the final model of the round before.
 
     That one may be rounded (`training.dtype`), as the reference's own layers that are put between its are. Which of
     the reference's layers they are is recorded in the round's directory.
@@ -385,7 +385,7 @@ def finish(this: Run, reference: Reference, small: Path) -> None:
     for model in models:
         model.to(this.hardware.device)
     write_samples(this.folder.samples, this.recipe, this.data, models[0], models[1])
-    write_final(this.folder.final, this.recipe, this.data, small, this.summary)
+    publish_last_round(this.folder.final, this.recipe, this.data, small, this.summary)
 
 
 def check_finished(recipe: Recipe | TrainRecipe, folder: RunDirectory) -> None:

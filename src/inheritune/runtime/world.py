@@ -122,7 +122,7 @@ def joined(training: Training) -> Iterator[World]:
     try:
         yield world
     except Exception as error:
-        if not means_lost_peer(error):
+        if not is_lost_peer(error):
             dist.destroy_process_group()
             raise
         raise PeerLostError(
@@ -189,7 +189,7 @@ LOST_BY_NCCL = re.compile(
 """How NCCL's begin, as torch words them; its others (of CUDA, of how it is used) are nobody's end."""
 
 
-def means_lost_peer(error: BaseException) -> bool:
+def is_lost_peer(error: BaseException) -> bool:
     """Whether an error is what torch raises when another process ends or stops answering."""
     if isinstance(error, PeerLostError | dist.DistStoreError | dist.DistNetworkError):
         return True
@@ -227,7 +227,7 @@ def _join(world: World, training: Training) -> None:
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
         dist.barrier()
     except RuntimeError as error:
-        if not means_lost_peer(error):
+        if not is_lost_peer(error):
             raise
         raise UserError(
             f"process {world.rank} waited {settings.join_seconds:g} s at {where} for all {world.size} processes, and "

@@ -22,15 +22,15 @@ from inheritune.runtime.world import World
 from inheritune.training import checkpoint
 from inheritune.training.checkpoint import Saver
 from inheritune.training.checks import warn_if_untrained
-from inheritune.training.float8 import without_float8
-from inheritune.training.left_behind import (
+from inheritune.training.final_model import (
     CHECKPOINTS,
     MODEL,
     Outcome,
-    leave_behind,
     read_outcome,
     round_weights,
+    save_final,
 )
+from inheritune.training.float8 import without_float8
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.metrics import Metrics
 from inheritune.training.micro_batch import windows_per_process
@@ -104,7 +104,7 @@ def train(
     saver = Saver(directory / CHECKPOINTS, training.checkpoints.keep, world)
     flops = stepper.loss.flops_per_token(data.window) * training.tokens_per_step
     metrics = Metrics(directory, training, hardware, flops, state)
-    coming = training_steps(
+    batches = training_steps(
         data,
         order,
         range(state.step, training.steps),
@@ -123,7 +123,7 @@ def train(
         )  # every line is of the same windows
         return losses
 
-    with bar, signals() as interrupted, closing(metrics), closing(ahead(coming)) as steps:
+    with bar, signals() as interrupted, closing(metrics), closing(ahead(batches)) as steps:
         try:
             if state.step == 0:
                 losses = measure(training.validation.windows)
@@ -135,7 +135,7 @@ def train(
                 result = stepper(state.step, micro_batches, gradient_norms=validates)
                 stopping = world.any(interrupted())
                 if validates or saves or stopping:
-                    stepper.settle()
+                    stepper.check_last()
                 state.step += 1
                 state.seconds += time.perf_counter() - began
                 metrics.stepped(state, result)
@@ -164,7 +164,7 @@ def train(
         layers=layer_count(model.config),
         parameters=parameter_count(model),
     )
-    leave_behind(directory, model, dtype, losses, outcome, data.path, world)
+    save_final(directory, model, dtype, losses, outcome, data.path, world)
     return outcome
 
 

@@ -68,7 +68,7 @@ class Placed:
         return nullcontext()
 
 
-def made_by_first(make: Callable[[], PreTrainedModel], world: World) -> PreTrainedModel:
+def built_on_rank_0(make: Callable[[], PreTrainedModel], world: World) -> PreTrainedModel:
     """A model on the first process; on the others its shape, without memory.
 
     Code that comes with a model cannot be sent: there every process makes the model itself.
@@ -132,7 +132,7 @@ def spread(loss: NextTokenLoss, strategy: Literal["ddp", "fsdp"], hardware: Hard
 
 
 @needing_memory("the first forward pass", f"set a smaller `training.micro_batch`, {LESS_PER_WINDOW}")
-def settle(placed: Placed, hardware: Hardware, shape: tuple[int, int]) -> None:
+def rebuild_buckets(placed: Placed, hardware: Hardware, shape: tuple[int, int]) -> None:
     """Let DDP sort its buckets anew, as it does after its first backward pass, before the first step.
 
     A training that was stopped then adds gradients up in the order of one that was not, to the last bit, and

@@ -139,7 +139,7 @@ class Stepper:
         if self.looks_later:
             self.bad = torch.maximum(self.bad, (~values.isfinite()).any().float())
             self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]
-            self.settle()
+            self.check_last()
         else:
             self._check(result)
         self.last = result
@@ -212,7 +212,7 @@ class Stepper:
             f"{LESS_PER_WINDOW}"
         )
 
-    def settle(self) -> None:
+    def check_last(self) -> None:
         """Look at the numbers of the last step, so that the weights are known to be good."""
         if self.last is not None:
             self._check(self.last)
