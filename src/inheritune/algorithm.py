@@ -84,7 +84,7 @@ class Run:
 
     def record(self, phase: Phase, number: int) -> None:
         """Say how far the run is."""
-        self.world.on_first(lambda: self.folder.record(phase, number, self.summary))
+        self.world.on_first(self.folder.record, phase, number, self.summary)
 
 
 def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
@@ -110,7 +110,7 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
             check_settings(recipe.evaluation)
         if world.on_first(lambda: folder.finished):
             world.on_first(folder.hold)
-            world.on_first(lambda: check_finished(recipe, folder))
+            world.on_first(check_finished, recipe, folder)
             summary = folder.read_summary()
         else:
             data = open_together(recipe.data, world)
@@ -222,7 +222,7 @@ def measure_reference(this: Run) -> tuple[Pretrained, None]:
             NextTokenLoss(model, this.world), this.recipe.training, this.hardware, this.data.window
         )
         losses = validate(placed.loss, this.data.validation, this.data.window, this.hardware)
-        this.world.on_first(lambda: losses.save(path))
+        this.world.on_first(losses.save, path)
     return trained, None
 
 
@@ -238,7 +238,7 @@ def suggested_cut(this: Run, reference: Reference) -> int:
             bos=this.recipe.data.bos,
             world=this.world,
         )
-        this.world.on_first(lambda: save_analyses(path, [analysis]))
+        this.world.on_first(save_analyses, path, [analysis])
     cut = load_analyses(path)[0].cut  # the reasons are in the file, and in the report
     return cut.suggested
 

@@ -121,7 +121,7 @@ def save_final(
 
 def read_outcome(directory: Path, world: World) -> Outcome:
     """What a finished training cost. It may have ended before its checkpoints were deleted."""
-    world.on_first(lambda: _remove_checkpoints(directory))
+    world.on_first(_remove_checkpoints, directory)
     return Outcome(**json.loads((directory / "training.json").read_text(encoding="utf-8")))
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from inspect import signature
 from typing import Any, Literal
 
@@ -94,7 +93,7 @@ def place(loss: NextTokenLoss, training: Training, hardware: Hardware, window: i
     """
     checkpoint_activations(loss.model, training)
     for model in _models_of(loss):
-        attend(model, hardware.world.on_first(partial(fitting_attention, model, window)))
+        attend(model, hardware.world.on_first(fitting_attention, model, window))
     if hardware.world.size == 1:
         loss.to(hardware.device)
         return Placed(loss, torch.compile(loss) if hardware.compile else loss, "single")

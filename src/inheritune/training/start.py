@@ -58,9 +58,9 @@ def start_or_resume(
         UserError: the checkpoints are of other settings or other data.
     """
     window, world = data.window, hardware.world
-    world.on_first(lambda: checkpoints.mkdir(parents=True, exist_ok=True))
+    world.on_first(checkpoints.mkdir, parents=True, exist_ok=True)
     fresh = TrainState(settings=deciding_settings(training), data=data.train.identity)
-    found = world.on_first(lambda: checkpoint.newest(checkpoints, fresh))
+    found = world.on_first(checkpoint.newest, checkpoints, fresh)
     path, state = found or (None, fresh)
 
     def first_weights() -> PreTrainedModel:
