@@ -34,7 +34,7 @@ from inheritune.analysis.layers import (
 )
 from inheritune.analysis.probe import check_attention
 from inheritune.analysis.result import FILE, load_analyses, save_analyses
-from inheritune.config import Pretrained, Recipe, TrainRecipe
+from inheritune.config import Grow, Pretrained, Recipe, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.data.shards import NoShardsError
 from inheritune.evaluation.evaluate import DIRECTORY as EVALUATION
@@ -82,6 +82,10 @@ class Run:
         """The processes that run this together; the first of them writes."""
         return self.hardware.world
 
+    def model_of(self, figures: RoundFigures) -> Path:
+        """Where the model of a round is."""
+        return self.folder.path / figures.directory / "model"
+
     def record(self, phase: Phase, number: int) -> None:
         """Say how far the run is."""
         self.world.on_first(self.folder.record, phase, number, self.summary)
@@ -124,21 +128,23 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
 
 def algorithm_1(this: Run) -> None:
     """The paper's section 2, from start to end; the figures go into the summary."""
-    grow = this.recipe.grow
+    start, grow, summary = this.recipe.start_layers, this.recipe.grow, this.summary
     reference = obtain_reference(this)
-    start = this.recipe.start_layers
     layers = start_depth(suggested_cut(this, reference) if start == "auto" else start, reference.layers)
     previous: Path | None = None
     for number in count(1):
-        small = one_round(this, reference, number, layers, previous)
-        this.summary.verdict = verdict(this, reference, number, layers)
-        if this.summary.verdict:
+        this.record("round", number)
+        figures = one_round(this, reference, number, layers, previous)
+        summary.rounds.append(figures)
+        this.record("round", number)
+        summary.verdict = verdict(figures, grow, reference.layers)
+        if summary.verdict:
             break
-        previous, layers = small, layers + grow.layers
+        previous, layers = this.model_of(figures), layers + grow.layers
 
     if this.world.first:
-        finish(this, reference, small)
-        this.folder.record("finished", number, this.summary)
+        finish(this, reference, this.model_of(figures))
+        this.folder.record("finished", number, summary)
 
 
 @dataclass(frozen=True)
@@ -257,10 +263,11 @@ def start_depth(start_layers: int | Literal["half", "auto"], depth: int) -> int:
     return layers
 
 
-def one_round(this: Run, reference: Reference, number: int, layers: int, previous: Path | None) -> Path:
-    """Inherit or grow, train, compare. The figures go into the summary; returns where the model is."""
+def one_round(
+    this: Run, reference: Reference, number: int, layers: int, previous: Path | None
+) -> RoundFigures:
+    """Inherit or grow (the model of the round before is at `previous`), train, compare."""
     directory = this.folder.round(number, layers)
-    this.record("round", number)
 
     def first_weights() -> PreTrainedModel:
         model = initial_weights(this, reference, directory, layers, previous)
@@ -285,12 +292,7 @@ def one_round(this: Run, reference: Reference, number: int, layers: int, previou
         trust_remote_code=reference.source.trust_remote_code,
         title=f"round {number}, {layers} layers",
     )
-    losses = WindowLosses.load(directory / "validation.json")
-    kept = kept_in(directory, layers, reference.layers).layers
-    figures = figures_of(this.summary, reference, number, directory.name, kept, losses, outcome)
-    this.summary.rounds.append(figures)
-    this.record("round", number)
-    return directory / "model"
+    return figures_of(this.summary, reference, number, directory, outcome)
 
 
 def objective(this: Run, reference: Reference) -> Callable[[PreTrainedModel, World], NextTokenLoss]:
@@ -339,15 +341,10 @@ def next_choice(this: Run, reference: Reference, before: Kept, layers: int, trai
 
 
 def figures_of(
-    summary: Summary,
-    reference: Reference,
-    number: int,
-    directory: str,
-    kept: list[int],
-    losses: WindowLosses,
-    outcome: Outcome,
+    summary: Summary, reference: Reference, number: int, directory: Path, outcome: Outcome
 ) -> RoundFigures:
-    """A round's result, compared with the reference window by window."""
+    """The result of the round in this directory, compared with the reference window by window."""
+    losses = WindowLosses.load(directory / "validation.json")
     comparison = compare(losses, reference.losses, summary.margin)
     total = outcome.flops + sum(earlier.training_flops for earlier in summary.rounds)
     return RoundFigures(
@@ -364,17 +361,16 @@ def figures_of(
         cost_to_parity=total / reference.training_flops if reference.training_flops else None,
         steps=outcome.steps,
         seconds=outcome.seconds,
-        directory=directory,
-        kept=kept,
+        directory=directory.name,
+        kept=kept_in(directory, outcome.layers, reference.layers).layers,
     )
 
 
-def verdict(this: Run, reference: Reference, number: int, layers: int) -> Verdict | None:
-    """Parity, or the end of growth without it, or None: grow on."""
-    grow = this.recipe.grow
-    if this.summary.rounds[-1].parity:
+def verdict(figures: RoundFigures, grow: Grow, depth: int) -> Verdict | None:
+    """After a round: parity, or the end of growth (at the reference's depth) without it, or None: grow on."""
+    if figures.parity:
         return "parity"
-    if number == grow.max_rounds or layers + grow.layers >= reference.layers:
+    if figures.round == grow.max_rounds or figures.layers + grow.layers >= depth:
         return "no parity"
     return None
 
