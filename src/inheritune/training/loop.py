@@ -1,4 +1,12 @@
-"""The training loop."""
+"""The training loop.
+
+1. `start_or_resume`: the model, from its first weights or the newest checkpoint, spread over the processes.
+2. For each step `training_steps` reads its windows, and a `Stepper` computes gradients, clips and updates.
+3. `due_after` says which steps end with a validation (`validate`) and which with a checkpoint (`Saver`).
+4. `round_weights` to the type of the final model, the last validation on all windows, and `save_final`.
+
+A signal saves a checkpoint and raises `Interrupted`; the same call then resumes at 1.
+"""
 
 from __future__ import annotations
 
