@@ -87,18 +87,19 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
         order = Order(data.windows, training.tokens_per_step // size.window, training.seed)
         state = TrainState()
         metrics = Metrics(Path(folder), training, hardware, flops * training.tokens_per_step, state)
-        coming = range(training.steps)
-        read = training_steps(data, order, coming, batch, hardware.device)
-        steps = ahead(read)
-        timed = iter(metrics.timed(steps))
+        steps = ahead(training_steps(data, order, range(training.steps), batch, hardware.device))
 
         def step() -> None:
-            metrics.stepped(state, stepper(state.step, next(timed)))
+            began = time.perf_counter()
+            result = stepper(state.step, next(steps))
+            state.step += 1
+            state.seconds += time.perf_counter() - began
+            metrics.stepped(state, result)
 
         row = time_steps(step, spec, hardware.device)
         row["synchronized_at"] = _synchronizations(step, hardware.device)
         row["synchronizations"], row["watched_steps"] = len(row["synchronized_at"]), WATCHED
-        stepper.settle()
+        stepper.check_last()
         steps.close()
         metrics.close()
     return {**row, "flops_per_token": flops, "micro_batch": batch, **rates_of(row, size)}

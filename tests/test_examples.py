@@ -123,7 +123,7 @@ def test_processes_whose_torchrun_was_killed_save_and_stop(tmp_path: Path) -> No
     assert refused.returncode == 2
     assert "another process is running in" in refused.stderr
     torchrun.kill()
-    words = "the same command goes on from there"
+    words = "the same command resumes from there"
     while words not in (tmp_path / "said").read_text() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert words in (tmp_path / "said").read_text()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import tiny_data
-from inheritune.algorithm import first_cut, run
+from inheritune.algorithm import run, start_depth
 from inheritune.config import Recipe, TrainRecipe
 from inheritune.data.shards import open_split
 from inheritune.models.load import load_model
@@ -210,14 +210,14 @@ def test_rounds_are_limited(data: Path, tmp_path: Path) -> None:
     ("start", "depth", "expected"), [("half", 24, 12), ("half", 9, 4), ("half", 2, 1), (5, 8, 5)]
 )
 def test_the_first_cut(start: Any, depth: int, expected: int) -> None:
-    assert first_cut(start, depth) == expected
+    assert start_depth(start, depth) == expected
 
 
 def test_a_first_cut_that_saves_nothing() -> None:
     with pytest.raises(
         ValueError, match="start_layers is 8, but the reference has 8 layers: nothing would be saved"
     ):
-        first_cut(8, 8)
+        start_depth(8, 8)
 
 
 def test_a_pretrained_reference_of_another_architecture(data: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from inheritune.analysis.kept import CHOICE, Kept
 from inheritune.analysis.layers import choose_kept, grown_kept, kept_in, recorded, text_of
 from inheritune.analysis.probe import check_attention
 from inheritune.analysis.result import FILE, load_analyses, save_analyses
-from inheritune.config import Pretrained, Recipe, TrainRecipe
+from inheritune.config import Grow, Pretrained, Recipe, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.data.shards import NoShardsError
 from inheritune.evaluation.evaluate import DIRECTORY as EVALUATION
@@ -46,17 +46,17 @@ from inheritune.run_directory import (
     RunDirectory,
     Summary,
     Verdict,
-    write_final,
+    publish_last_round,
 )
 from inheritune.runtime.hardware import Hardware, choose_hardware
 from inheritune.runtime.world import World, check_same, joined
 from inheritune.train import check_source, environment, open_together, scratch_config
 from inheritune.training.checks import check_room, check_tied
-from inheritune.training.distillation import taught_by
-from inheritune.training.left_behind import Outcome, type_left
+from inheritune.training.distillation import distilled_from
+from inheritune.training.final_model import Outcome, saved_dtype
 from inheritune.training.loop import train
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.parallel import made_by_first, place
+from inheritune.training.parallel import built_on_rank_0, place
 from inheritune.training.validation import WindowLosses, compare, validate
 
 
@@ -75,9 +75,13 @@ class Run:
         """The processes that run this together; the first of them writes."""
         return self.hardware.world
 
+    def model_of(self, figures: RoundFigures) -> Path:
+        """Where the model of a round is."""
+        return self.folder.path / figures.directory / "model"
+
     def record(self, phase: Phase, number: int) -> None:
         """Say how far the run is."""
-        self.world.on_first(lambda: self.folder.record(phase, number, self.summary))
+        self.world.on_first(self.folder.record, phase, number, self.summary)
 
 
 def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
@@ -103,7 +107,7 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
             check_settings(recipe.evaluation)
         if world.on_first(lambda: folder.finished):
             world.on_first(folder.hold)
-            world.on_first(lambda: check_finished(recipe, folder))
+            world.on_first(check_finished, recipe, folder)
             summary = folder.read_summary()
         else:
             data = open_together(recipe.data, world)
@@ -117,21 +121,23 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
 
 def algorithm_1(this: Run) -> None:
     """The paper's section 2, from start to end; the figures go into the summary."""
-    grow = this.recipe.grow
+    start, grow, summary = this.recipe.start_layers, this.recipe.grow, this.summary
     reference = obtain_reference(this)
-    start = this.recipe.start_layers
-    layers = first_cut(suggested_cut(this, reference) if start == "auto" else start, reference.layers)
+    layers = start_depth(suggested_cut(this, reference) if start == "auto" else start, reference.layers)
     previous: Path | None = None
     for number in count(1):
-        small = one_round(this, reference, number, layers, previous)
-        this.summary.verdict = verdict(this, reference, number, layers)
-        if this.summary.verdict:
+        this.record("round", number)
+        figures = one_round(this, reference, number, layers, previous)
+        summary.rounds.append(figures)
+        this.record("round", number)
+        summary.verdict = verdict(figures, grow, reference.layers)
+        if summary.verdict:
             break
-        previous, layers = small, layers + grow.layers
+        previous, layers = this.model_of(figures), layers + grow.layers
 
     if this.world.first:
-        finish(this, reference, small)
-        this.folder.record("finished", number, this.summary)
+        finish(this, reference, this.model_of(figures))
+        this.folder.record("finished", number, summary)
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ def obtain_reference(this: Run) -> Reference:
     """Train the reference, or find the trained one; measure its validation loss either way."""
     this.record("reference", 0)
     source = this.recipe.reference
-    trained, outcome = trained_here(this) if source.architecture is not None else found(this)
+    trained, outcome = train_reference(this) if source.architecture is not None else measure_reference(this)
     config = load_config(trained)
     losses = WindowLosses.load(this.folder.reference / "validation.json")
     shape = on_meta(config)
@@ -175,7 +181,7 @@ def obtain_reference(this: Run) -> Reference:
     return Reference(trained, config, losses, flops)
 
 
-def trained_here(this: Run) -> tuple[Pretrained, Outcome]:
+def train_reference(this: Run) -> tuple[Pretrained, Outcome]:
     """Train the reference from random weights."""
     source = this.recipe.reference
     training = source.training
@@ -183,7 +189,7 @@ def trained_here(this: Run) -> tuple[Pretrained, Outcome]:
     config = scratch_config(source, this.data, this.data.window)
     check_room(config, this.hardware.device)
     check_reference(this.recipe, config)
-    first_cut(this.recipe.start_layers, layer_count(config))  # an error before anything is trained
+    start_depth(this.recipe.start_layers, layer_count(config))  # an error before anything is trained
     if this.recipe.start_layers == "auto":
         check_attention(config)
     outcome = train(
@@ -193,13 +199,13 @@ def trained_here(this: Run) -> tuple[Pretrained, Outcome]:
         this.folder.reference,
         hardware=this.hardware,
         run=this.folder.path,
-        dtype=type_left(training, None),
+        dtype=saved_dtype(training, None),
         title=f"reference, {layer_count(config)} layers",
     )
     return source.at(this.folder.reference / "model"), outcome
 
 
-def found(this: Run) -> tuple[Pretrained, None]:
+def measure_reference(this: Run) -> tuple[Pretrained, None]:
     """Measure a reference that is trained already."""
     source = this.recipe.reference
     trained = source.trained
@@ -209,13 +215,13 @@ def found(this: Run) -> tuple[Pretrained, None]:
         config = load_config(trained)
         check_source(source, config, this.data)
         check_reference(this.recipe, config)
-        first_cut(this.recipe.start_layers, layer_count(config))
-        model = made_by_first(partial(load_model, trained, config=config), this.world)
+        start_depth(this.recipe.start_layers, layer_count(config))
+        model = built_on_rank_0(partial(load_model, trained, config=config), this.world)
         placed = place(
             NextTokenLoss(model, this.world), this.recipe.training, this.hardware, this.data.window
         )
         losses = validate(placed.loss, this.data.validation, this.data.window, this.hardware)
-        this.world.on_first(lambda: losses.save(path))
+        this.world.on_first(losses.save, path)
     return trained, None
 
 
@@ -231,12 +237,12 @@ def suggested_cut(this: Run, reference: Reference) -> int:
             bos=this.recipe.data.bos,
             world=this.world,
         )
-        this.world.on_first(lambda: save_analyses(path, [analysis]))
+        this.world.on_first(save_analyses, path, [analysis])
     cut = load_analyses(path)[0].cut  # the reasons are in the file, and in the report
     return cut.suggested
 
 
-def first_cut(start_layers: int | Literal["half", "auto"], depth: int) -> int:
+def start_depth(start_layers: int | Literal["half", "auto"], depth: int) -> int:
     """Layers of the first round; before the reference is analyzed, `auto` is taken for `half`.
 
     Raises:
@@ -250,10 +256,11 @@ def first_cut(start_layers: int | Literal["half", "auto"], depth: int) -> int:
     return layers
 
 
-def one_round(this: Run, reference: Reference, number: int, layers: int, previous: Path | None) -> Path:
-    """Inherit or grow, train, compare. The figures go into the summary; returns where the model is."""
+def one_round(
+    this: Run, reference: Reference, number: int, layers: int, previous: Path | None
+) -> RoundFigures:
+    """Inherit or grow (the model of the round before is at `previous`), train, compare."""
     directory = this.folder.round(number, layers)
-    this.record("round", number)
 
     def first_weights() -> PreTrainedModel:
         model = initial_weights(this, reference, directory, layers, previous)
@@ -273,29 +280,24 @@ def one_round(this: Run, reference: Reference, number: int, layers: int, previou
         run=this.folder.path,
         loss=objective(this, reference),
         stop=at_parity,
-        dtype=type_left(this.recipe.training, reference.config),
+        dtype=saved_dtype(this.recipe.training, reference.config),
         inherited=this.recipe.reference.pretrained is not None,  # one trained here may have had little time
         trust_remote_code=reference.source.trust_remote_code,
         title=f"round {number}, {layers} layers",
     )
-    losses = WindowLosses.load(directory / "validation.json")
-    kept = kept_in(directory, layers, reference.layers).layers
-    figures = figures_of(this.summary, reference, number, directory.name, kept, losses, outcome)
-    this.summary.rounds.append(figures)
-    this.record("round", number)
-    return directory / "model"
+    return figures_of(this.summary, reference, number, directory, outcome)
 
 
 def objective(this: Run, reference: Reference) -> Callable[[PreTrainedModel, World], NextTokenLoss]:
     """What a round minimises: cross entropy, or with `distillation` also the distance to the reference's logits."""
     settings = this.recipe.distillation
-    return NextTokenLoss if settings is None else taught_by(reference.load, settings)
+    return NextTokenLoss if settings is None else distilled_from(reference.load, settings)
 
 
 def initial_weights(
     this: Run, reference: Reference, directory: Path, layers: int, previous: Path | None
 ) -> PreTrainedModel:
-    """A round's first weights: cut from the reference, or grown from the model that the round before left behind.
+    """A round's first weights: cut from the reference, or grown from the final model of the round before.
 
     That one may be rounded (`training.dtype`), as the reference's own layers that are put between its are. Which of
     the reference's layers they are is recorded in the round's directory.
@@ -332,15 +334,10 @@ def next_choice(this: Run, reference: Reference, before: Kept, layers: int, trai
 
 
 def figures_of(
-    summary: Summary,
-    reference: Reference,
-    number: int,
-    directory: str,
-    kept: list[int],
-    losses: WindowLosses,
-    outcome: Outcome,
+    summary: Summary, reference: Reference, number: int, directory: Path, outcome: Outcome
 ) -> RoundFigures:
-    """A round's result, compared with the reference window by window."""
+    """The result of the round in this directory, compared with the reference window by window."""
+    losses = WindowLosses.load(directory / "validation.json")
     comparison = compare(losses, reference.losses, summary.margin)
     total = outcome.flops + sum(earlier.training_flops for earlier in summary.rounds)
     return RoundFigures(
@@ -357,17 +354,16 @@ def figures_of(
         cost_to_parity=total / reference.training_flops if reference.training_flops else None,
         steps=outcome.steps,
         seconds=outcome.seconds,
-        directory=directory,
-        kept=kept,
+        directory=directory.name,
+        kept=kept_in(directory, outcome.layers, reference.layers).layers,
     )
 
 
-def verdict(this: Run, reference: Reference, number: int, layers: int) -> Verdict | None:
-    """Parity, or the end of growth without it, or None: grow on."""
-    grow = this.recipe.grow
-    if this.summary.rounds[-1].parity:
+def verdict(figures: RoundFigures, grow: Grow, depth: int) -> Verdict | None:
+    """After a round: parity, or the end of growth (at the reference's depth) without it, or None: grow on."""
+    if figures.parity:
         return "parity"
-    if number == grow.max_rounds or layers + grow.layers >= reference.layers:
+    if figures.round == grow.max_rounds or figures.layers + grow.layers >= depth:
         return "no parity"
     return None
 
@@ -378,7 +374,7 @@ def finish(this: Run, reference: Reference, small: Path) -> None:
     for model in models:
         model.to(this.hardware.device)
     write_samples(this.folder.samples, this.recipe, this.data, models[0], models[1])
-    write_final(this.folder.final, this.recipe, this.data, small, this.summary)
+    publish_last_round(this.folder.final, this.recipe, this.data, small, this.summary)
 
 
 def check_finished(recipe: Recipe | TrainRecipe, folder: RunDirectory) -> None:

@@ -1,4 +1,11 @@
-"""From a trained model to a smaller one: which of its layers, and those as a model of their own."""
+"""From a trained model to a smaller one: which of its layers, and those as a model of their own.
+
+1. `choose_layers_of`: which layers, by a rule, by a list, or by measuring (`analysis.layers.choose_kept`).
+2. `load_model` with `layers=` reads the tensors of these blocks and of what is around them; the others stay empty.
+3. `assemble` makes the smaller configuration (`choose_layers`) and moves the tensors to their new places.
+4. `mend` folds into the weights what depends on a block's place, in the architectures that have such a thing.
+5. `check_exact` compares the result with the reference's same blocks on a few tokens.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import torch
 from transformers import PretrainedConfig
 
 from inheritune import UserError
-from inheritune.algorithm import first_cut
+from inheritune.algorithm import start_depth
 from inheritune.config import Data, ModelSource, Recipe, Study, Training, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.data.shards import NoShardsError
@@ -172,7 +172,7 @@ def _stages(
     config = reference_config(recipe, data, config_of)
     depth = layer_count(config)
     stages = [stage("reference", config, recipe.reference.training, recipe.data, data)]
-    first = first_cut(recipe.start_layers, depth)
+    first = start_depth(recipe.start_layers, depth)
     teacher = config if recipe.distillation else None
     for number in range(recipe.grow.max_rounds):
         layers = first + number * recipe.grow.layers
@@ -238,8 +238,8 @@ def stage(
     model, window = on_meta(config), settings.window
     steps = training.steps if training else 0
     tokens = steps * training.tokens_per_step if training else 0
-    taught_by = None if teacher is None else on_meta(teacher)
-    memory = training_memory(model) + (4 * parameter_count(taught_by) if taught_by else 0)
+    teacher_shape = None if teacher is None else on_meta(teacher)
+    memory = training_memory(model) + (4 * parameter_count(teacher_shape) if teacher_shape else 0)
     available = data.windows * window if data else settings.tokens
     return Stage(
         name=name,
@@ -248,7 +248,7 @@ def stage(
         steps=steps,
         tokens=tokens,
         epochs=tokens / available if available and tokens else None,
-        flops=training_flops(model, training, window, taught_by) if training else 0.0,
+        flops=training_flops(model, training, window, teacher_shape) if training else 0.0,
         memory=memory,
         work=Work(config, training, window, teacher) if training else None,
     )

@@ -301,7 +301,7 @@ def _read(kind: type[_R], path: Path) -> _R:
         raise UserError(f"{path} is damaged or missing, so the run cannot be resumed: {reason}") from error
 
 
-def write_final(path: Path, recipe: Recipe, data: TrainingData, model: Path, summary: Summary) -> None:
+def publish_last_round(path: Path, recipe: Recipe, data: TrainingData, model: Path, summary: Summary) -> None:
     """Put the last round's model where users look for it, with its tokenizer and a model card."""
     from inheritune.models.load import load_config, save_tokenizer
 

@@ -26,8 +26,8 @@ from inheritune.run_directory import RunDirectory
 from inheritune.runtime.hardware import Hardware, choose_hardware, describe
 from inheritune.runtime.world import World, check_same, joined
 from inheritune.training.checks import check_fit, check_room
-from inheritune.training.distillation import check_teacher, taught_by
-from inheritune.training.left_behind import type_left
+from inheritune.training.distillation import check_teacher, distilled_from
+from inheritune.training.final_model import saved_dtype
 from inheritune.training.loop import train
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.validation import WindowLosses
@@ -58,7 +58,7 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
             directory,
             hardware=hardware,
             loss=loss,
-            dtype=type_left(
+            dtype=saved_dtype(
                 recipe.training, source_config(recipe.model) if recipe.model.pretrained else None
             ),
             trust_remote_code=recipe.model.trust_remote_code,
@@ -190,8 +190,8 @@ def affordable_steps(
     """For how many steps a model can be trained with so many FLOPs; arguments as of `initial_config`."""
     training, teacher = recipe.training, teacher_of(recipe)
     model = on_meta(initial_config(recipe, data, config_of))
-    taught_by = None if teacher is None else on_meta((config_of or source_config)(teacher))
-    whole = training_flops(model, training, recipe.data.window, taught_by)
+    teacher_shape = None if teacher is None else on_meta((config_of or source_config)(teacher))
+    whole = training_flops(model, training, recipe.data.window, teacher_shape)
     return max(1, round(flops / whole * training.steps))
 
 
@@ -204,7 +204,7 @@ def objective(recipe: TrainRecipe, data: TrainingData) -> Callable[[PreTrainedMo
     config = load_config(teacher.trained)
     check_source(teacher, config, data)
     check_teacher(config, initial_config(recipe, data))
-    return taught_by(partial(load_model, teacher.trained, config=config), settings)
+    return distilled_from(partial(load_model, teacher.trained, config=config), settings)
 
 
 def scratch_config(source: ModelSource, data: TrainingData | None, window: int) -> PretrainedConfig:

@@ -195,7 +195,7 @@ def test_the_command_stops_on_sigterm_and_goes_on(data: Path, tmp_path: Path) ->
     _, errors = process.communicate()
     timer.cancel()
     assert process.returncode == 130, errors
-    assert "the same command goes on from there" in errors
+    assert "the same command resumes from there" in errors
     assert "Traceback" not in errors
     assert len(list((tmp_path / "run/reference/checkpoints").iterdir())) == 1
 

@@ -16,7 +16,7 @@ from inheritune.config import Distillation, TrainRecipe
 from inheritune.models.load import save_model
 from inheritune.recipe_file import parse_recipe
 from inheritune.train import train_model
-from inheritune.training import distillation, left_behind
+from inheritune.training import distillation, final_model
 from inheritune.training.distillation import DistillationLoss
 from tiny_models import VOCABULARY, tiny_model, tokens
 from tiny_recipes import recipe, training
@@ -126,7 +126,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_recipe_distils_and_leaves_no_teacher_in_its_checkpoints(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(left_behind, "_remove_checkpoints", lambda directory: None)  # to look at them
+    monkeypatch.setattr(final_model, "_remove_checkpoints", lambda directory: None)  # to look at them
     teacher = tiny_model("llama", num_hidden_layers=4, max_position_embeddings=64)
     save_model(teacher, tmp_path / "teacher")
     values = {

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from inheritune import UserError
 from inheritune.config import Training
 from inheritune.runtime.out_of_memory import needing_memory, ran_out_of_memory
-from inheritune.runtime.world import PeerLostError, joined, means_lost_peer
+from inheritune.runtime.world import PeerLostError, is_lost_peer, joined
 
 GLOO = "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp"
 NCCL = "NCCL error in: ../torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:1691, "
@@ -56,7 +56,7 @@ WATCHDOG = (
     ],
 )
 def test_what_tells_of_a_lost_process(error: Exception) -> None:
-    assert means_lost_peer(error)
+    assert is_lost_peer(error)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_what_tells_of_a_lost_process(error: Exception) -> None:
     ],
 )
 def test_what_only_looks_like_it(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not means_lost_peer(error)
+    assert not is_lost_peer(error)
     # And so it passes as it is.
     monkeypatch.setattr("inheritune.runtime.world._join", lambda world, training: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)

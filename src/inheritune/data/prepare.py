@@ -1,5 +1,11 @@
 """From documents to shards.
 
+1. `resolve` makes a `Source` of every file, hub data set or iterable; the tokenizer is copied, or trained on them.
+2. `read_batches` reads documents, in a thread, and gives each a key that its text and the seed decide.
+3. `in_order` encodes the batches in threads, and gives them in the order in which they were read.
+4. `_write_splits` sends each document to the split of its key (`SplitWriter`), and saves how far it is.
+5. `publish` moves everything to its place.
+
 While it works everything is in OUTPUT/unfinished, with a record of how far the files are good (`progress.json`,
 replaced every few seconds). A new start with the same arguments reads the documents up to there again, makes sure
 that they are the same ones, and continues. At the end the files move up to OUTPUT, the manifest last.

@@ -139,7 +139,7 @@ def load_model(
         tensors = read_tensors(folder)
     model.__class__ = getattr(type(model), "whole_class", type(model))
     check_weights(source, model, report, tensors, kept)
-    _settle(source, model)
+    _make_trainable(source, model)
     return model.eval()
 
 
@@ -251,7 +251,7 @@ def _without_load_report() -> Iterator[None]:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _settle(source: Pretrained, model: PreTrainedModel) -> None:
+def _make_trainable(source: Pretrained, model: PreTrainedModel) -> None:
     """What makes a model that was loaded one that can be trained and saved."""
     freeze_biases(model)
     # Else a language model would be saved under the names that it had in a multimodal one.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ from inheritune.config import Training
 from inheritune.recipe_file import differences, settings_of
 from inheritune.runtime.out_of_memory import ran_out_of_memory
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -54,15 +55,15 @@ class World:
         """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
-    def on_first(self, action: Callable[[], T]) -> T:
-        """Act on the first process only, and give its result to all; what it raises, every process raises."""
+    def on_first(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function on rank 0 only, and give its result to all; what it raises, every process raises."""
         if self.size == 1:
-            return action()
+            return function(*args, **kwargs)
         message: list[tuple[T | None, Exception | None]] = [(None, None)]
         error: Exception | None = None
         if self.first:
             try:
-                message = [(action(), None)]
+                message = [(function(*args, **kwargs), None)]
             except Exception as raised:
                 error, message = raised, [(None, _sendable(raised))]
         dist.broadcast_object_list(message, src=0, device=torch.device("cpu"))
@@ -122,7 +123,7 @@ def joined(training: Training) -> Iterator[World]:
     try:
         yield world
     except Exception as error:
-        if not means_lost_peer(error):
+        if not is_lost_peer(error):
             dist.destroy_process_group()
             raise
         raise PeerLostError(
@@ -189,7 +190,7 @@ LOST_BY_NCCL = re.compile(
 """How NCCL's begin, as torch words them; its others (of CUDA, of how it is used) are nobody's end."""
 
 
-def means_lost_peer(error: BaseException) -> bool:
+def is_lost_peer(error: BaseException) -> bool:
     """Whether an error is what torch raises when another process ends or stops answering."""
     if isinstance(error, PeerLostError | dist.DistStoreError | dist.DistNetworkError):
         return True
@@ -227,7 +228,7 @@ def _join(world: World, training: Training) -> None:
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
         dist.barrier()
     except RuntimeError as error:
-        if not means_lost_peer(error):
+        if not is_lost_peer(error):
             raise
         raise UserError(
             f"process {world.rank} waited {settings.join_seconds:g} s at {where} for all {world.size} processes, and "

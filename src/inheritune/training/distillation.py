@@ -21,7 +21,7 @@ from inheritune.config import Distillation
 from inheritune.models.size import flops_per_token
 from inheritune.runtime.world import ALONE, World
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.parallel import made_by_first
+from inheritune.training.parallel import built_on_rank_0
 
 CHUNK = {"cpu": 1_024, "cuda": 4_096}
 """Tokens whose logits, of both models, are held at once."""
@@ -164,11 +164,11 @@ def summed_loss(
     return alpha * temperature**2 * divergence + (1 - alpha) * entropy
 
 
-def taught_by(
+def distilled_from(
     teacher: Callable[[], PreTrainedModel], settings: Distillation
 ) -> Callable[[PreTrainedModel, World], DistillationLoss]:
     """What the training loop minimises; `teacher` is only called when training starts, on the first process."""
-    return lambda student, world: DistillationLoss(student, made_by_first(teacher, world), settings, world)
+    return lambda student, world: DistillationLoss(student, built_on_rank_0(teacher, world), settings, world)
 
 
 def check_teacher(teacher: PretrainedConfig, student: PretrainedConfig) -> None:

@@ -1,7 +1,16 @@
-"""The training loop."""
+"""The training loop.
+
+1. `start_or_resume`: the model, from its first weights or the newest checkpoint, spread over the processes.
+2. For each step `training_steps` reads its windows, and a `Stepper` computes gradients, clips and updates.
+3. `due_after` says which steps end with a validation (`validate`) and which with a checkpoint (`Saver`).
+4. `round_weights` to the type of the final model, the last validation on all windows, and `save_final`.
+
+A signal saves a checkpoint and raises `Interrupted`; the same call then resumes at 1.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -21,15 +30,15 @@ from inheritune.runtime.world import World
 from inheritune.training import checkpoint
 from inheritune.training.checkpoint import Saver
 from inheritune.training.checks import warn_if_untrained
-from inheritune.training.float8 import without_float8
-from inheritune.training.left_behind import (
+from inheritune.training.final_model import (
     CHECKPOINTS,
     MODEL,
     Outcome,
-    leave_behind,
     read_outcome,
     round_weights,
+    save_final,
 )
+from inheritune.training.float8 import without_float8
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.metrics import Metrics
 from inheritune.training.micro_batch import windows_per_process
@@ -103,7 +112,7 @@ def train(
     saver = Saver(directory / CHECKPOINTS, training.checkpoints.keep, world)
     flops = stepper.loss.flops_per_token(data.window) * training.tokens_per_step
     metrics = Metrics(directory, training, hardware, flops, state)
-    coming = training_steps(
+    batches = training_steps(
         data,
         order,
         range(state.step, training.steps),
@@ -122,18 +131,21 @@ def train(
         )  # every line is of the same windows
         return losses
 
-    with bar, signals() as interrupted, closing(metrics), closing(ahead(coming)) as steps:
+    with bar, signals() as interrupted, closing(metrics), closing(ahead(batches)) as steps:
         try:
             if state.step == 0:
                 losses = measure(training.validation.windows)
                 if inherited:
                     warn_if_untrained(losses.mean, model.config)
-            for micro_batches in metrics.timed(steps):
+            began = time.perf_counter()
+            for micro_batches in steps:
                 validates, saves = due_after(state.step + 1, training, data)
                 result = stepper(state.step, micro_batches, gradient_norms=validates)
                 stopping = world.any(interrupted())
                 if validates or saves or stopping:
-                    stepper.settle()
+                    stepper.check_last()
+                state.step += 1
+                state.seconds += time.perf_counter() - began
                 metrics.stepped(state, result)
                 bar.update(state.step, metrics.note)
 
@@ -144,6 +156,7 @@ def train(
                 if stopping:
                     saver.wait()
                     raise Interrupted(f"stopped after step {state.step}; the same command resumes from there")
+                began = time.perf_counter()  # what came after the step is not training time
             saver.wait()
             round_weights(model, dtype, world)
             losses = measure("all")
@@ -159,7 +172,7 @@ def train(
         layers=layer_count(model.config),
         parameters=parameter_count(model),
     )
-    leave_behind(directory, model, dtype, losses, outcome, data.path, world)
+    save_final(directory, model, dtype, losses, outcome, data.path, world)
     return outcome
 
 

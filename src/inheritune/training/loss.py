@@ -42,7 +42,7 @@ class NextTokenLoss(nn.Module):
         super().__init__()
         self.training = model.training
         self.model = model
-        self.linear_head = world.on_first(lambda: head_is_linear(model))
+        self.linear_head = world.on_first(head_is_linear, model)
         self.cross_entropy: Callable[..., Tensor] = linear_cross_entropy
 
     def compile_parts(self) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 import uuid
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 from inheritune import UserError
 from inheritune.config import Training
@@ -17,22 +15,20 @@ from inheritune.training.checkpoint import TrainState
 from inheritune.training.step import StepResult
 from inheritune.training.validation import WindowLosses
 
-T = TypeVar("T")
-
 FILE = "metrics.jsonl"
 WANDB_RUN = "wandb-run"
 """The file with the id of a training's run of Weights & Biases."""
 
 
 class Metrics:
-    """Counts steps and their time, and appends to `metrics.jsonl`, and to what copies from it where asked to.
+    """Appends to `metrics.jsonl`, and to what copies from it where asked to; the state it is shown it only reads.
 
     Args:
         directory: of the training.
         training: how often to write, and what to copy to.
         hardware: whose memory is recorded; rank 0 of its world writes.
         flops: of one step.
-        state: of the training, counted on. Lines of steps after its own are removed: they will be done again.
+        state: of the training as it starts. Lines of steps after its own are removed: they will be done again.
     """
 
     def __init__(
@@ -41,7 +37,6 @@ class Metrics:
         self.training, self.hardware, self.flops = training, hardware, flops
         self.results: list[StepResult] = []
         self.seconds = state.seconds
-        self.started = time.perf_counter()
         self.note = ""
         self.file: TextIO | None = None
         self.writers: list[Any] = []
@@ -56,19 +51,8 @@ class Metrics:
         if training.wandb:
             self.writers.append(_wandb(training, directory))
 
-    def timed(self, steps: Iterable[T]) -> Iterator[T]:
-        """The same items; what is done between a step's end and the next item's request is not training time."""
-        self.started = time.perf_counter()
-        for item in steps:
-            yield item
-            self.started = time.perf_counter()
-
     def stepped(self, state: TrainState, result: StepResult) -> None:
-        """Count a step that was done; write a line, about those since the last one, if it is due."""
-        state.step += 1
-        now = time.perf_counter()
-        state.seconds += now - self.started
-        self.started = now
+        """Note a step that was done and counted; write a line, about those since the last one, if it is due."""
         self.results.append(result)
         if result.gradient_norms:
             self._log("gradients", state, **result.gradient_norms)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from inspect import signature
 from typing import Any, Literal
 
@@ -68,7 +67,7 @@ class Placed:
         return nullcontext()
 
 
-def made_by_first(make: Callable[[], PreTrainedModel], world: World) -> PreTrainedModel:
+def built_on_rank_0(make: Callable[[], PreTrainedModel], world: World) -> PreTrainedModel:
     """A model on the first process; on the others its shape, without memory.
 
     Code that comes with a model cannot be sent: there every process makes the model itself.
@@ -94,7 +93,7 @@ def place(loss: NextTokenLoss, training: Training, hardware: Hardware, window: i
     """
     checkpoint_activations(loss.model, training)
     for model in _models_of(loss):
-        attend(model, hardware.world.on_first(partial(fitting_attention, model, window)))
+        attend(model, hardware.world.on_first(fitting_attention, model, window))
     if hardware.world.size == 1:
         loss.to(hardware.device)
         return Placed(loss, torch.compile(loss) if hardware.compile else loss, "single")
@@ -132,7 +131,7 @@ def spread(loss: NextTokenLoss, strategy: Literal["ddp", "fsdp"], hardware: Hard
 
 
 @needing_memory("the first forward pass", f"set a smaller `training.micro_batch`, {LESS_PER_WINDOW}")
-def settle(placed: Placed, hardware: Hardware, shape: tuple[int, int]) -> None:
+def rebuild_buckets(placed: Placed, hardware: Hardware, shape: tuple[int, int]) -> None:
     """Let DDP sort its buckets anew, as it does after its first backward pass, before the first step.
 
     A training that was stopped then adds gradients up in the order of one that was not, to the last bit, and

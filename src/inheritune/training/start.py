@@ -22,7 +22,7 @@ from inheritune.training.float8 import convert
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.micro_batch import choose_micro_batch, remember
 from inheritune.training.optimizer import make_optimizer
-from inheritune.training.parallel import made_by_first, place, settle
+from inheritune.training.parallel import built_on_rank_0, place, rebuild_buckets
 from inheritune.training.step import Stepper
 
 ALIGNMENT = 64
@@ -58,9 +58,9 @@ def start_or_resume(
         UserError: the checkpoints are of other settings or other data.
     """
     window, world = data.window, hardware.world
-    world.on_first(lambda: checkpoints.mkdir(parents=True, exist_ok=True))
+    world.on_first(checkpoints.mkdir, parents=True, exist_ok=True)
     fresh = TrainState(settings=deciding_settings(training), data=data.train.identity)
-    found = world.on_first(lambda: checkpoint.newest(checkpoints, fresh))
+    found = world.on_first(checkpoint.newest, checkpoints, fresh)
     path, state = found or (None, fresh)
 
     def first_weights() -> PreTrainedModel:
@@ -69,7 +69,7 @@ def start_or_resume(
         torch.manual_seed(training.seed)
         return initial().to(torch.float32)
 
-    model = made_by_first(first_weights, world)
+    model = built_on_rank_0(first_weights, world)
     align(model)
     placed = place(loss(model, world), training, hardware, window)
     if training.float8:
@@ -78,7 +78,7 @@ def start_or_resume(
     if path is not None:
         checkpoint.restore_optimizer(path, model, optimizer, world)
     step = choose_micro_batch(placed, training, hardware, window, run)
-    settle(placed, hardware, (step.micro_batch, window))
+    rebuild_buckets(placed, hardware, (step.micro_batch, window))
     stepper = Stepper(placed, optimizer, training, hardware, fitted=partial(remember, run, hardware, step))
     return Started(model, stepper, state, step.micro_batch)
 

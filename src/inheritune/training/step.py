@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -79,6 +80,15 @@ class StepResult:
                 raise NonFiniteError(f"the {what} of step {self.step} is not finite", self.step)
 
 
+@dataclass(frozen=True)
+class BackwardResult:
+    """What a step knows once its clipped gradients are there: the arguments of `StepResult` of these names."""
+
+    values: Tensor
+    micro_batch: int
+    gradient_norms: dict[str, float]
+
+
 class Stepper:
     """Trains a model by one step at a time.
 
@@ -134,12 +144,12 @@ class Stepper:
         rate = learning_rate(step, self.training)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        values, norms, size = self._gradients(step, micro_batches, gradient_norms)
-        result = StepResult(step, values, rate, size, norms)
+        backward = self._halving_on_out_of_memory(step, micro_batches, gradient_norms)
+        result = StepResult(step, backward.values, rate, backward.micro_batch, backward.gradient_norms)
         if self.looks_later:
-            self.bad = torch.maximum(self.bad, (~values.isfinite()).any().float())
+            self.bad = torch.maximum(self.bad, (~backward.values.isfinite()).any().float())
             self.optimizer.found_inf = self.bad  # type: ignore[attr-defined]
-            self.settle()
+            self.check_last()
         else:
             self._check(result)
         self.last = result
@@ -148,45 +158,8 @@ class Stepper:
         self._clear_gradients()
         return result
 
-    def _gradients(
-        self, step: int, micro_batches: Sequence[Batch], gradient_norms: bool
-    ) -> tuple[Tensor, dict[str, float], int]:
-        """Clipped gradients, with as many windows in a forward pass as there is memory for.
-
-        Returns:
-            Loss and gradient norm, the norms of query and key weights, and the windows in a forward pass.
-        """
-        before = self.most
-        while True:
-            batches = _split(micro_batches, self.most)
-            size, share = len(batches[0][0]), sum(len(inputs_bt) for inputs_bt, _ in batches)
-            try:
-                found = self._backward(step, batches, gradient_norms)
-            except RuntimeError as error:
-                if not ran_out_of_memory(error):
-                    raise
-                fewer = smaller(size, share)
-                if fewer is None or self.hardware.world.size > 1:
-                    raise UserError(self._advice(step, size, fewer)) from error
-            else:
-                if self.most != before:
-                    self.fitted(size)
-                return *found, size
-            # Only here: the error held on to the tensors of what was tried.
-            self._clear_gradients()
-            if self.hardware.device.type == "cuda":
-                torch.cuda.empty_cache()
-            logger.warning(
-                "out of memory in step %d with %d windows in one forward pass: it is done again with %d, and so are "
-                "the steps after it",
-                *(step, size, fewer),
-            )
-            self.most = fewer
-
-    def _backward(
-        self, step: int, micro_batches: Sequence[Batch], gradient_norms: bool
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Forward and backward pass, and clipping: loss and gradient norm, and those of query and key weights."""
+    def _backward(self, step: int, micro_batches: Sequence[Batch], gradient_norms: bool) -> BackwardResult:
+        """Forward and backward pass over the micro-batches, and clipping."""
         self.loss.train()
         # Dropout, where there is any, is a function of the step, so that no random state has to be kept.
         torch.manual_seed(_seed(self.training.seed, step, self.hardware.world.rank))
@@ -199,7 +172,39 @@ class Stepper:
             total += loss.detach()
         norms = self.gradients.norms() if self.gradients and gradient_norms else {}
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.training.optimizer.gradient_clip)
-        return torch.stack([self.hardware.world.mean(total), whole(norm)]), norms
+        values = torch.stack([self.hardware.world.mean(total), whole(norm)])
+        return BackwardResult(values, len(micro_batches[0][0]), norms)
+
+    def _halving_on_out_of_memory(
+        self, step: int, micro_batches: Sequence[Batch], gradient_norms: bool
+    ) -> BackwardResult:
+        """`_backward`, with as many windows in a forward pass as there is memory for."""
+        before = self.most
+        while True:
+            batches = _split(micro_batches, self.most)
+            size, share = len(batches[0][0]), sum(len(inputs_bt) for inputs_bt, _ in batches)
+            try:
+                backward = self._backward(step, batches, gradient_norms)
+            except RuntimeError as error:
+                if not ran_out_of_memory(error):
+                    raise
+                fewer = smaller(size, share)
+                if fewer is None or self.hardware.world.size > 1:
+                    raise UserError(self._advice(step, size, fewer)) from error
+            else:
+                if self.most != before:
+                    self.fitted(size)
+                return backward
+            # Only here: the error held on to the tensors of what was tried.
+            self._clear_gradients()
+            if self.hardware.device.type == "cuda":
+                torch.cuda.empty_cache()
+            logger.warning(
+                "out of memory in step %d with %d windows in one forward pass: it is done again with %d, and so are "
+                "the steps after it",
+                *(step, size, fewer),
+            )
+            self.most = fewer
 
     def _advice(self, step: int, size: int, fewer: int | None) -> str:
         """What to set after memory ran out with so many windows, where fewer were no remedy or cannot be tried."""
@@ -212,7 +217,7 @@ class Stepper:
             f"{LESS_PER_WINDOW}"
         )
 
-    def settle(self) -> None:
+    def check_last(self) -> None:
         """Look at the numbers of the last step, so that the weights are known to be good."""
         if self.last is not None:
             self._check(self.last)

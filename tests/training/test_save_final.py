@@ -27,8 +27,8 @@ from inheritune.models.size import on_meta
 from inheritune.recipe_file import deciding_settings, differences, parse_recipe, to_yaml
 from inheritune.runtime.hardware import Hardware
 from inheritune.train import train_model
-from inheritune.training import left_behind
-from inheritune.training.left_behind import type_left
+from inheritune.training import final_model
+from inheritune.training.final_model import saved_dtype
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.parallel import place
 from inheritune.training.step import NonFiniteError
@@ -162,7 +162,7 @@ def test_checkpoints_stay_float32_and_know_nothing_of_the_type(
 ) -> None:
     """It may change between two starts of a training."""
     source = {"architecture": ARCHITECTURE}
-    monkeypatch.setattr(left_behind, "_remove_checkpoints", lambda directory: None)
+    monkeypatch.setattr(final_model, "_remove_checkpoints", lambda directory: None)
     first, second = single(data, source, dtype="bfloat16"), single(data, source, dtype="float32")
     assert differences(first, second) == []
     assert deciding_settings(first.training) == deciding_settings(second.training)
@@ -197,7 +197,7 @@ def test_auto_without_a_type_or_with_one_of_another_kind() -> None:
     config = tiny_model("gpt2").config
     for dtype in (None, torch.float64, torch.float8_e4m3fn):
         config.dtype = dtype
-        assert type_left(Training(), config) == torch.float32
+        assert saved_dtype(Training(), config) == torch.float32
 
 
 def test_counting_a_model_does_not_change_what_its_configuration_says(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_checkpoints_go_once_the_model_is_there(
 ) -> None:
     recipe = single(data, {"architecture": ARCHITECTURE})
     with monkeypatch.context() as killed:  # between the two
-        killed.setattr(left_behind, "_remove_checkpoints", lambda directory: None)
+        killed.setattr(final_model, "_remove_checkpoints", lambda directory: None)
         train_model(recipe, tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
     before = (tmp_path / "run/model/model.safetensors").stat().st_mtime_ns

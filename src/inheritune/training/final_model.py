@@ -1,8 +1,8 @@
-"""The model that a training leaves behind: the type of its weights, and its files.
+"""The final model of a training: the type of its weights, and its files.
 
-A training computes with float32 weights, and its checkpoints hold them. What is left for others to use has the type
-of the model that it came from, so it is rounded to it before its last validation: the losses that are written beside
-it are its own.
+A training computes with float32 weights, and its checkpoints hold them. The final model, for others to use, has the
+type of the model that it came from, so it is rounded to it before its last validation: the losses that are written
+beside it are its own.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Outcome:
     parameters: int
 
 
-def type_left(training: Training, origin: PretrainedConfig | None) -> torch.dtype:
-    """Type of the weights that a training leaves behind.
+def saved_dtype(training: Training, origin: PretrainedConfig | None) -> torch.dtype:
+    """Type of the weights in the files of the final model.
 
     Args:
         training: whose `dtype` counts.
@@ -77,7 +77,7 @@ def round_weights(model: PreTrainedModel, dtype: torch.dtype, world: World) -> N
         )
 
 
-def leave_behind(
+def save_final(
     directory: Path,
     model: PreTrainedModel,
     dtype: torch.dtype,
@@ -86,7 +86,7 @@ def leave_behind(
     shards: Path,
     world: World,
 ) -> None:
-    """Write what a training leaves, on the first process, and delete its checkpoints.
+    """Write the final model and its figures, on rank 0, and delete the checkpoints.
 
     Args:
         directory: of the training.
@@ -121,7 +121,7 @@ def leave_behind(
 
 def read_outcome(directory: Path, world: World) -> Outcome:
     """What a finished training cost. It may have ended before its checkpoints were deleted."""
-    world.on_first(lambda: _remove_checkpoints(directory))
+    world.on_first(_remove_checkpoints, directory)
     return Outcome(**json.loads((directory / "training.json").read_text(encoding="utf-8")))
 
 
