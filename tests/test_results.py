@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import itertools
 import json
 import re
@@ -280,6 +281,17 @@ def test_the_columns_of_real_model_follow_from_its_windows_curves_and_searches()
         scores = list(csv.DictReader(file))
     assert f"{sum(float(score['taylor']) < 0 for score in scores)} of 30 blocks" in readme
     assert min(float(score["leave_one_out"]) for score in scores) > 0
+
+
+def test_the_manifest_of_real_model_is_of_the_data_that_its_runs_recorded() -> None:
+    folder = RESULTS / "real-model"
+    manifest = json.loads((folder / "corpus-manifest.json").read_text("utf-8"))
+    ends = [manifest["tokenizer"][key] for key in ("end_of_text", "bos")]
+    for run in tables.read_provenance(folder).values():
+        for split, record in manifest["splits"].items():
+            sums = [[file["sha256"], file["tokens"]] for file in record["files"]]
+            known = hashlib.sha256(json.dumps([split, sums, *ends]).encode()).hexdigest()
+            assert known == run[f"start.data.{split}.sha256"]
 
 
 # Recipes
