@@ -54,6 +54,21 @@ PAIRS = {
         ("transfer-last", "transfer-random"),
         ("transfer-first", "transfer-last"),
     ],
+    "real-model": [
+        ("influence-15", "measured-15"),
+        ("best-run-15", "measured-15"),
+        ("contiguous-15", "measured-15"),
+        ("ends-15", "measured-15"),
+        ("spread-15", "measured-15"),
+        ("first-15", "measured-15"),
+        ("influence-15", "best-run-15"),
+        ("contiguous-15", "ends-15"),
+        ("contiguous-20", "measured-20"),
+        ("ends-20", "measured-20"),
+        ("spread-20", "measured-20"),
+        ("first-20", "measured-20"),
+        ("contiguous-20", "ends-20"),
+    ],
 }
 
 

@@ -43,6 +43,8 @@ class Results:
     name: str
     entries: tuple[Entry, ...]
     reference: str
+    added: tuple[Mapping[str, str], ...] = ()
+    """What the study alone has to say of each model: columns of `table.csv` after the common ones."""
 
     @property
     def comparison(self) -> RunComparison:
@@ -55,9 +57,11 @@ def write_table(folder: Path, study: Results) -> None:
     comparison = study.comparison
     compared = csv.DictReader(io.StringIO(to_csv(comparison)))
     text = io.StringIO()
-    writer = csv.DictWriter(text, [*(compared.fieldnames or ()), *MEASURED], lineterminator="\n")
+    added = study.added or ({},) * len(study.entries)
+    columns = [*(compared.fieldnames or ()), *MEASURED, *added[0]]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    for line, seed in zip(compared, comparison.seeds, strict=True):
+    for line, seed, own in zip(compared, comparison.seeds, added, strict=True):
         entry = seed.entry
         assert entry.losses is not None, "only finished models are collected"
         data = entry.losses.data
@@ -68,7 +72,7 @@ def write_table(folder: Path, study: Results) -> None:
             entry.losses.window,
             data and data.sha256,
         )
-        writer.writerow(line | dict(zip(MEASURED, measured, strict=True)))
+        writer.writerow(line | dict(zip(MEASURED, measured, strict=True)) | own)
     files.write_text(folder / TABLE, text.getvalue())
 
 
@@ -163,7 +167,9 @@ def read_study(folder: Path) -> Results:
         key = (line["name"], int(line["seed"]) if line["seed"] else None)
         entries.append(_entry(line, *key, windows[key], curves.get(key)))
     reference = next(line["name"] for line in lines if line["verdict"] == "reference")
-    return Results(folder.resolve().name, tuple(entries), reference)
+    common = list(lines[0]).index(MEASURED[-1]) + 1
+    added = tuple(dict(list(line.items())[common:]) for line in lines)
+    return Results(folder.resolve().name, tuple(entries), reference, added)
 
 
 def _entry(
