@@ -28,7 +28,8 @@ from transformers.utils import logging as transformers_logging
 from inheritune import UserError
 from inheritune.analysis.lazy import measure_heads
 from inheritune.analysis.probe import check_attention
-from inheritune.initialization import inherit, select
+from inheritune.cut import inherit
+from inheritune.initialization import select
 from inheritune.models.architecture import blocks
 from inheritune.models.load import load_model, save_model
 from tiny_types import DEPTH, VOCABULARY, tiny_of_type

@@ -403,7 +403,7 @@ def test_on_the_command_line(tokenizer: Path, checkpoint: Path, shards: Path, tm
     found = {}
     for said in ("auto", "none"):
         command = ["analyze", str(checkpoint), "--data", str(shards), "--window", str(WINDOW), "--bos", said]
-        result = CliRunner().invoke(app, [*command, "-o", str(tmp_path / said)])
+        result = CliRunner().invoke(app, [*command, "--attention", "-o", str(tmp_path / said)])
         assert result.exit_code == 0, result.output
-        found[said] = (tmp_path / said / "analysis.json").read_bytes()
-    assert found["auto"] != found["none"]
+        found[said] = [(tmp_path / said / name).read_bytes() for name in ("analysis.json", "layers.json")]
+    assert all(auto != none for auto, none in zip(found["auto"], found["none"], strict=True))

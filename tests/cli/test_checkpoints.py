@@ -505,7 +505,7 @@ def test_the_tokenizer_comes_along(
         before = {
             path.name: path.read_bytes() for path in (place / "MODEL").iterdir() if "token" in path.name
         }
-    code, said = command("inherit", "MODEL", "--layers", 2, "-o", "OUT")
+    code, said = command("inherit", "MODEL", "--layers", 2, "--keep", "first", "-o", "OUT")
     assert code == 0, said
     if has_tokenizer == "loaded":
         assert caplog.text == ""

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 import tiny_data
 from inheritune.config import Part, TrainRecipe
-from inheritune.initialization import inherit, select
+from inheritune.cut import inherit
+from inheritune.initialization import select
 from inheritune.models.architecture import blocks_name, choose_layers
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.recipe_file import parse_recipe

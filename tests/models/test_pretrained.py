@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from inheritune import UserError, inherit
 from inheritune.config import Pretrained
-from inheritune.initialization.inherit import select
 from inheritune.initialization.narrow import half_width
+from inheritune.initialization.select import select
 from inheritune.models.load import load_config, load_model, load_tokenizer
 from inheritune.models.size import on_meta
 from tiny_checkpoints import INDEX, WEIGHTS, change_json, change_weights, write_checkpoint, write_tokenizer

@@ -17,11 +17,10 @@ import tiny_data
 from inheritune import UserError, analyze
 from inheritune.algorithm import run
 from inheritune.config import EvaluationSettings, Recipe, Training, TrainRecipe
-from inheritune.cut import cut_to_folder
+from inheritune.cut import cut_to_folder, inherit
 from inheritune.data.loader import open_data
 from inheritune.evaluation.evaluate import default_directory, evaluate
 from inheritune.evaluation.subjects import check_memory, find_subjects
-from inheritune.initialization import inherit
 from inheritune.models.load import load_config, load_model, load_tokenizer
 from inheritune.models.size import on_meta
 from inheritune.recipe_file import deciding_settings, differences, parse_recipe, to_yaml

@@ -128,7 +128,7 @@ class Remote(Source):
                 return
             except Exception as error:
                 raise OSError(
-                    f"reading {self.name} broke off ({one_line(error)}): the same command resumes there"
+                    f"reading {self.name} failed ({one_line(error)}): the same command resumes there"
                 ) from error
             self.read += 1
             yield self.row_text.of(row, f"{self.row} {self.read} of {self.name}")

@@ -1,8 +1,8 @@
 """How a small model gets its first weights. Each way is a function: (reference, options) -> model."""
 
 from inheritune.initialization.append import append
-from inheritune.initialization.inherit import inherit, select
 from inheritune.initialization.layers import choose
 from inheritune.initialization.narrow import half_width
+from inheritune.initialization.select import select
 
-__all__ = ["append", "choose", "half_width", "inherit", "select"]
+__all__ = ["append", "choose", "half_width", "select"]

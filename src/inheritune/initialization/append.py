@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from inheritune import UserError
 from inheritune.config import Pretrained
 from inheritune.initialization.assemble import mend, origin
-from inheritune.initialization.inherit import select
+from inheritune.initialization.select import select
 from inheritune.models.architecture import block_pattern, layer_count, named
 from inheritune.models.exactness import check_exact
 from inheritune.models.layer_fields import lines_of
