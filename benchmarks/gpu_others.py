@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gpu import SIZES, Size
-from gpu_contestants import (
+from gpu_measure import (
     WARM_PRODUCTS,
     WARM_UP,
     data_of,
