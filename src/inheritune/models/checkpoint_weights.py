@@ -90,7 +90,7 @@ def check_weights(
     if report["missing_keys"]:
         raise UserError(f"{source} lacks weights: {_some(report['missing_keys'])}{_if_quantized(tensors)}")
     if mismatched := sorted((str(n), tuple(a), tuple(b)) for n, a, b in report["mismatched_keys"]):
-        more = f"; so it is with {len(mismatched) - 1} more" if len(mismatched) > 1 else ""
+        more = f"; and {len(mismatched) - 1} more like it" if len(mismatched) > 1 else ""
         raise UserError(_other_shape(source, *mismatched[0]) + more)
     pattern = block_pattern(model)
     numbers = {n: int(m[1]) for n in {*tensors, *report["unexpected_keys"]} if (m := pattern.match(n))}
