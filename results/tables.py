@@ -21,6 +21,7 @@ import yaml
 
 from inheritune import UserError
 from inheritune.data.shards import DataIdentity
+from inheritune.recipe_file import flatten
 from inheritune.report.comparison import RunComparison, pair, to_csv
 from inheritune.report.runs import COLUMNS, Entry, MetricColumns
 from inheritune.run_directory import read_starts
@@ -116,7 +117,7 @@ def write_provenance(folder: Path, runs: Iterable[Path], root: Path) -> None:
         starts = read_starts(root / run)
         recipe = yaml.safe_load((root / run / "recipe.yaml").read_text("utf-8"))
         known = {"recipe": recipe, "start": starts[-1] if starts else {}}
-        flat[run.as_posix()] = dict(_flatten(known)) | ({"earlier_starts": starts[:-1]} if starts[1:] else {})
+        flat[run.as_posix()] = dict(flatten(known)) | ({"earlier_starts": starts[:-1]} if starts[1:] else {})
     runs_of = list(flat.values())
     shared = {
         key: value
@@ -194,14 +195,6 @@ def _entry(
         losses=WindowLosses(losses, int(line["window_tokens"]), data),
         metrics=MetricColumns({}, curve, {}, {}),
     )
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _write_parquet(path: Path, columns: Mapping[str, list[Any]]) -> None:

@@ -83,6 +83,16 @@ def tiny_model(model_type: str, *, seed: int = 0, **changes: Any) -> PreTrainedM
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
+def shaken(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model with all weights that are trained a little off."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
 def tokens(batch: int = 2, length: int = 24, seed: int = 0) -> torch.Tensor:
     """Random token ids of shape [batch, length]; ids 0..2 are special and left out."""
     generator = torch.Generator().manual_seed(seed)

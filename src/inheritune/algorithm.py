@@ -24,9 +24,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from inheritune import UserError
 from inheritune.analysis.analyze import analyze
 from inheritune.analysis.kept import CHOICE, Kept
-from inheritune.analysis.layers import choose_kept, grown_kept, kept_in, recorded, text_of
+from inheritune.analysis.layers import choose_kept, grown_kept, kept_in, recorded
 from inheritune.analysis.probe import check_attention
 from inheritune.analysis.result import FILE, load_analyses, save_analyses
+from inheritune.analysis.sequences import text_of
 from inheritune.config import Grow, Pretrained, Recipe, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.data.shards import NoShardsError

@@ -58,7 +58,7 @@ def to_yaml(recipe: BaseModel) -> str:
 def settings_of(recipe: BaseModel) -> dict[str, Any]:
     """Every setting of a recipe, or of a `training` alone, by its full key, such as `training.optimizer.beta1`."""
     prefix = "training." if isinstance(recipe, Training) else ""
-    return dict(_flatten(recipe.model_dump(mode="json"), prefix))
+    return dict(flatten(recipe.model_dump(mode="json"), prefix))
 
 
 def deciding_settings(recipe: BaseModel) -> dict[str, Any]:
@@ -92,10 +92,11 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested mappings with its full key, such as `training.optimizer.beta1`."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -13,7 +13,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import __version__
 from inheritune.analysis.kept import CHOICE
-from inheritune.analysis.layers import choose_kept, recorded, text_of
+from inheritune.analysis.layers import choose_kept, recorded
+from inheritune.analysis.sequences import text_of
 from inheritune.config import MEASURED, Data, ModelSource, Training, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.initialization import choose, half_width, select

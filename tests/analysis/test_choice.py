@@ -16,7 +16,8 @@ from inheritune.analysis import choice as choice_module
 from inheritune.analysis.choice import contiguous, put_back, race, search, with_each, without_each
 from inheritune.analysis.importance import ChoiceLosses, Windows
 from inheritune.analysis.kept import load_kept
-from inheritune.analysis.layers import choose_kept, recorded, text_of, windows_of
+from inheritune.analysis.layers import choose_kept, recorded, windows_of
+from inheritune.analysis.sequences import text_of
 from inheritune.data.shards import open_split
 from inheritune.initialization import append, select
 from inheritune.training.loss import NextTokenLoss

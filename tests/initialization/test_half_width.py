@@ -23,7 +23,7 @@ from inheritune.initialization.narrow import (
 from inheritune.models.architecture import blocks, layer_count
 from inheritune.models.load import load_model
 from inheritune.models.presets import architecture_config, from_config
-from tiny_models import ARCHITECTURES, LAYERS, VOCABULARY, tiny_model, tokens
+from tiny_models import ARCHITECTURES, LAYERS, VOCABULARY, shaken, tiny_model, tokens
 
 SIZES = {"vocab_size": VOCABULARY, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "hidden_size": 32}
 GROUPED = {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -45,16 +45,7 @@ WAYS += [(name, "head_size") for name in BY_SIZE]
 
 def wide_model(model_type: str, **changes: Any) -> PreTrainedModel:
     """A tiny model in which no two weights are alike, norms and biases included."""
-    return shake(tiny_model(model_type, **{**MORE.get(model_type, {}), **changes}))
-
-
-def shake(model: PreTrainedModel) -> PreTrainedModel:
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model
+    return shaken(tiny_model(model_type, **{**MORE.get(model_type, {}), **changes}))
 
 
 @pytest.mark.parametrize(("model_type", "divide"), WAYS)
@@ -265,7 +256,7 @@ def test_an_mlp_that_does_not_divide() -> None:
 
 def test_frozen_biases_stay_zero_and_frozen() -> None:
     fields = {"preset": "gpt2-small", "n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": 11}
-    narrow = half_width(shake(from_config(architecture_config(fields), 0)))
+    narrow = half_width(shaken(from_config(architecture_config(fields), 0)))
     biases = [value for name, value in narrow.named_parameters() if name.endswith(".bias")]
     assert len(biases) == 2 * 6 + 1
     assert all(not value.requires_grad and not value.any() for value in biases)

@@ -21,18 +21,8 @@ from inheritune.models.architecture import blocks
 from inheritune.models.exactness import check_exact
 from inheritune.models.load import load_model
 from inheritune.models.presets import architecture_config, from_config
-from tiny_models import tiny_model, tokens
+from tiny_models import shaken, tiny_model, tokens
 from tiny_types import tiny_of_type
-
-
-def shaken(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model with all weights that are trained a little off."""
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 def paper_model(layers: int = 8) -> PreTrainedModel:

@@ -15,6 +15,7 @@ import numpy as np
 
 from inheritune import UserError
 from inheritune.analysis.importance import Choice, ChoiceLosses
+from inheritune.training.validation import standard_error
 
 FEWEST = 4
 """Windows on which candidates are compared first."""
@@ -49,7 +50,7 @@ def race(losses: ChoiceLosses, candidates: Iterable[Choice]) -> Choice:
 
 def _worse(losses: np.ndarray, others: np.ndarray) -> bool:
     difference = losses - others
-    return bool(difference.mean() > CLEAR * difference.std(ddof=1) / math.sqrt(len(difference)))
+    return bool(difference.mean() > CLEAR * standard_error(difference))
 
 
 def search(

@@ -28,7 +28,7 @@ from inheritune.data.shards import Split
 from inheritune.initialization.layers import choose
 from inheritune.models.architecture import context_length, layer_count, parameter_count
 from inheritune.runtime.progress import ProgressBar
-from inheritune.training.validation import Z95
+from inheritune.training.validation import interval_of, standard_error
 
 WINDOWS = 32
 LENGTH = 256
@@ -124,15 +124,8 @@ def choose_kept(
         kept = found[layers]
     else:
         kept = contiguous(losses.similarities(len(losses.windows))[1], layers)
-    return Kept(
-        keep=keep,
-        layers=list(kept),
-        of_layers=depth,
-        loss=losses.mean(kept),
-        whole=losses.mean(losses.whole),
-        path=tuple(found[size] for size in sorted(found, reverse=True)),
-        measured=measured,
-    )
+    path = tuple(found[size] for size in sorted(found, reverse=True))
+    return _kept(keep, kept, losses, measured, path)
 
 
 def grown_kept(kept: Kept, layers: int, model: PreTrainedModel, text: Text, seed: int) -> Kept:
@@ -147,12 +140,20 @@ def grown_kept(kept: Kept, layers: int, model: PreTrainedModel, text: Text, seed
     """
     losses, measured = losses_on(model, text, seed)
     choice = put_back(losses, tuple(kept.layers), layers)
+    return _kept(kept.keep, choice, losses, measured)
+
+
+def _kept(
+    keep: str, choice: Choice, losses: ChoiceLosses, measured: Measurement, path: tuple[Choice, ...] = ()
+) -> Kept:
+    """The record of a choice that was measured."""
     return Kept(
-        keep=kept.keep,
+        keep=keep,
         layers=list(choice),
-        of_layers=kept.of_layers,
+        of_layers=len(losses.whole),
         loss=losses.mean(choice),
         whole=losses.mean(losses.whole),
+        path=path,
         measured=measured,
     )
 
@@ -228,17 +229,13 @@ def block_figures(losses: ChoiceLosses, cosines: np.ndarray) -> list[BlockFigure
     """The loss without each block, exactly, on a few windows; and its influence."""
     whole = losses.whole
     added = losses(without_each(whole), FEW) - losses([whole], FEW)
-    errors = Z95 * added.std(1, ddof=1) / np.sqrt(FEW)
-    return [
-        BlockFigures(
-            block=block,
-            added=float(row.mean()),
-            low=float(row.mean() - error),
-            high=float(row.mean() + error),
-            influence=float(1 - cosines[block, block + 1]),
-        )
-        for block, row, error in zip(whole, added, errors, strict=True)
-    ]
+    figures = []
+    for block, row in zip(whole, added, strict=True):
+        mean = float(row.mean())
+        low, high = interval_of(mean, standard_error(row))
+        influence = float(1 - cosines[block, block + 1])
+        figures.append(BlockFigures(block=block, added=mean, low=low, high=high, influence=influence))
+    return figures
 
 
 def advice(blocks: Sequence[BlockFigures], curve: Sequence[Point], depth: int) -> str:
@@ -274,11 +271,6 @@ def disagreement(blocks: Sequence[BlockFigures], lazy: Sequence[int]) -> str | N
         f"Rank and importance disagree: the attention of blocks {', '.join(map(str, dear))} is lazy, but their "
         "absence costs more than most. Go by the loss."
     )
-
-
-def text_of(split: Split) -> Text:
-    """The tokens of a split as something to measure on."""
-    return Text(split.directory, split, split.bos, split.end_of_text)
 
 
 def recorded(path: Path, make: Callable[[], Kept]) -> Kept:

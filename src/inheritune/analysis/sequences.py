@@ -75,6 +75,11 @@ class Text:
         return Sequences(inputs_nt.contiguous(), numbers.tolist())
 
 
+def text_of(split: Split) -> Text:
+    """The tokens of a split of shards."""
+    return Text(split.directory, split, split.bos, split.end_of_text)
+
+
 def open_text(
     data: Path,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -89,8 +94,7 @@ def open_text(
         UserError: nothing there, no text in it, or a text file without a tokenizer to read it.
     """
     if data.is_dir():
-        tokens = open_split(data, split, bos)
-        return Text(data, tokens, tokens.bos, tokens.end_of_text)
+        return text_of(open_split(data, split, bos))
     if not data.is_file():
         raise UserError(f"there is neither a folder of token shards nor a text file at {data}")
     if tokenizer is None:

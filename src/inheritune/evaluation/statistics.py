@@ -25,7 +25,7 @@ from inheritune.evaluation.result import (
 )
 from inheritune.evaluation.tasks import GROUPS, Unit
 from inheritune.runtime import files
-from inheritune.training.validation import Z95, WindowLosses, compare
+from inheritune.training.validation import WindowLosses, compare, interval_of
 
 Kind = Literal["mean", "perplexity", "weighted_perplexity", "bits_per_byte", "other"]
 """How the harness makes one figure of the items: the mean; exp(-mean); exp(-sum / sum of weights);
@@ -66,7 +66,7 @@ class MetricItems(BaseModel):
             float((values - others).sum() / weights.sum()),
             _ratio_error(values - others, weights),
         )
-        low, high = difference - Z95 * error, difference + Z95 * error
+        low, high = interval_of(difference, error)
         if self._is_ratio:
             difference, low, high = math.expm1(difference), math.expm1(low), math.expm1(high)
         p = _mcnemar(values, others) if self.kind == "mean" else None

@@ -48,7 +48,7 @@ class WindowLosses:
     @property
     def standard_error(self) -> float:
         """Standard error of the mean over windows."""
-        return _standard_error(self.losses)
+        return standard_error(self.losses)
 
     def thinned(self, windows: int | Literal["all"]) -> WindowLosses:
         """What `validate` would have measured on so many windows, out of the losses on all of them."""
@@ -171,8 +171,8 @@ def compare(target: WindowLosses, reference: WindowLosses, margin: float = 0.0) 
             f"{len(reference.losses)} of {reference.window}: both models need the same validation windows"
         )
     differences = target.losses - reference.losses
-    mean, error = float(differences.mean()), _standard_error(differences)
-    interval = (mean - Z95 * error, mean + Z95 * error)
+    mean, error = float(differences.mean()), standard_error(differences)
+    interval = interval_of(mean, error)
     return Comparison(mean, error, interval, parity=mean <= margin)
 
 
@@ -182,5 +182,11 @@ def _spread(available: int, windows: int | Literal["all"]) -> np.ndarray:
     return np.arange(count, dtype=np.int64) * available // count
 
 
-def _standard_error(values: np.ndarray) -> float:
+def interval_of(mean: float, error: float) -> tuple[float, float]:
+    """95% interval of a mean by its standard error (normal approximation)."""
+    return mean - Z95 * error, mean + Z95 * error
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean of these values; 0 for a single one."""
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
