@@ -107,9 +107,8 @@ def find_subjects(
             subjects += run_subjects(name, Path(source), shared)
             continue
         model = Pretrained(source, revision, trust_remote_code)
-        config = load_config(
-            model
-        )  # first: what is wrong with it would show in the tokenizer, in worse words
+        # First: what is wrong with it would show in the tokenizer, in worse words.
+        config = load_config(model)
         subjects.append(Subject(name, model, config, shared or load_tokenizer(model), _bos(source)))
     names = [subject.name for subject in subjects]
     for subject in subjects:
