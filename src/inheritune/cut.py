@@ -23,6 +23,7 @@ from inheritune import UserError
 from inheritune.analysis.kept import CHOICE, Kept, save
 from inheritune.analysis.layers import choose_kept
 from inheritune.analysis.sequences import Text, open_text
+from inheritune.analysis.shape import Target, choose_shape, shapes
 from inheritune.analysis.width import keep_width, narrowed
 from inheritune.card import card_name, model_card
 from inheritune.config import Narrow, Pretrained
@@ -50,12 +51,16 @@ class Size:
         heads: of each layer.
         mlp: channels of each layer's MLP.
         narrow: which of them are kept.
+        parameters: in place of a shape, how many it may have; or
+        memory: how many bytes its weights may take as they are saved.
     """
 
     hidden: int | None = None
     heads: int | None = None
     mlp: int | None = None
     narrow: Narrow = "importance"
+    parameters: int | None = None
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         if self.narrow not in get_args(Narrow):
@@ -66,6 +71,11 @@ class Size:
         """Whether the width is to be another one."""
         return not self.hidden is self.heads is self.mlp is None
 
+    @property
+    def open(self) -> bool:
+        """Whether the shape is to be found."""
+        return not self.parameters is self.memory is None
+
 
 def inherit(
     reference: str | Path | Pretrained | PreTrainedModel,
@@ -75,6 +85,8 @@ def inherit(
     heads: int | None = None,
     mlp: int | None = None,
     narrow: Narrow = "importance",
+    parameters: int | None = None,
+    memory: int | None = None,
     keep: str | Sequence[int] = "auto",
     data: str | Path | None = None,
     seed: int = 0,
@@ -99,6 +111,9 @@ def inherit(
         narrow: which of them: those of most "importance", by the size of their activations on the data; or the
             "first". What such a model computes is checked too: it is what the reference would compute with zeros in
             the place of all that was left out.
+        parameters: in place of a shape, how many parameters the result may have: depths and widths that come closest
+            are compared on the data, at the cut and after a short training (`analysis.shape`).
+        memory: the same by the bytes of the weights as they are saved.
         keep: "first" (the paper's), "last", "ends", "spread", "contiguous" or "measured", as a recipe's `keep`; or
             numbers of blocks, from 0. "auto" is "measured" where there is data, else "first".
         data: what to measure on: a folder of token shards (their training split is read), or a text file.
@@ -116,13 +131,15 @@ def inherit(
     and the final norm of GPT-2, and the token embedding and the final norm of LLaMA; the paper inherits them, and so
     does this.
     """
-    size = Size(hidden, heads, mlp, narrow)
+    size = Size(hidden, heads, mlp, narrow, parameters, memory)
     if isinstance(reference, PreTrainedModel):
-        kept = choose_parts(reference, reference.config, layers, size, keep, data, seed, reference.device)
+        kept = choose_parts(
+            reference, reference.config, layers, size, keep, data, seed, reference.device, "auto"
+        )
         return narrowed(assemble(reference, kept.layers), kept)
     source = Pretrained.of(reference, revision, trust_remote_code)
     config = load_config(source)
-    kept = choose_parts(source, config, layers, size, keep, data, seed, device)
+    kept = choose_parts(source, config, layers, size, keep, data, seed, device, dtype)
     return narrowed(read_blocks(source, config, kept.layers, dtype), kept)
 
 
@@ -159,7 +176,7 @@ def cut_to_folder(
         raise UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     source = Pretrained.of(model)
     config, tokenizer = load_config(source), read_tokenizer(source)
-    kept = choose_parts(source, config, layers, size, keep, data, seed, device)
+    kept = choose_parts(source, config, layers, size, keep, data, seed, device, dtype)
     small = narrowed(read_blocks(source, config, kept.layers, dtype), kept)
     output.parent.mkdir(parents=True, exist_ok=True)
 
@@ -182,8 +199,21 @@ def choose_parts(
     data: str | Path | None,
     seed: int,
     device: str | torch.device | None,
+    dtype: torch.dtype | str,
 ) -> Kept:
     """Which layers to keep of a model, and what of their width; arguments as of `inherit`."""
+    if size.open:
+        if (
+            layers is not None
+            or keep not in ("auto", "measured")
+            or size.narrower
+            or size.narrow != "importance"
+        ):
+            raise UserError(
+                "for a number of parameters or bytes a shape is searched for: leave out layers, keep, hidden, heads, "
+                "mlp and narrow"
+            )
+        return choose_shape_of(model, config, size, data, seed, device, dtype)
     if not size.narrower:
         return choose_layers_of(model, config, layers, keep, data, seed, device)
     width = narrower(config, size.hidden, size.heads, size.mlp)
@@ -202,6 +232,33 @@ def choose_parts(
     else:
         cut = read_blocks(model, config, kept.layers, torch.float32).to(choose_device(device))
     return keep_width(kept, cut, width, size.narrow, text, seed)
+
+
+def choose_shape_of(
+    model: Pretrained | PreTrainedModel,
+    config: PretrainedConfig,
+    size: Size,
+    data: str | Path | None,
+    seed: int,
+    device: str | torch.device | None,
+    dtype: torch.dtype | str,
+) -> Kept:
+    """The layers and the width of a model of at most a certain size; arguments as of `inherit`."""
+    if size.parameters is not None and size.memory is not None:
+        raise UserError("give either a number of parameters or the memory of the weights")
+    if data is None:
+        raise UserError("which shape is best is measured on text: give token shards or a text file")
+    if dtype == "auto":
+        dtype = model.dtype if isinstance(model, PreTrainedModel) else config.dtype or torch.float32
+    bytes_each = getattr(torch, str(dtype).removeprefix("torch.")).itemsize
+    target = Target(size.parameters, size.memory, bytes_each)
+    shapes(config, target)  # what cannot be is refused before anything is read
+    text = text_for(model, config, data)
+    if isinstance(model, PreTrainedModel):
+        large = assemble(model, range(layer_count(config)), dtype=torch.float32)
+    else:
+        large = load_model(model, config=config).to(choose_device(device))
+    return choose_shape(large, target, text, seed)
 
 
 def choose_layers_of(

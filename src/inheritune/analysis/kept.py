@@ -55,6 +55,20 @@ class KeptWidth(Record):
     """Of each kept block."""
 
 
+class Trial(Record):
+    """One of the shapes of a small model that were compared."""
+
+    layers: int
+    hidden: int
+    heads: int
+    mlp: int
+    parameters: int
+    loss: float
+    """Of the cut as it is, nats per token."""
+    trained: float | None = None
+    """After a short training, on held-out windows; None of those that were not trained."""
+
+
 class Kept(Record):
     """Which layers were kept, by which rule, and if they are narrower, what of their width."""
 
@@ -71,6 +85,8 @@ class Kept(Record):
     measured: Measurement | None = None
     width: KeptWidth | None = None
     """None where it is the model's."""
+    trials: tuple[Trial, ...] = ()
+    """The shapes that were compared, where a size was asked for."""
 
 
 class BlockFigures(Record):

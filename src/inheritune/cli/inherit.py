@@ -32,6 +32,20 @@ def inherit_command(
             "on the text, or the `first`.",
         ),
     ] = "importance",
+    parameters: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="In place of a shape, how many parameters at most, such as 80M: depths and widths are compared on "
+            "the text.",
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES", help="The same by the size of the weights as they are saved, such as 200MB."
+        ),
+    ] = None,
     keep: Annotated[
         str,
         typer.Option(
@@ -53,18 +67,22 @@ def inherit_command(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Keep some of a model's layers, its embeddings, final norm and head: a standard checkpoint in, one out."""
-    from inheritune.cli.console import print_line, quiet
+    from inheritune.cli.console import console, print_line, quiet
     from inheritune.config import Pretrained
     from inheritune.cut import Size, cut_to_folder
+    from inheritune.quantities import parse_count, parse_memory
+    from inheritune.report.layers_report import shape_table
 
     quiet()
     if data is not None and text is not None:
         raise UserError("give either --data (token shards) or --text (a text file)")
+    most = parse_count(parameters) if parameters else None
+    bytes_at_most = parse_memory(memory) if memory else None
     cut = cut_to_folder(
         Pretrained(model, revision, trust_remote_code),
         layers,
         output,
-        size=Size(hidden, heads, mlp, cast("Narrow", narrow)),
+        size=Size(hidden, heads, mlp, cast("Narrow", narrow), most, bytes_at_most),
         keep=parse_keep(keep),
         data=data or text,
         seed=seed,
@@ -72,6 +90,8 @@ def inherit_command(
         dtype=dtype,
     )
     kept = cut.kept
+    if kept.trials:
+        console.print(shape_table(kept.trials))
     print_line(f"{output}: {len(kept.layers)} of {kept.of_layers} layers, {cut.parameters:,} parameters")
     if (width := kept.width) is not None:
         print_line(f"hidden size {width.hidden}, {width.heads} heads, MLP {width.mlp} by {width.narrow}")
