@@ -30,6 +30,20 @@ class Measurement(Record):
     """Of the choice of windows."""
 
 
+class KeptTokens(Record):
+    """Which part of a vocabulary was kept: the tokens that a text uses most."""
+
+    tokens: int
+    of_tokens: int
+    data: str
+    identity: DataIdentity | None
+    """Of what the tokens were counted in; None of a text file."""
+    bytes_per_token: float
+    """UTF-8 bytes, of held-out text."""
+    bytes_per_token_before: float
+    """The same with all tokens."""
+
+
 class Kept(Record):
     """Which layers were kept, by which rule."""
 
@@ -44,6 +58,8 @@ class Kept(Record):
     path: tuple[tuple[int, ...], ...] = ()
     """The best choice found of each smaller cut on the way to this one."""
     measured: Measurement | None = None
+    vocabulary: KeptTokens | None = None
+    """None where all tokens were kept."""
 
 
 class BlockFigures(Record):
