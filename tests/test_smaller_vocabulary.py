@@ -78,6 +78,9 @@ def test_shards_of_the_model_choose_tokens_and_its_result_makes_new_ones(tmp_pat
     assert record.identity.sha256 == open_split(tmp_path / "data", "train").identity.sha256
     new = prepare([texts(300)], tmp_path / "new", tokenizer=tmp_path / "small", validation=0.1)
     assert new.tokenizer.vocabulary == 300
+    one, other = (open_split(tmp_path / name, "validation").identity for name in ("data", "new"))
+    assert one.text_bytes == other.text_bytes and one.sha256 != other.sha256
+    assert one.bytes_per_token > other.bytes_per_token > 1
     # the shards of the whole vocabulary are no longer the model's
     with pytest.raises(UserError, match=r"token \d+ occurs in .* has 300 rows"):
         inheritune.inherit(tmp_path / "small", 2, data=tmp_path / "data")
