@@ -128,7 +128,10 @@ def test_mistakes_of_a_study(data: Path, changes: dict[str, Any], sentence: str)
 
 @pytest.mark.parametrize("model", [{"row": "other"}, {"architecture": ARCHITECTURE}])
 def test_a_row_names_another_model_than_they_share(data: Path, tmp_path: Path, model: dict[str, Any]) -> None:
-    shared = {**values(data)["shared"], "model": {"pretrained": "x", "revision": "1", "trust_remote_code": True}}
+    shared = {
+        **values(data)["shared"],
+        "model": {"pretrained": "x", "revision": "1", "trust_remote_code": True},
+    }
     rows = {"other": {}, "own": {"model": model}}
     found = study(data, shared=shared, rows=rows, reference="other", headline=[])
     recipe = recipe_of(found, row_named(found, "own", 3), tmp_path)
