@@ -20,6 +20,11 @@ def significant(value: float, digits: int = 3) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def bits_per_byte(loss: float, bytes_per_token: float | None) -> float | None:
+    """A loss in nats per token, for each byte of text and in bits; None where the bytes are not known."""
+    return None if bytes_per_token is None else loss / math.log(2) / bytes_per_token
+
+
 def count(value: float) -> str:
     """A number of parameters or tokens: 812K, 124M, 1.54B."""
     return _with_prefix(value, COUNT_PREFIXES, "")

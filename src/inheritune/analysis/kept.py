@@ -69,6 +69,20 @@ class Trial(Record):
     """After a short training, on held-out windows; None of those that were not trained."""
 
 
+class KeptTokens(Record):
+    """Which part of a vocabulary was kept: the tokens that a text uses most."""
+
+    tokens: int
+    of_tokens: int
+    data: str
+    identity: DataIdentity | None
+    """Of what the tokens were counted in; None of a text file."""
+    bytes_per_token: float
+    """UTF-8 bytes, of held-out text."""
+    bytes_per_token_before: float
+    """The same with all tokens."""
+
+
 class Kept(Record):
     """Which layers were kept, by which rule, and if they are narrower, what of their width."""
 
@@ -87,6 +101,8 @@ class Kept(Record):
     """None where it is the model's."""
     trials: tuple[Trial, ...] = ()
     """The shapes that were compared, where a size was asked for."""
+    vocabulary: KeptTokens | None = None
+    """None where all tokens were kept."""
 
 
 class BlockFigures(Record):

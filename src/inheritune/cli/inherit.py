@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -58,6 +58,14 @@ def inherit_command(
         Path | None, typer.Option(help="Token shards to measure on; their training split is read.")
     ] = None,
     text: Annotated[Path | None, typer.Option(help="A text file to measure on.")] = None,
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|used",
+            help="Keep so many tokens, those that occur most in --data or --text, or all that are used there; with "
+            "either, all bytes and special tokens.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Changes which windows are measured on.")] = 0,
     device: Annotated[
         str | None, typer.Option(help="Where to measure: cpu, cuda, cuda:1; by default a GPU if any.")
@@ -66,7 +74,10 @@ def inherit_command(
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Keep some of a model's layers, its embeddings, final norm and head: a standard checkpoint in, one out."""
+    """Keep some of a model's layers, its embeddings, final norm and head: a standard checkpoint in, one out.
+
+    Of its vocabulary all is kept, unless --vocabulary says otherwise.
+    """
     from inheritune.cli.console import console, print_line, quiet
     from inheritune.config import Pretrained
     from inheritune.cut import Size, cut_to_folder
@@ -82,7 +93,9 @@ def inherit_command(
         Pretrained(model, revision, trust_remote_code),
         layers,
         output,
-        size=Size(hidden, heads, mlp, cast("Narrow", narrow), most, bytes_at_most),
+        size=Size(
+            hidden, heads, mlp, cast("Narrow", narrow), most, bytes_at_most, parse_vocabulary(vocabulary)
+        ),
         keep=parse_keep(keep),
         data=data or text,
         seed=seed,
@@ -95,6 +108,11 @@ def inherit_command(
     print_line(f"{output}: {len(kept.layers)} of {kept.of_layers} layers, {cut.parameters:,} parameters")
     if (width := kept.width) is not None:
         print_line(f"hidden size {width.hidden}, {width.heads} heads, MLP {width.mlp} by {width.narrow}")
+    if (of := kept.vocabulary) is not None:
+        print_line(
+            f"{of.tokens:,} of {of.of_tokens:,} tokens: {of.bytes_per_token:.3f} bytes per token of held-out text, "
+            f"{of.bytes_per_token_before:.3f} with all of them"
+        )
     if kept.loss is not None:
         blocks = ", ".join(map(str, kept.layers))
         whole = "" if kept.whole is None else f", the whole model's {kept.whole:.3f}"
@@ -117,3 +135,16 @@ def parse_keep(keep: str) -> str | list[int]:
         raise UserError(
             f"--keep is {keep!r}, but should be {', '.join(RULES)}, or block numbers such as 0,1,2,9"
         ) from None
+
+
+def parse_vocabulary(vocabulary: str | None) -> int | Literal["used"] | None:
+    """How many tokens.
+
+    Raises:
+        UserError: neither a number nor `used`.
+    """
+    if vocabulary is None or vocabulary == "used":
+        return vocabulary  # type: ignore[return-value]
+    if not vocabulary.isdecimal():
+        raise UserError(f"--vocabulary is {vocabulary!r}, but should be a number of tokens, or `used`")
+    return int(vocabulary)
