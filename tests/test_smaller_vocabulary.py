@@ -17,6 +17,7 @@ from inheritune.analysis.kept import load_kept
 from inheritune.cli import main as cli
 from inheritune.data.prepare import prepare
 from inheritune.data.shards import open_split
+from inheritune.models.architecture import parameter_count
 from small_tokenizers import KINDS, save, texts
 from tiny_checkpoints import change_json, write_checkpoint
 from tiny_models import tiny_model
@@ -66,6 +67,20 @@ def test_a_checkpoint_with_fewer_tokens(tmp_path: Path, text: Path, kind: str) -
     with torch.no_grad():
         found, expected = small(others).logits, reference(ids).logits[..., places]
     torch.testing.assert_close(found, expected)
+
+
+def test_a_size_counts_the_tokens_that_are_left(tmp_path: Path, text: Path, monkeypatch) -> None:
+    monkeypatch.setattr("inheritune.analysis.shape.STEPS", 2)
+    monkeypatch.setattr("inheritune.analysis.layers.LENGTH", 32)
+    folder = write_model(tmp_path / "model", tie_word_embeddings=True)
+    small = inheritune.inherit(
+        folder, parameters=30_000, vocabulary="used", data=text, output=tmp_path / "small"
+    )
+    record = load_kept(tmp_path / "small" / "choice.json")
+    assert record.vocabulary is not None and record.vocabulary.tokens == small.config.vocab_size < ROWS
+    taken = min(record.trials, key=lambda trial: float("inf") if trial.trained is None else trial.trained)
+    # A step of MLP channels more, eight of them in each layer, would be too many.
+    assert 30_000 - 3 * 32 * 8 * taken.layers < taken.parameters == parameter_count(small) <= 30_000
 
 
 def test_shards_of_the_model_choose_tokens_and_its_result_makes_new_ones(tmp_path: Path) -> None:

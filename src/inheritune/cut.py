@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -221,6 +221,7 @@ def cut_to_folder(
         smaller = choose_vocabulary(source, config, tokenizer, data, size.vocabulary)
         tokenizer = smaller.tokenizer
         layers = layer_count(config) if layers is None and not size.open and isinstance(keep, str) else layers
+        size = replace(size, vocabulary=len(smaller.tokens))
     kept = choose_parts(source, config, layers, size, keep, data, seed, device, dtype)
     small = narrowed(read_blocks(source, config, kept.layers, dtype), kept)
     if smaller is not None:
@@ -303,7 +304,8 @@ def choose_shape_of(
     if dtype == "auto":
         dtype = model.dtype if isinstance(model, PreTrainedModel) else config.dtype or torch.float32
     bytes_each = getattr(torch, str(dtype).removeprefix("torch.")).itemsize
-    target = Target(size.parameters, size.memory, bytes_each)
+    tokens = size.vocabulary if isinstance(size.vocabulary, int) else None
+    target = Target(size.parameters, size.memory, bytes_each, tokens)
     shapes(config, target)  # what cannot be is refused before anything is read
     text = text_for(model, config, data)
     if isinstance(model, PreTrainedModel):

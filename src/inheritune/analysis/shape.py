@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 
@@ -57,11 +58,23 @@ class Target:
     memory: int | None = None
     bytes_each: int = 2
     """Of a parameter as it is saved."""
+    vocabulary: int | None = None
+    """Tokens that the result has, where they are fewer."""
 
     @property
     def most(self) -> int:
         """What a model may have of `size`."""
         return self.parameters or self.memory or 0
+
+    def without_weights(
+        self, config: PretrainedConfig, layers: Sequence[int], width: Width
+    ) -> PreTrainedModel:
+        """The result of a choice, shapes only."""
+        cut = width_config(choose_layers(config, layers), width)
+        if self.vocabulary is not None:
+            cut = copy.deepcopy(cut)
+            cut.vocab_size, cut.pad_token_id = self.vocabulary, None  # which may be beyond it
+        return on_meta(cut)
 
     def size(self, model: PreTrainedModel) -> int:
         """Of a model, with weights or without."""
@@ -95,10 +108,7 @@ def shapes(config: PretrainedConfig, target: Target) -> list[Shape]:
     @cache
     def sizes(width: Width) -> tuple[int, int]:
         """Of one layer with everything around it, and of each further one."""
-        one, two = (
-            target.size(on_meta(width_config(choose_layers(config, range(n)), width)))
-            for n in (1, min(2, depth))
-        )
+        one, two = (target.size(target.without_weights(config, range(n), width)) for n in (1, min(2, depth)))
         return one, two - one
 
     def size(shape: Shape) -> int:
@@ -197,9 +207,7 @@ def choose_shape(model: PreTrainedModel, target: Target, text: Text, seed: int) 
         Trial(
             layers=shape.layers,
             **asdict(shape.width),
-            parameters=parameter_count(
-                on_meta(width_config(choose_layers(model.config, cut.layers), shape.width))
-            ),
+            parameters=parameter_count(target.without_weights(model.config, cut.layers, shape.width)),
             loss=at_cut[place],
             trained=trained.get(place),
         )
