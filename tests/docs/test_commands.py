@@ -48,8 +48,8 @@ MODELS = {
 }
 """Models that pages name -> the type and the depth of what stands there instead."""
 
-DATA_SETS = {"openwebtext": "my-texts"}
-"""Data sets that need a network -> the folder that is read instead."""
+STAND_INS = {"openwebtext": "my-texts", "24000": "500"}
+"""Words of commands -> what is given instead: a folder for a data set that needs a network, fewer tokens."""
 
 BEFORE = {
     "docs/how-to/resume.md": ["inheritune prepare my-texts --tokenizer gpt2 -o data/mine"],
@@ -317,7 +317,7 @@ class Follower:
         check(words)
         if words[0] != "inheritune":
             return
-        arguments = [file for word in words[1:] for file in expanded(DATA_SETS.get(word, word))]
+        arguments = [file for word in words[1:] for file in expanded(STAND_INS.get(word, word))]
         if arguments[0] == "study" and arguments[1].startswith("recipes/paper"):
             study = yaml.safe_load(Path(arguments[1]).read_text())
             arguments += ["--row", study["reference"]]  # each row is a program of its own
