@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+
+from inheritune import UserError
 
 COUNT_PREFIXES = ("", "K", "M", "B", "T")
 FLOP_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
@@ -44,6 +47,28 @@ def memory(value: float) -> str:
     return f"{significant(mebibytes)} MiB" if mebibytes < 1000 else f"{significant(mebibytes / 1024)} GiB"
 
 
+def parse_count(text: str) -> int:
+    """A number of parameters as people write it: 80M, 1.5B, 80_000_000.
+
+    Raises:
+        UserError: it is none.
+    """
+    return _parsed(
+        text, {prefix: 1000**power for power, prefix in enumerate(COUNT_PREFIXES)}, "parameters", "80M"
+    )
+
+
+def parse_memory(text: str) -> int:
+    """A number of bytes as people write it: 200MB, 1.5 GiB.
+
+    Raises:
+        UserError: it is none.
+    """
+    units = {f"{prefix}B": 1000**power for power, prefix in enumerate(("K", "M", "G", "T"), 1)}
+    units |= {f"{prefix}iB": 1024**power for power, prefix in enumerate(("K", "M", "G", "T"), 1)}
+    return _parsed(text, units, "bytes", "200MB")
+
+
 def duration(seconds: float) -> str:
     """A time span in its two largest units: 42 s, 12 min 30 s, 3 h 5 min, 2 d 4 h; `?` for one without an end."""
     if not math.isfinite(seconds):
@@ -71,6 +96,14 @@ def loss_decimals(interval: tuple[float, float]) -> int:
 def signed_interval(interval: tuple[float, float], decimals: int) -> str:
     """The interval with the signs of its ends: [-0.025, +0.003]."""
     return f"[{interval[0]:+.{decimals}f}, {interval[1]:+.{decimals}f}]"
+
+
+def _parsed(text: str, units: dict[str, int], what: str, example: str) -> int:
+    found = re.fullmatch(r"([\d_,]*\d(?:\.\d+)?) ?([A-Za-z]*)", text.strip(), re.ASCII)
+    known = {unit.lower(): size for unit, size in units.items()}
+    if found is None or found[2].lower() not in known:
+        raise UserError(f"{text!r} is no number of {what}: write it such as {example}")
+    return round(float(re.sub("[_,]", "", found[1])) * known[found[2].lower()])
 
 
 def _with_prefix(value: float, prefixes: tuple[str, ...], unit: str) -> str:

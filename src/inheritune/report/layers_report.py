@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import rich.table
 
-from inheritune.analysis.kept import LAYERS_FILE, BlockFigures, LayerAnalysis, save
+from inheritune.analysis.kept import LAYERS_FILE, BlockFigures, LayerAnalysis, Trial, save
 from inheritune.report.figures import Line, Picture, curves
 from inheritune.report.pages import write_files
 from inheritune.report.table import Table
@@ -43,6 +43,21 @@ def cut_table(analysis: LayerAnalysis) -> rich.table.Table:
     rows = [[str(depths[i]), *(f"{losses[depths[i]][rule]:.2f}" for rule in rules)] for i in places]
     columns = ("Layers", *(rule.capitalize() for rule in rules))
     return Table("Loss of a cut as it is, by which layers are kept", columns, rows).terminal()
+
+
+def shape_table(trials: Sequence[Trial]) -> rich.table.Table:
+    """The shapes that were compared for a size, for the terminal."""
+    rows = [
+        (
+            *map(str, (trial.layers, trial.hidden, trial.heads, trial.mlp)),
+            f"{trial.parameters:,}",
+            f"{trial.loss:.3f}",
+            "" if trial.trained is None else f"{trial.trained:.3f}",
+        )
+        for trial in trials
+    ]
+    columns = ("Layers", "Hidden", "Heads", "MLP", "Parameters", "Loss as cut", "After a trial")
+    return Table("Shapes of this size", columns, rows).terminal()
 
 
 def worth_picture(analysis: LayerAnalysis) -> Picture | None:
