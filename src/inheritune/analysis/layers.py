@@ -34,6 +34,9 @@ WINDOWS = 32
 LENGTH = 256
 """Choices are compared on so many windows of so many tokens."""
 
+RACE = 4 * WINDOWS
+"""About so many windows are read to find the best choice of a size (`choice.race` of `choice.NEAR` candidates)."""
+
 SHORTEST = 16
 """Tokens of a window that says anything."""
 
@@ -119,13 +122,29 @@ def choose_kept(
     losses, measured = losses_on(model(), text, seed)
     found: dict[int, Choice] = {}
     if keep == "measured":
-        with ProgressBar(f"choosing {layers} of {depth} layers", None, "cuts") as bar:
-            found = search(losses, layers, tell=lambda size: bar.update(bar.done + 1, f"{size} layers"))
+        found = searched(losses, layers, f"choosing {layers} of {depth} layers")
         kept = found[layers]
     else:
         kept = contiguous(losses.similarities(len(losses.windows))[1], layers)
     path = tuple(found[size] for size in sorted(found, reverse=True))
     return _kept(keep, kept, losses, measured, path)
+
+
+def searched(losses: ChoiceLosses, fewest: int, title: str) -> dict[int, Choice]:
+    """`search`, with a bar that counts windows on which choices were measured; how many there will be is a guess."""
+    left = 0
+    with ProgressBar(title, None, "windows") as bar:
+
+        def measured(windows: int) -> None:
+            done = bar.done + windows
+            bar.update(done, f"{left} sizes left", done + left * RACE)
+
+        def next_race(races: int) -> None:
+            nonlocal left
+            left = races
+
+        losses.tell = measured
+        return search(losses, fewest, tell=next_race)
 
 
 def grown_kept(kept: Kept, layers: int, model: PreTrainedModel, text: Text, seed: int) -> Kept:
@@ -199,10 +218,7 @@ def analyze_layers(
     cosines, angles = losses.similarities(FEW)
     blocks = block_figures(losses, cosines)
     show(blocks)
-    with ProgressBar(f"cuts of {name}", None, "cuts") as bar:
-        best = search(
-            losses, fewest or max(1, depth // 2), tell=lambda size: bar.update(bar.done + 1, f"{size} layers")
-        )
+    best = searched(losses, fewest or max(1, depth // 2), f"cuts of {name}")
     curve = []
     for size in sorted(best, reverse=True):
         rows: dict[str, Choice] = {"measured": best[size], "contiguous": contiguous(angles, size)}
