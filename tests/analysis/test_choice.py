@@ -118,7 +118,7 @@ def test_where_all_choices_are_measured_the_search_is_exhaustive(seed: int, dept
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_no_sweep_makes_a_choice_worse(seed: int) -> None:
-    losses = random_table(12, 4, seed)  # four windows: nothing is dropped on fewer
+    losses = random_table(12, 16, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choice_module, "SWEEPS", 1)
         once = search(losses, 4)
@@ -138,21 +138,21 @@ def test_a_race_finds_the_best_of_choices_that_differ_clearly() -> None:
     assert put_back(losses, (2,), 4) == (1, 2, 3, 5)
 
 
-def test_dear_blocks_are_measured_once_and_close_ones_whenever_they_may_be_the_best(monkeypatch) -> None:
+def test_dear_blocks_are_not_measured_at_every_size(monkeypatch) -> None:
     monkeypatch.setattr(choice_module, "ALL", 0)
-    monkeypatch.setattr(choice_module, "NEAR", 2)
+    monkeypatch.setattr(choice_module, "NEAR", (2,))
     monkeypatch.setattr(choice_module, "SWEEPS", 1)
     seen: list[tuple[int, ...]] = []
 
     def of(choice: tuple[int, ...]) -> np.ndarray:
         seen.append(choice)
         worth = 0.1 * np.arange(1, 9)
-        worth[1:3] += 9 * (0 not in choice)  # without block 0 its neighbours are dear
+        worth[1] += 9 * (0 not in choice)  # without block 0 its neighbour is dear
         return np.full(4, 9 - worth[list(choice)].sum())
 
     found = search(Table(8, 4, of), 5)
-    assert found == {7: (1, 2, 3, 4, 5, 6, 7), 6: (1, 2, 4, 5, 6, 7), 5: (1, 2, 5, 6, 7)}
-    assert all(7 in choice for choice in seen if len(choice) == 5), "its absence costs more than others' did"
+    assert found == {7: (1, 2, 3, 4, 5, 6, 7), 6: (1, 3, 4, 5, 6, 7), 5: (1, 4, 5, 6, 7)}
+    assert all(set(choice) >= {5, 6, 7} for choice in seen if len(choice) < 7), "their absence costs more"
 
 
 def test_progress_counts_the_windows_that_choices_are_measured_on(text, monkeypatch) -> None:

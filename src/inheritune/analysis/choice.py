@@ -29,8 +29,8 @@ SWEEPS = 3
 ALL = 128
 """So many choices of one size all race."""
 
-NEAR = 12
-"""So many blocks race in any case: those whose turn was the best when they were last measured."""
+NEAR = (12, 4, 4)
+"""So many moves race in each sweep: those that were the best when they were last measured."""
 
 
 def race(losses: ChoiceLosses, candidates: Iterable[Choice]) -> Choice:
@@ -57,36 +57,32 @@ def _worse(losses: np.ndarray, others: np.ndarray) -> bool:
 
 
 def promising(
-    losses: ChoiceLosses, base: Choice, moves: Sequence[Choice], last: dict[int, float]
+    losses: ChoiceLosses, base: Choice, moves: Sequence[Choice], last: dict[int, float], count: int
 ) -> list[Choice]:
     """The moves that are worth a race: those that were the best when they were last measured, at a neighbouring size.
 
-    A block whose absence costs 7 nats need not be measured at every size. Any other one is measured as well if its
-    last change was better than the best of these is now, so what was never measured always is.
+    A block whose absence costs 7 nats need not be measured at every size. What the others cost rises from size to
+    size, so that in the end it is their turn, or that of what was not measured for long.
 
     Args:
         losses: of the model's choices.
         base: what is changed.
         moves: what comes of it when a block is dropped, or put back.
         last: block -> change of the loss by its move where it was last measured; brought up to date.
+        count: how many are wanted.
     """
     windows = min(FEWEST, len(losses.windows))
-    before = losses([base], windows).mean()
     by_block = {block: move for move in moves for block in set(base) ^ set(move)}
 
     def measure(blocks: list[int]) -> None:
-        if blocks:
-            changes = losses([by_block[block] for block in blocks], windows).mean(1) - before
-            last.update(zip(blocks, changes.tolist(), strict=True))
+        changes = losses([by_block[block] for block in blocks], windows).mean(1)
+        last.update(zip(blocks, (changes - losses([base], windows).mean()).tolist(), strict=True))
 
-    measure([block for block in by_block if block not in last])
-    order = sorted(by_block, key=last.__getitem__)
-    near = order[:NEAR]
+    if new := [block for block in by_block if block not in last]:
+        measure(new)
+    near = sorted(by_block, key=last.__getitem__)[:count]
     measure(near)
-    best = min(last[block] for block in near)
-    close = [block for block in order[NEAR:] if last[block] < best]
-    measure(close)
-    return [by_block[block] for block in (*near, *close)]
+    return [by_block[block] for block in near]
 
 
 def search(
@@ -96,7 +92,7 @@ def search(
 
     Down from the whole model the block is dropped whose absence costs least, one after the other; then up again,
     where one is put back, and down again, so that a block that was dropped early can take the place of another one.
-    What an earlier sweep found stays a candidate. Of sizes with few choices all of them race.
+    What an earlier sweep found stays unless something is better on all windows. Of sizes with few choices all race.
 
     Args:
         losses: of the model's choices.
@@ -121,11 +117,12 @@ def search(
         for place, size in enumerate(sizes):
             tell(len(sizes) - place + (len(downwards) - 1 if sweep == 0 else 0))
             base = best[size + 1 if down else size - 1]
+            moves = without_each(base) if down else with_each(base, whole)
+            near = promising(losses, base, moves, last, NEAR[sweep])
             if math.comb(len(whole), size) <= ALL:
                 near = list(combinations(whole, size))
-            else:
-                near = promising(losses, base, without_each(base) if down else with_each(base, whole), last)
-            best[size] = race(losses, [*near, *([best[size]] if size in best else [])])
+            found = race(losses, near)
+            best[size] = min(best.get(size, found), found, key=losses.mean)
         if best == before:
             break
     return {size: choice for size, choice in best.items() if size < len(whole)}
