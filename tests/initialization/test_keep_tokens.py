@@ -12,6 +12,7 @@ from inheritune import UserError
 from inheritune.initialization.assemble import assemble
 from inheritune.initialization.vocabulary import keep_tokens, named_tokens
 from tiny_models import ARCHITECTURES, LAYERS, VOCABULARY, shaken, tiny_model
+from tiny_types import tiny_of_type
 
 KEPT = [0, 1, 2, 5, *range(20, 70, 2), 90, 96]
 
@@ -73,10 +74,10 @@ def test_a_token_without_a_row() -> None:
         keep_tokens(tiny_model("llama"), [0, 1, 2, 97])
 
 
-def test_a_model_with_something_else_for_each_token_is_refused() -> None:
+def test_embeddings_for_each_layer(tmp_path: Path) -> None:
     sizes = {
         "vocab_size": VOCABULARY,
-        "vocab_size_per_layer_input": VOCABULARY,
+        "vocab_size_per_layer_input": 95,  # token 96 reads those of token 0
         "hidden_size": 32,
         "hidden_size_per_layer_input": 8,
         "intermediate_size": 64,
@@ -89,6 +90,28 @@ def test_a_model_with_something_else_for_each_token_is_refused() -> None:
         "layer_types": ["full_attention"] * LAYERS,
         "activation_sparsity_pattern": [0.0] * LAYERS,
     }
-    model = shaken(tiny_model("gemma3n_text", **sizes))
+    whole = shaken(tiny_model("gemma3n_text", **sizes))
+    rows, places = torch.tensor(KEPT), torch.arange(3, len(KEPT)).view(1, -1)
+    expected = logits(whole, rows[places])[..., rows]
+    keep_tokens(whole, KEPT)
+    torch.testing.assert_close(logits(whole, places), expected)
+    assert (
+        whole.config.vocab_size_per_layer_input == len(whole.model.embed_tokens_per_layer.weight) == len(KEPT)
+    )
+    whole.save_pretrained(tmp_path)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path), places), expected)
+
+
+def test_a_model_in_which_something_else_depends_on_the_token_is_refused() -> None:
+    model = tiny_model("llama")
+    model.model.embed_tokens.register_forward_hook(lambda module, ids, output: output * ids[0][..., None])
     with pytest.raises(UserError, match="the logits of those that are kept would change, as something else"):
         keep_tokens(model, KEPT)
+
+
+def test_a_configuration_that_cannot_be_without_an_id() -> None:
+    model = tiny_of_type("modernbert-decoder").eval()
+    with pytest.raises(
+        UserError, match=r"cannot take tokens out of this 'modernbert-decoder' model: .*NoneType"
+    ):
+        keep_tokens(model, range(60))
