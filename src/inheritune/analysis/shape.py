@@ -1,6 +1,7 @@
 """A shape for a size: how deep and how wide a small model of at most so many parameters, or bytes, is best.
 
-1. `shapes` lists for every depth the widest model that fits: fewer MLP channels, then fewer heads, then dimensions.
+1. `shapes` lists for every depth the widest model that fits: with fewer MLP channels, if fewer than half of them would
+   be left with fewer heads too, and only where that is not enough with a smaller hidden state, which costs most.
 2. Each is cut (measured layers, width by importance), and its loss measured as it is.
 3. The loss of a cut as it is compares depth with width badly, so the best of the deep ones, of the shallow ones and
    of those between are trained for a moment on the text. The one with the lowest loss on held-out windows is taken.
@@ -12,6 +13,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -41,6 +43,11 @@ STEP = 64
 
 NARROWEST = 4
 """No part of the width is cut to less than one in so many."""
+
+ENOUGH = 1 / 2
+"""Heads stay where so much of the MLP does. Of SmolLM2-135M at 81M parameters the loss with 30 layers is 6.14 with all
+heads and a third of the MLP, 5.62 with two thirds of the heads; with 24 layers and half of the MLP it is 5.39 and not
+less with fewer heads."""
 
 TRIED = 3
 """So many shapes are trained, each for so many steps of so many windows, and measured on so many others."""
@@ -120,14 +127,25 @@ def shapes(config: PretrainedConfig, target: Target) -> list[Shape]:
         raise UserError(
             f"the model has {target.shown(whole)}, so there is nothing to cut to {target.shown(target.most)}"
         )
-    rows = list(_widths(config, have))
+    rows = [list(row) for _, row in groupby(_widths(config, have), key=lambda widths: widths[0].hidden)]
+
+    def widest(layers: int) -> Width | None:
+        """That fits: with the most hidden dimensions, then with most left of what is cut most, then of the heads."""
+
+        def fits(width: Width) -> bool:
+            return size(Shape(layers, width)) <= target.most
+
+        for row in rows:
+            fitting = [next(filter(fits, widths)) for widths in row if fits(widths[-1])]
+            if fitting:
+                return max(fitting, key=lambda w: min(w.heads / have.heads, w.mlp / have.mlp, ENOUGH))
+        return None
+
     found, smallest = list[Shape](), whole
     for layers in range(depth, max(1, depth // 2) - 1, -1):
-        fits = [size(Shape(layers, row[-1])) <= target.most for row in rows]
-        row = rows[fits.index(True)] if any(fits) else []
-        width = next((width for width in row if size(Shape(layers, width)) <= target.most), None)
+        width = widest(layers)
         if width is None:
-            smallest = size(Shape(layers, rows[-1][-1]))
+            smallest = size(Shape(layers, rows[-1][-1][-1]))
             continue
         found.append(Shape(layers, width))
         if width == have:
