@@ -1,7 +1,7 @@
 """A shape for a size: how deep and how wide a small model of at most so many parameters, or bytes, is best.
 
-1. `shapes` lists for every depth the widest model that fits: with fewer MLP channels, if fewer than half of them would
-   be left with fewer heads too, and only where that is not enough with a smaller hidden state, which costs most.
+1. `shapes` lists for every depth the widest model that fits: with fewer MLP channels; where fewer than half of them
+   would be left, with fewer heads too; and where that is too little, with a smaller hidden state, which costs most.
 2. Each is cut (measured layers, width by importance), and its loss measured as it is.
 3. The loss of a cut as it is compares depth with width badly, so the best of the deep ones, of the shallow ones and
    of those between are trained for a moment on the text. The one with the lowest loss on held-out windows is taken.
@@ -45,9 +45,9 @@ NARROWEST = 4
 """No part of the width is cut to less than one in so many."""
 
 ENOUGH = 1 / 2
-"""Heads stay where so much of the MLP does. Of SmolLM2-135M at 81M parameters the loss with 30 layers is 6.14 with all
-heads and a third of the MLP, 5.62 with two thirds of the heads; with 24 layers and half of the MLP it is 5.39 and not
-less with fewer heads."""
+"""Heads stay where so much of the MLP does. Of SmolLM2-135M at 81M parameters the loss with 30 layers is 6.14 with
+all heads and a third of the MLP, 5.62 with two thirds of the heads; with 24 layers and half of the MLP it is 5.39,
+and not less with fewer heads."""
 
 TRIED = 3
 """So many shapes are trained, each for so many steps of so many windows, and measured on so many others."""
