@@ -3,8 +3,9 @@
 1. `shapes` lists for every depth the widest model that fits: with fewer MLP channels; where fewer than half of them
    would be left, with fewer heads too; and where that is too little, with a smaller hidden state, which costs most.
 2. Each is cut (measured layers, width by importance), and its loss measured as it is.
-3. The loss of a cut as it is compares depth with width badly, so the best of the deep ones, of the shallow ones and
-   of those between are trained for a moment on the text. The one with the lowest loss on held-out windows is taken.
+3. The loss of a cut as it is makes narrow layers look worse than they are: SmolLM2-135M with 30 layers and a third of
+   the MLP is 0.60 nats above 15 whole layers, and 0.09 after 25 steps. So the best of the deep ones, of the shallow
+   ones and of those between are trained for a moment, and the one with the lowest loss on held-out windows is taken.
 """
 
 from __future__ import annotations
