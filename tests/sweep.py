@@ -26,12 +26,15 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from inheritune import UserError
+from inheritune.analysis.choice import without_each
+from inheritune.analysis.importance import ChoiceLosses, Windows
 from inheritune.analysis.lazy import measure_heads
 from inheritune.analysis.probe import check_attention
 from inheritune.cut import inherit
 from inheritune.initialization import select
 from inheritune.models.architecture import blocks
 from inheritune.models.load import load_model, save_model
+from inheritune.training.loss import NextTokenLoss
 from tiny_types import DEPTH, VOCABULARY, tiny_of_type
 
 TYPES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -47,6 +50,7 @@ class Outcome:
     not_tried: str = ""
     first: str = ""
     spread: str = ""
+    without: str = ""
     training: str = ""
     attention: str = ""
 
@@ -69,6 +73,7 @@ def outcome(model_type: str, folder: Path) -> Outcome:
     return Outcome(
         first=_together(firsts),
         spread=_choice(reference, folder, SPREAD),
+        without=_without_each(folder),
         training=_training(folder, firsts),
         attention=_attention(reference),
     )
@@ -92,6 +97,40 @@ def _choice(reference: PreTrainedModel, folder: Path, layers: Sequence[int]) -> 
             off = (found[difference] - expected[difference]).abs().max() / scale
             assert off < 1e-4, f"layers {list(layers)}: the {name} is off by {off:.2g} of its largest value"
     return EXACT
+
+
+def _without_each(folder: Path) -> str:
+    """`exact` if the loss without each block is that of a model that was made without it."""
+    windows = Windows(_tokens()[:, :-1], _tokens()[:, 1:])
+    try:
+        reference = load_model(folder)
+        losses = ChoiceLosses(reference, windows, bf16=False)
+        whole = losses.whole
+        found = losses(without_each(whole)).mean(1)
+    except UserError as error:
+        return _sentence(error).replace(str(folder), "FOLDER")
+    made = []
+    for block, choice in enumerate(without_each(whole)):
+        try:
+            small = select(reference, choice)
+        except UserError as error:
+            made.append(_sentence(error))
+            continue
+        expected = NextTokenLoss(small).per_window(windows.inputs_nt, windows.targets_nt).mean().item()
+        off = abs(found[block] - expected)
+        assert off < 1e-5, (
+            f"without block {block} the loss is {found[block]:.6f}, but should be {expected:.6f}"
+        )
+        made.append(EXACT)
+    exact = [str(block) for block, one in enumerate(made) if one == EXACT]
+    if len(exact) == len(made):
+        return EXACT
+    reason = next(one for one in made if one != EXACT)
+    return (
+        f"exact without {', '.join(exact)}; else no model is made: {reason}"
+        if exact
+        else f"no model is made: {reason}"
+    )
 
 
 def composed(model: PreTrainedModel, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -189,8 +228,8 @@ def _sentence(error: Exception) -> str:
 
 def row(model_type: str, found: Outcome) -> str:
     """A type's line of the table."""
-    cells = (found.first, found.spread, found.training, found.attention)
-    rest = f"{found.not_tried} | | | " if found.not_tried else " | ".join(cells)
+    cells = (found.first, found.spread, found.without, found.training, found.attention)
+    rest = f"{found.not_tried} | | | | " if found.not_tried else " | ".join(cells)
     return f"| {model_type} | {'not tried: ' if found.not_tried else ''}{rest} |"
 
 
@@ -200,10 +239,11 @@ def summary(found: Sequence[Outcome]) -> str:
     whole = sum(o.first == o.spread == EXACT for o in tried)
     none = sum(o.spread != EXACT and not o.first.startswith(EXACT) for o in tried)
     read = sum(o.attention == EXACT for o in tried)
+    apart = sum(o.without == EXACT for o in tried)
     return (
         f"Of {len(found)} types {whole} are cut exactly at every depth and in every choice tried, "
         f"{len(tried) - whole - none} at some, {none} are refused, and {len(found) - len(tried)} could not be tried. "
-        f"The attention of {read} can be analyzed."
+        f"The loss without each block is exact of {apart}. The attention of {read} can be analyzed."
     )
 
 
@@ -216,6 +256,9 @@ the checkpoint was written and read; everything else was refused in the sentence
 
 - **first layers**: the first 1, 2 and 3 layers (`inheritune inherit`).
 - **every other**: layers 0 and 2 (`initialization.layers` in a recipe).
+- **without each**: the loss without each block, as it is measured to choose layers (`--keep measured`, `analyze`: one
+  block after the other, with hidden states that choices have in common computed once), is within 1e-5 of that of a
+  model made without it (`inheritune inherit --keep LIST`).
 - **training**: a cut learns in three steps.
 - **attention**: rank and mass of every head (`inheritune analyze --attention`).
 
@@ -223,8 +266,8 @@ This table is written by `python tests/sweep.py > docs/architectures.md`, and th
 
 {{summary}}
 
-| type | first layers | every other | training | attention |
-|---|---|---|---|---|
+| type | first layers | every other | without each | training | attention |
+|---|---|---|---|---|---|
 """
 
 

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from inheritune import UserError
 from inheritune.analysis import choice as choice_module
+from inheritune.analysis import layers as layers_module
 from inheritune.analysis.choice import contiguous, put_back, race, search, with_each, without_each
 from inheritune.analysis.importance import ChoiceLosses, Windows
 from inheritune.analysis.kept import load_kept
-from inheritune.analysis.layers import choose_kept, recorded, windows_of
+from inheritune.analysis.layers import choose_kept, losses_on, recorded, searched, windows_of
 from inheritune.analysis.sequences import text_of
 from inheritune.data.shards import open_split
 from inheritune.initialization import append, select
+from inheritune.runtime.progress import ProgressBar
 from inheritune.training.loss import NextTokenLoss
 from tiny_data import write_shards
 from tiny_models import ARCHITECTURES, LAYERS, VOCABULARY, tiny_model
@@ -116,7 +118,7 @@ def test_where_all_choices_are_measured_the_search_is_exhaustive(seed: int, dept
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_no_sweep_makes_a_choice_worse(seed: int) -> None:
-    losses = random_table(12, 4, seed)  # four windows: nothing is dropped on fewer
+    losses = random_table(12, 16, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choice_module, "SWEEPS", 1)
         once = search(losses, 4)
@@ -134,6 +136,40 @@ def test_a_race_finds_the_best_of_choices_that_differ_clearly() -> None:
     assert race(losses, without_each(losses.whole)) == (0, 1, 3, 4, 5)
     assert search(losses, 2)[2] == (1, 3)
     assert put_back(losses, (2,), 4) == (1, 2, 3, 5)
+
+
+def test_dear_blocks_are_not_measured_at_every_size(monkeypatch) -> None:
+    monkeypatch.setattr(choice_module, "ALL", 0)
+    monkeypatch.setattr(choice_module, "NEAR", (2,))
+    monkeypatch.setattr(choice_module, "SWEEPS", 1)
+    seen: list[tuple[int, ...]] = []
+
+    def of(choice: tuple[int, ...]) -> np.ndarray:
+        seen.append(choice)
+        worth = 0.1 * np.arange(1, 9)
+        worth[1] += 9 * (0 not in choice)  # without block 0 its neighbour is dear
+        return np.full(4, 9 - worth[list(choice)].sum())
+
+    found = search(Table(8, 4, of), 5)
+    assert found == {7: (1, 2, 3, 4, 5, 6, 7), 6: (1, 3, 4, 5, 6, 7), 5: (1, 4, 5, 6, 7)}
+    assert all(set(choice) >= {5, 6, 7} for choice in seen if len(choice) < 7), "their absence costs more"
+
+
+def test_progress_counts_the_windows_that_choices_are_measured_on(text, monkeypatch) -> None:
+    counts: list[tuple[int, int]] = []
+
+    class Bar(ProgressBar):
+        def update(self, done: int, note: str = "", total: int | None = None) -> None:
+            super().update(done, note, total)
+            counts.append((done, total or 0))
+
+    monkeypatch.setattr(layers_module, "ProgressBar", Bar)
+    losses, _ = losses_on(lively("llama"), text, 0)
+    searched(losses, 2, "choosing")
+    done = [at for at, _ in counts]
+    assert done[0] == 4 and done[1] == 8, "from the first candidate on"
+    assert done[-1] == sum(map(len, losses.known.values()))
+    assert all(at < total for at, total in counts)
 
 
 @pytest.mark.parametrize("fewest", [0, 5, 6])

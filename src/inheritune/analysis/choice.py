@@ -8,7 +8,7 @@ gradients (Taylor) as orders of dropping all end at a higher loss (`results/real
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -27,7 +27,10 @@ SWEEPS = 3
 """Down, up, and down again."""
 
 ALL = 128
-"""So many choices of one size are all measured."""
+"""So many choices of one size all race."""
+
+NEAR = (12, 4, 4)
+"""So many moves race in each sweep: those that were the best when they were last measured."""
 
 
 def race(losses: ChoiceLosses, candidates: Iterable[Choice]) -> Choice:
@@ -53,19 +56,48 @@ def _worse(losses: np.ndarray, others: np.ndarray) -> bool:
     return bool(difference.mean() > CLEAR * standard_error(difference))
 
 
+def promising(
+    losses: ChoiceLosses, base: Choice, moves: Sequence[Choice], last: dict[int, float], count: int
+) -> list[Choice]:
+    """The moves that are worth a race: those that were the best when they were last measured, at a neighbouring size.
+
+    A block whose absence costs 7 nats need not be measured at every size. What the others cost rises from size to
+    size, so that in the end it is their turn, or that of what was not measured for long.
+
+    Args:
+        losses: of the model's choices.
+        base: what is changed.
+        moves: what comes of it when a block is dropped, or put back.
+        last: block -> change of the loss by its move where it was last measured; brought up to date.
+        count: how many are wanted.
+    """
+    windows = min(FEWEST, len(losses.windows))
+    by_block = {block: move for move in moves for block in set(base) ^ set(move)}
+
+    def measure(blocks: list[int]) -> None:
+        changes = losses([by_block[block] for block in blocks], windows).mean(1)
+        last.update(zip(blocks, (changes - losses([base], windows).mean()).tolist(), strict=True))
+
+    if new := [block for block in by_block if block not in last]:
+        measure(new)
+    near = sorted(by_block, key=last.__getitem__)[:count]
+    measure(near)
+    return [by_block[block] for block in near]
+
+
 def search(
-    losses: ChoiceLosses, fewest: int, *, tell: Callable[[int], None] = lambda blocks: None
+    losses: ChoiceLosses, fewest: int, *, tell: Callable[[int], None] = lambda left: None
 ) -> dict[int, Choice]:
     """The best choice found of each number of blocks, from `fewest` to all but one.
 
     Down from the whole model the block is dropped whose absence costs least, one after the other; then up again,
     where one is put back, and down again, so that a block that was dropped early can take the place of another one.
-    What an earlier sweep found stays a candidate. Small numbers of choices are all measured.
+    What an earlier sweep found stays unless something is better on all windows. Of sizes with few choices all race.
 
     Args:
         losses: of the model's choices.
         fewest: blocks to stop at.
-        tell: is called with the number of blocks of each choice that was found.
+        tell: is called before each race with how many are left, as far as is known.
 
     Raises:
         UserError: `fewest` is not from 1 to all but one, or there are too few windows.
@@ -78,14 +110,19 @@ def search(
             f"{len(losses.windows)} windows are too few to choose layers by: give at least {FEWEST}"
         )
     best = {len(whole): whole}
+    downwards = range(len(whole) - 1, fewest - 1, -1)
     for sweep in range(SWEEPS):
-        before, down = dict(best), sweep % 2 == 0
-        for size in range(len(whole) - 1, fewest - 1, -1) if down else range(fewest + 1, len(whole)):
-            near = without_each(best[size + 1]) if down else with_each(best[size - 1], whole)
-            best[size] = race(losses, [*near, *([best[size]] if size in best else [])])
-            if down and sweep == 0 and math.comb(len(whole), size) <= ALL:
-                best[size] = min(combinations(whole, size), key=losses.mean)
-            tell(size)
+        before, down, last = dict(best), sweep % 2 == 0, dict[int, float]()
+        sizes = downwards if down else downwards[-2::-1]
+        for place, size in enumerate(sizes):
+            tell(len(sizes) - place + (len(downwards) - 1 if sweep == 0 else 0))
+            base = best[size + 1 if down else size - 1]
+            moves = without_each(base) if down else with_each(base, whole)
+            near = promising(losses, base, moves, last, NEAR[sweep])
+            if math.comb(len(whole), size) <= ALL:
+                near = list(combinations(whole, size))
+            found = race(losses, near)
+            best[size] = min(best.get(size, found), found, key=losses.mean)
         if best == before:
             break
     return {size: choice for size, choice in best.items() if size < len(whole)}

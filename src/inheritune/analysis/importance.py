@@ -6,7 +6,7 @@ Letters: N windows, B of them at once, T tokens, D hidden size, L blocks.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,8 @@ class ChoiceLosses:
         self.loss = NextTokenLoss(model)
         self.bf16 = computes_in_bf16(self.device) if bf16 is None else bf16
         self.known: dict[Choice, np.ndarray] = {}
+        self.tell: Callable[[int], None] = lambda windows: None
+        """Is called with the number of windows whenever a choice was measured on some."""
 
     @property
     def whole(self) -> Choice:
@@ -100,6 +102,7 @@ class ChoiceLosses:
                         states.append(entry.run(layer, states[-1]))
                         path.append(layer)
                     found[choice].append(self._per_window(entry, states[-1], inputs_bt, targets_bt))
+                    self.tell(len(inputs_bt))
         return {choice: torch.cat(losses).double().cpu().numpy() for choice, losses in found.items()}
 
     def _per_window(self, entry: Entry, hidden_btd: Tensor, inputs_bt: Tensor, targets_bt: Tensor) -> Tensor:

@@ -34,6 +34,9 @@ WINDOWS = 32
 LENGTH = 256
 """Choices are compared on so many windows of so many tokens."""
 
+RACE = 4 * WINDOWS
+"""About so many windows are read to find the best choice of a size (`choice.race` of `choice.NEAR` candidates)."""
+
 SHORTEST = 16
 """Tokens of a window that says anything."""
 
@@ -142,9 +145,20 @@ def choose_kept(
 
 
 def searched(losses: ChoiceLosses, fewest: int, title: str) -> dict[int, Choice]:
-    """`search`, with a bar."""
-    with ProgressBar(title, None, "cuts") as bar:
-        return search(losses, fewest, tell=lambda size: bar.update(bar.done + 1, f"{size} layers"))
+    """`search`, with a bar that counts windows on which choices were measured; how many there will be is a guess."""
+    left = 0
+    with ProgressBar(title, None, "windows") as bar:
+
+        def measured(windows: int) -> None:
+            done = bar.done + windows
+            bar.update(done, f"{left} sizes left", done + left * RACE)
+
+        def next_race(races: int) -> None:
+            nonlocal left
+            left = races
+
+        losses.tell = measured
+        return search(losses, fewest, tell=next_race)
 
 
 def grown_kept(kept: Kept, layers: int, model: PreTrainedModel, text: Text, seed: int) -> Kept:
@@ -218,10 +232,7 @@ def analyze_layers(
     cosines, angles = losses.similarities(FEW)
     blocks = block_figures(losses, cosines)
     show(blocks)
-    with ProgressBar(f"cuts of {name}", None, "cuts") as bar:
-        best = search(
-            losses, fewest or max(1, depth // 2), tell=lambda size: bar.update(bar.done + 1, f"{size} layers")
-        )
+    best = searched(losses, fewest or max(1, depth // 2), f"cuts of {name}")
     curve = []
     for size in sorted(best, reverse=True):
         rows: dict[str, Choice] = {"measured": best[size], "contiguous": contiguous(angles, size)}

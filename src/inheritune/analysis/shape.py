@@ -231,7 +231,7 @@ def loss_after_training(
         schedule=Schedule(warmup_steps=STEPS // 8),
     )
     hardware = Hardware(device, computes_in_bf16(device), False)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         placed = place(NextTokenLoss(model), training, hardware, length)
         stepper = Stepper(placed, make_optimizer(model, training.optimizer), training, hardware)
         for step in range(STEPS):
