@@ -51,7 +51,7 @@ MODELS = {
 DATA_SETS = {"openwebtext": "my-texts"}
 """Data sets that need a network -> the folder that is read instead."""
 
-SIZES = {"1024": "48", "1280": "56", "80M": "200K", "24000": "500", "used": "used"}
+SIZES = {"1024": "48", "1280": "56", "80M": "200K", "24000": "500"}
 """Sizes of a small model that pages name -> those of a model that is tiny already."""
 
 BEFORE = {
@@ -323,7 +323,7 @@ class Follower:
         arguments = [file for word in words[1:] for file in expanded(DATA_SETS.get(word, word))]
         for place, word in enumerate(arguments):
             if word in ("--mlp", "--parameters", "--vocabulary"):
-                arguments[place + 1] = SIZES[arguments[place + 1]]
+                arguments[place + 1] = SIZES.get(arguments[place + 1], arguments[place + 1])
         if arguments[0] == "study" and arguments[1].startswith("recipes/paper"):
             study = yaml.safe_load(Path(arguments[1]).read_text())
             arguments += ["--row", study["reference"]]  # each row is a program of its own
