@@ -43,6 +43,8 @@ class Kept(Record):
     """The same with all blocks."""
     path: tuple[tuple[int, ...], ...] = ()
     """The best choice found of each smaller cut on the way to this one."""
+    path_losses: tuple[float, ...] = ()
+    """Theirs; none in files of versions that did not record them."""
     measured: Measurement | None = None
 
 
