@@ -18,6 +18,7 @@ from inheritune.analysis.probe import probe_attention
 from inheritune.analysis.rank import approximate_rank
 from inheritune.analysis.result import Cut, LayerFigures, Spread
 from inheritune.models.architecture import layer_count
+from inheritune.quantities import ranges
 
 DEGENERATE = 1.5
 """Mean k* up to which a head is degenerate: "about 1", with rank 1 on at least half of the sequences."""
@@ -169,19 +170,8 @@ def _lazy(numbers: list[int]) -> str:
 
 
 def _named(numbers: list[int]) -> str:
-    return f"layer {numbers[0]}" if len(numbers) == 1 else f"layers {_ranges(numbers)}"
+    return f"layer {numbers[0]}" if len(numbers) == 1 else f"layers {ranges(numbers)}"
 
 
 def _are(numbers: list[int]) -> str:
     return "is" if len(numbers) == 1 else "are"
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Ascending numbers as people list them: 3, 7-9."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

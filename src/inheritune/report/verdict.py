@@ -49,7 +49,7 @@ def rounds_table(summary: Summary, title: str = "", notes: tuple[str, ...] = ())
         steps = "" if reference.steps is None else f"{reference.steps:,}"
         own = flops(reference.training_flops) if reference.training_flops else "unknown"
         size = str(reference.layers), count(reference.parameters)
-        rows.append(Row(("ref.", *size, loss, "", "", steps, "", own, "", "1.00x")))
+        rows.append(Row(("ref.", *size, loss, "", "", "", steps, "", own, "", "1.00x")))
     for entry in summary.rounds:
         cost = summary.cost(entry)
         cells = (
@@ -57,6 +57,7 @@ def rounds_table(summary: Summary, title: str = "", notes: tuple[str, ...] = ())
             str(entry.layers),
             count(entry.parameters),
             f"{entry.loss:.{decimals}f}",
+            "" if entry.predicted is None else f"{entry.predicted:.{decimals}f}",
             f"{entry.difference:+.{decimals}f}",
             signed_interval(entry.interval, decimals),
             f"{entry.steps:,}",
@@ -67,10 +68,12 @@ def rounds_table(summary: Summary, title: str = "", notes: tuple[str, ...] = ())
         )
         rows.append(Row(cells, "parity" if entry.parity else ""))
     headings = (
-        *("<Round", "Layers", "Params", "Loss", "Difference", "95% interval"),
+        *("<Round", "Layers", "Params", "Loss", "Predicted", "Difference", "95% interval"),
         *("Steps", "Time", "FLOPs", "All rounds", "Cost"),
     )
     table = Table(title, headings, rows, notes)
+    if all(entry.predicted is None for entry in summary.rounds):
+        table = table.without({"Predicted"})
     return table if reference is not None and reference.training_flops else table.without({"Cost"})
 
 
