@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from inheritune.analysis.result import save_analyses
 from inheritune.config import Training
 from inheritune.plan import plan
 from inheritune.recipe_file import parse_recipe
+from inheritune.runtime.signals import Interrupted
 from inheritune.start_depth import EXPONENT, conclude, foretell, probe_trainings
+from inheritune.training.step import Stepper
 from inheritune.training.validation import WindowLosses
 from tiny_data import write_shards
 from tiny_models import tiny_model
@@ -139,6 +143,34 @@ def test_a_run_starts_where_its_probes_say(data: Path, tmp_path: Path, monkeypat
     (directory / "state.json").write_text('{"phase": "round", "round": 1}')
     monkeypatch.setattr("inheritune.start_depth.kept_at", lambda *_: pytest.fail("it is recorded"))
     assert run(settings, directory) == summary
+
+
+def test_a_run_that_ends_in_a_probe_resumes_there(data: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "large")
+    pretrained = {"pretrained": str(tmp_path / "large")}
+    settings = recipe(data, reference=pretrained, start_layers="auto", training=training(steps=40))
+    whole = run(settings, tmp_path / "whole")
+    number, step = 0, Stepper.__call__
+
+    def call(self: Stepper, *rest: Any, **options: Any) -> Any:
+        nonlocal number
+        number += 1
+        if number == 5:  # the third of the four steps of the second probe
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *rest, **options)
+
+    monkeypatch.setattr(Stepper, "__call__", call)
+    with pytest.raises(Interrupted):
+        run(settings, tmp_path / "stopped")
+    assert (tmp_path / "stopped/probe-2-layers-4-steps/checkpoints/step-0000003").is_dir()
+    assert load_forecast(tmp_path / "stopped/reference/forecast.json").start is None
+    monkeypatch.setattr("inheritune.start_depth.kept_at", lambda *_: pytest.fail("the curve is recorded"))
+    again = run(settings, tmp_path / "stopped")
+    assert again.predicted == whole.predicted and again.rounds[0].loss == whole.rounds[0].loss
+    ours, theirs = (
+        (tmp_path / name / "final/model.safetensors").read_bytes() for name in ("whole", "stopped")
+    )
+    assert ours == theirs
 
 
 def test_growth_between_trained_layers_is_not_what_was_foretold(data: Path, tmp_path: Path) -> None:

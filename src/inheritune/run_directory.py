@@ -175,7 +175,10 @@ class RunDirectory:
             self.check_place()
         self.path.mkdir(parents=True, exist_ok=True)
         self.hold()
-        for place in (self.path, *self.path.glob("reference/"), *self.path.glob("[pr]*-*/")):
+        trainings = (
+            place for kind in ("reference", "probe-*", "round-*") for place in self.path.glob(f"{kind}/")
+        )
+        for place in (self.path, *trainings):
             files.remove_leftovers(place)
         files.write_text(path, to_yaml(recipe))  # first: it makes the directory a run
         start = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **environment}
