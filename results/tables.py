@@ -32,6 +32,8 @@ from inheritune.training.validation import WindowLosses
 TABLE, CURVES, WINDOWS, PROVENANCE = "table.csv", "curves.parquet", "windows.parquet", "provenance.json"
 MEASURED = ("kind", "path", "windows", "window_tokens", "data")
 """Columns of `table.csv` that a comparison does not have."""
+SIZE = ("data_tokens", "data_text_bytes")
+"""Further columns before those, where the bytes of the text are known."""
 RATES = ("tokens_per_second", "flops_per_second", "memory_bytes")
 """Columns of `metrics.jsonl` that tell of the machine only; `seconds` is kept."""
 KEY = ("name", "seed")
@@ -59,7 +61,9 @@ def write_table(folder: Path, study: Results) -> None:
     compared = csv.DictReader(io.StringIO(to_csv(comparison)))
     text = io.StringIO()
     added = study.added or ({},) * len(study.entries)
-    columns = [*(compared.fieldnames or ()), *MEASURED, *added[0]]
+    size = () if comparison.hidden else SIZE
+    names = (*size, *MEASURED)
+    columns = [*(compared.fieldnames or ()), *names, *added[0]]
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for line, seed, own in zip(compared, comparison.seeds, added, strict=True):
@@ -67,13 +71,14 @@ def write_table(folder: Path, study: Results) -> None:
         assert entry.losses is not None, "only finished models are collected"
         data = entry.losses.data
         measured = (
+            *((data and data.tokens, data and data.text_bytes) if size else ()),
             entry.kind,
             entry.path,
             len(entry.losses.losses),
             entry.losses.window,
             data and data.sha256,
         )
-        writer.writerow(line | dict(zip(MEASURED, measured, strict=True)) | own)
+        writer.writerow(line | dict(zip(names, measured, strict=True)) | own)
     files.write_text(folder / TABLE, text.getvalue())
 
 
@@ -181,7 +186,8 @@ def _entry(
         validation = curves.filter(pc.equal(curves["kind"], "validation"))
         curve = {key: validation[key].to_numpy().astype(np.float64) for key in curve}
     path = Path(line["path"])
-    data = DataIdentity(sha256=line["data"], split="validation", path=name) if line["data"] else None
+    size = {key: int(line[f"data_{key}"]) for key in ("tokens", "text_bytes") if line.get(f"data_{key}")}
+    data = DataIdentity(sha256=line["data"], split="validation", path=name, **size) if line["data"] else None
     losses = windows["loss"].to_numpy().astype(np.float64)
     return Entry(
         label=name,

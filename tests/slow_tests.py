@@ -54,6 +54,8 @@ SLOW = [
     "tests/test_recipe_fuzz.py::test_any_yaml_values_are_read_and_planned_or_refused",
     "tests/test_recipe_fuzz.py::test_every_odd_value_at_every_key",
     "tests/test_recipe_fuzz.py::test_what_is_valid_and_small_runs",
+    # a search for layers and three trainings
+    "tests/analysis/test_shape.py::test_from_the_command_line",
     # large matrices, an index of 14,000 tasks, compiled code, long runs
     "tests/analysis/test_rank.py::test_equals_a_float64_svd_where_subspaces_decide",
     "tests/analysis/test_rank.py::test_each_proof_decides_what_it_should",
@@ -75,6 +77,7 @@ SLOW = [
 SAMPLED = {
     "tests/analysis/test_probe.py::test_the_matrices_are_those_of_eager_attention": 6,
     "tests/analysis/test_rank.py::test_equals_a_float64_svd_at_full_size": 10,
+    "tests/analysis/test_shape.py::test_shapes_come_closest_below_the_target": 8,
     "tests/cli/test_checkpoints.py::test_a_checkpoint_that_cannot_be_read": 4,
     "tests/cli/test_checkpoints.py::test_every_verb_refuses_by_the_configuration": 4,
     "tests/cli/test_mistakes.py::test_one_sentence_and_nothing_left": 6,
@@ -94,6 +97,8 @@ SAMPLED = {
     "tests/initialization/test_inherit.py::test_tied_weights_stay_tied": 4,
     "tests/initialization/test_select.py::test_blocks_come_from_the_layers_named": 4,
     "tests/initialization/test_select.py::test_the_first_layers_are_what_inherit_takes": 4,
+    "tests/initialization/test_width.py::test_any_entries_can_be_taken": 4,
+    "tests/initialization/test_width.py::test_without_what_is_zero_the_logits_are_the_same": 4,
     "tests/models/test_attention.py::test_no_masks_are_made_where_all_layers_see_the_whole_window": 8,
     "tests/models/test_exactness.py::test_blocks_compute_at_new_places_what_they_did": 5,
     "tests/models/test_pretrained.py::test_the_language_model_of_a_multimodal_one_is_the_same_function": 3,

@@ -197,7 +197,16 @@ SINGLE: dict[str, Any] = {"data": {"path": "data"}, "model": {"pretrained": "big
     [
         ({"layers": []}, "initialization: `layers` is an empty list: nothing would be inherited"),
         ({"parts": []}, "initialization: `parts` is an empty list: nothing would be inherited"),
-        ({}, "initialization: it is empty: give `layers`, `stack_to`, `parts` or `width`"),
+        ({}, "initialization: it is empty: give `layers`, `stack_to`, `parts`, `width`, `hidden`"),
+        ({"width": 0.5, "mlp": 8}, "`width` keeps all layers and parts, so it cannot be combined with `mlp`"),
+        ({"layers": "first 2", "narrow": "first"}, "`narrow` belongs to `hidden`, `heads` or `mlp`"),
+        ({"heads": 2, "parts": "mlp"}, "`parts` cannot be combined with `heads`"),
+        ({"hidden": 2, "stack_to": 8}, "`stack_to` cannot be combined with `hidden`"),
+        ({"mlp": 0}, "`initialization.mlp` is 0, but should be greater than 0"),
+        (
+            {"mlp": 8, "narrow": "last"},
+            "`initialization.narrow` is 'last', but should be 'importance' or 'first'",
+        ),
         (
             {"layers": "frist 3"},
             "`layers` is 'frist 3', but should be a list of block numbers, a slice such as",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inheritune import quantities
+from inheritune import UserError, quantities
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,36 @@ def test_decimals_follow_the_interval() -> None:
     assert quantities.loss_decimals((-1e-9, 1e-9)) == 5
     assert quantities.loss_decimals((0.1, 0.1)) == 3
     assert quantities.signed_interval((-0.025, 0.0034), 3) == "[-0.025, +0.003]"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("80M", 80_000_000),
+        ("1.5B", 1_500_000_000),
+        ("80_000_000", 80_000_000),
+        ("12,345", 12_345),
+        ("7 k", 7000),
+    ],
+)
+def test_a_count_is_read(text: str, value: int) -> None:
+    assert quantities.parse_count(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("200MB", 200_000_000), ("1.5 GiB", 3 * 2**29), ("64kib", 65_536), ("1TB", 10**12)]
+)
+def test_memory_is_read(text: str, value: int) -> None:
+    assert quantities.parse_memory(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "M", "80MB", "eighty", "8e7", "-5M", "1.M", "80 M parameters"])
+def test_what_is_no_count(text: str) -> None:
+    with pytest.raises(UserError, match="is no number of parameters: write it such as 80M"):
+        quantities.parse_count(text)
+
+
+@pytest.mark.parametrize("text", ["200", "200M", "2XB"])
+def test_what_is_no_memory(text: str) -> None:
+    with pytest.raises(UserError, match="is no number of bytes: write it such as 200MB"):
+        quantities.parse_memory(text)

@@ -154,6 +154,14 @@ def bases(place: Path) -> dict[str, Base]:
             TrainRecipe,
             {**single, "model": pretrained, "initialization": {"width": 0.5, "divide": "heads"}},
         ),
+        "sizes": (
+            TrainRecipe,
+            {
+                **single,
+                "model": pretrained,
+                "initialization": {"layers": "first 2", "mlp": 16, "narrow": "first"},
+            },
+        ),
         "evaluation": (
             EvaluationSettings,
             {"tasks": ["sciq"], "validation": str(place / "data"), "speed": True, "prompts": ["a"]},
@@ -286,8 +294,8 @@ def do(recipe: Any, directory: Path) -> Any:
     return run(recipe, directory) if isinstance(recipe, Recipe) else train_model(recipe, directory)
 
 
-NAMES = ("scratch", "pretrained", "llama", "preset", "part", "narrow", "evaluation", "study")
-TRAINED = ("scratch", "pretrained", "llama", "preset", "part", "narrow")
+NAMES = ("scratch", "pretrained", "llama", "preset", "part", "narrow", "sizes", "evaluation", "study")
+TRAINED = ("scratch", "pretrained", "llama", "preset", "part", "narrow", "sizes")
 
 
 @pytest.mark.parametrize("name", NAMES)

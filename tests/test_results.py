@@ -345,6 +345,7 @@ def write_runs(root: Path) -> list[Path]:
     for name in ("reference", "round-1-4-layers", "round-2-6-layers"):
         known = validation(np.float32(3 + rng.random(50)).tolist())
         known["data"] = {"sha256": "ab" * 32, "split": "validation", "path": "data/tiny"}
+        known["data"] |= {"tokens": 3201, "text_bytes": 14_000}
         (run / name / "validation.json").write_text(json.dumps(known))
     return [*runs, run]
 
@@ -370,6 +371,7 @@ def test_runs_are_collected_without_losing_a_bit(tmp_path: Path) -> None:
         assert np.array_equal(mine.entry.losses.losses, theirs.entry.losses.losses)
         was = theirs.entry.losses.data
         assert (mine.entry.losses.data and mine.entry.losses.data.sha256) == (was and was.sha256)
+        assert mine.entry.losses.bits_per_byte == theirs.entry.losses.bits_per_byte
         assert mine.entry.before == pytest.approx(theirs.entry.before, rel=1e-15)
         for axis in ("step", "flops", "loss"):
             assert mine.entry.metrics.validation[axis] == pytest.approx(

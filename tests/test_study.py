@@ -27,7 +27,7 @@ from inheritune.plan import plan_study
 from inheritune.recipe_file import load_recipe, parse_recipe
 from inheritune.report.comparison import FILES
 from inheritune.run_directory import RunDirectory
-from inheritune.study import compare_rows, recipe_of, rows_of, run_study
+from inheritune.study import compare_rows, recipe_of, row_named, rows_of, run_study
 from inheritune.study import finished as is_finished
 from tiny_recipes import ARCHITECTURE, training
 
@@ -124,6 +124,21 @@ def test_recipes_are_filled_in(data: Path, tmp_path: Path) -> None:
 def test_mistakes_of_a_study(data: Path, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         rows_of(study(data, **changes))
+
+
+@pytest.mark.parametrize("model", [{"row": "other"}, {"architecture": ARCHITECTURE}])
+def test_a_row_names_another_model_than_they_share(data: Path, tmp_path: Path, model: dict[str, Any]) -> None:
+    shared = {
+        **values(data)["shared"],
+        "model": {"pretrained": "x", "revision": "1", "trust_remote_code": True},
+    }
+    rows = {"other": {}, "own": {"model": model}}
+    found = study(data, shared=shared, rows=rows, reference="other", headline=[])
+    recipe = recipe_of(found, row_named(found, "own", 3), tmp_path)
+    assert isinstance(recipe, TrainRecipe)
+    named = str(tmp_path / "seed-3" / "other" / "model") if "row" in model else None
+    assert (recipe.model.pretrained, recipe.model.revision) == (named, None)
+    assert recipe.model.trust_remote_code
 
 
 @pytest.mark.parametrize(

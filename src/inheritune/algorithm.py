@@ -176,6 +176,7 @@ def obtain_reference(this: Run) -> Reference:
         windows=len(losses.losses),
         training_flops=flops,
         steps=outcome.steps if outcome else None,
+        bytes_per_token=losses.bytes_per_token,
     )
     return Reference(trained, config, losses, flops)
 

@@ -184,6 +184,10 @@ Keep = Literal["first", "last", "ends", "spread", "contiguous", "measured"] | tu
 """Which layers a cut keeps, whatever their number: a rule, or the blocks themselves."""
 
 
+Narrow = Literal["importance", "first"]
+"""Which parts of the width a narrower model keeps."""
+
+
 class Training(Settings):
     """One training: of the reference, of one round, or of a single model."""
 
@@ -365,6 +369,18 @@ class Initialization(Settings):
     """Share of the hidden size to keep, at full depth, by slicing every weight; 0.5 is the paper's half width."""
     divide: Literal["heads", "head_size"] | None = None
     """What a smaller `width` has fewer of: heads (the default), or dimensions in every head."""
+    hidden: Count | None = None
+    """Hidden size to come to; by default the model's. This and the next two may be combined with `layers`."""
+    heads: Count | None = None
+    """Attention heads of each layer; those that share keys and values go together."""
+    mlp: Count | None = None
+    """Channels of each layer's MLP."""
+    narrow: Narrow | None = None
+    """Which dimensions, heads and channels are kept: those with the largest activations on the training text
+    (`importance`, the default), or the `first` ones."""
+    repair: bool = False
+    """Before training, put a linear map in the place of each run of blocks that is left out: found by least squares
+    on the training text, and multiplied into the block before it (ReplaceMe, arXiv 2505.02819)."""
 
     @field_validator("parts", mode="before")
     @classmethod
@@ -382,16 +398,37 @@ class Initialization(Settings):
         for name in ("layers", "parts"):
             if getattr(self, name) == ():
                 raise UserError(f"`{name}` is an empty list: nothing would be inherited")
-        chosen = [name for name in ("layers", "stack_to", "parts") if getattr(self, name) is not None]
+        chosen = [
+            name for name in ("layers", "stack_to", "parts", *self.sizes) if getattr(self, name) is not None
+        ]
         if self.width is not None and chosen:
             raise UserError(
                 f"`width` keeps all layers and parts, so it cannot be combined with `{chosen[0]}`"
             )
         if self.width is None and self.divide is not None:
             raise UserError("`divide` belongs to `width`, which is not given")
+        if self.narrow is not None and not self.sizes:
+            raise UserError("`narrow` belongs to `hidden`, `heads` or `mlp`, and none of them is given")
+        for name in ("stack_to", "parts"):
+            if self.sizes and getattr(self, name) is not None:
+                raise UserError(f"`{name}` cannot be combined with `{next(iter(self.sizes))}`")
+        for name in ("stack_to", "parts", "hidden"):
+            if self.repair and getattr(self, name) is not None:
+                raise UserError(f"`repair` cannot be combined with `{name}`")
+        if self.repair and self.layers is None:
+            raise UserError("`repair` belongs to `layers`, which is not given")
         if self.width is None and not chosen:
-            raise UserError("it is empty: give `layers`, `stack_to`, `parts` or `width`, or leave it out")
+            raise UserError(
+                "it is empty: give `layers`, `stack_to`, `parts`, `width`, `hidden`, `heads` or `mlp`, or leave "
+                "it out"
+            )
         return self
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Those of `hidden`, `heads` and `mlp` that are given."""
+        given = {"hidden": self.hidden, "heads": self.heads, "mlp": self.mlp}
+        return {name: size for name, size in given.items() if size is not None}
 
 
 class Distillation(Settings):

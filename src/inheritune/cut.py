@@ -1,10 +1,12 @@
-"""From a trained model to a smaller one: which of its layers, and those as a model of their own.
+"""From a trained model to a smaller one: which of its layers, how wide, and those as a model of their own.
 
 1. `choose_layers_of`: which layers, by a rule, by a list, or by measuring (`analysis.layers.choose_kept`).
 2. `load_model` with `layers=` reads the tensors of these blocks and of what is around them; the others stay empty.
 3. `assemble` makes the smaller configuration (`choose_layers`) and moves the tensors to their new places.
 4. `mend` folds into the weights what depends on a block's place, in the architectures that have such a thing.
 5. `check_exact` compares the result with the reference's same blocks on a few tokens.
+6. Where it is to be narrower, `keep_width` chooses the parts of its width, and `narrowed` takes them.
+7. On request `keep_tokens` leaves it the tokens that a text uses (`choose_vocabulary`), and `prune` its tokenizer.
 """
 
 from __future__ import annotations
@@ -13,19 +15,27 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
-from inheritune.analysis.kept import CHOICE, Kept, save
+from inheritune.analysis.kept import CHOICE, Kept, KeptTokens, save
 from inheritune.analysis.layers import choose_kept
 from inheritune.analysis.sequences import Text, open_text
+from inheritune.analysis.shape import Target, choose_shape, shapes
+from inheritune.analysis.width import keep_width, narrowed
 from inheritune.card import card_name, model_card
-from inheritune.config import Pretrained
-from inheritune.data.shards import Split
-from inheritune.data.tokenizer import AUTO
+from inheritune.config import Narrow, Pretrained
+from inheritune.data.shards import Split, open_split
+from inheritune.data.tokenizer import AUTO, vocabulary_size
+from inheritune.data.vocabulary import SPAN, SPANS, Wanted, check_pruned, choose_tokens, count_tokens, prune
 from inheritune.initialization.assemble import assemble, read_blocks
+from inheritune.initialization.narrow import narrower, width_config, width_of
+from inheritune.initialization.vocabulary import keep_tokens, named_tokens
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.exactness import check_exact
 from inheritune.models.load import load_config, load_model, load_tokenizer, read_tokenizer, save_model
@@ -37,12 +47,57 @@ logger = logging.getLogger(__name__)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
+@dataclass(frozen=True)
+class Size:
+    """How large a small model is to be, beside its depth.
+
+    Args:
+        hidden: its hidden size; by default the reference's, as the next two.
+        heads: of each layer.
+        mlp: channels of each layer's MLP.
+        narrow: which of them are kept.
+        parameters: in place of a shape, how many it may have; or
+        memory: how many bytes its weights may take as they are saved.
+        vocabulary: how many tokens it keeps, or "used": those of the text; by default all.
+    """
+
+    hidden: int | None = None
+    heads: int | None = None
+    mlp: int | None = None
+    narrow: Narrow = "importance"
+    parameters: int | None = None
+    memory: int | None = None
+    vocabulary: Wanted | None = None
+
+    def __post_init__(self) -> None:
+        if self.narrow not in get_args(Narrow):
+            raise UserError(f"narrow is {self.narrow!r}, but should be {' or '.join(get_args(Narrow))}")
+
+    @property
+    def narrower(self) -> bool:
+        """Whether the width is to be another one."""
+        return not self.hidden is self.heads is self.mlp is None
+
+    @property
+    def open(self) -> bool:
+        """Whether the shape is to be found."""
+        return not self.parameters is self.memory is None
+
+
 def inherit(
     reference: str | Path | Pretrained | PreTrainedModel,
     layers: int | None = None,
     *,
+    hidden: int | None = None,
+    heads: int | None = None,
+    mlp: int | None = None,
+    narrow: Narrow = "importance",
+    parameters: int | None = None,
+    memory: int | None = None,
     keep: str | Sequence[int] = "auto",
     data: str | Path | None = None,
+    vocabulary: Wanted | None = None,
+    output: str | Path | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str = "auto",
@@ -57,10 +112,25 @@ def inherit(
 
     Args:
         reference: Hugging Face model id, checkpoint folder, or a model in memory (copied, not changed).
-        layers: how many blocks to keep, 1 to the reference's depth; needless if `keep` lists them.
+        layers: how many blocks to keep, 1 to the reference's depth; needless if `keep` lists them, and all by
+            default where a size of the width or `vocabulary` is given.
+        hidden: the hidden size to come to.
+        heads: attention heads that each block keeps.
+        mlp: channels that each block's MLP keeps.
+        narrow: which of them: those of most "importance", by the size of their activations on the data; or the
+            "first". What such a model computes is checked too: it is what the reference would compute with zeros in
+            the place of all that was left out.
+        parameters: in place of a shape, how many parameters the result may have: depths and widths that come closest
+            are compared on the data, at the cut and after a short training (`analysis.shape`).
+        memory: the same by the bytes of the weights as they are saved.
         keep: "first" (the paper's), "last", "ends", "spread", "contiguous" or "measured", as a recipe's `keep`; or
             numbers of blocks, from 0. "auto" is "measured" where there is data, else "first".
         data: what to measure on: a folder of token shards (their training split is read), or a text file.
+        vocabulary: keep so many tokens, those that occur most in `data`, or "used", all that occur in it; with
+            either, all bytes and special tokens. Every text can still be encoded, by a tokenizer of its own that is
+            saved in `output`.
+        output: save the result in this folder, with its tokenizer and a model card, as `inheritune inherit` does. A
+            smaller vocabulary needs one, since its model means nothing without its tokenizer.
         seed: of the windows of it.
         device: to measure on; by default a GPU if there is one.
         dtype: of the weights when read; "auto" keeps the checkpoint's. A model in memory keeps its own.
@@ -68,25 +138,54 @@ def inherit(
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        UserError: not a model, no safetensors, `layers` out of range, data that does not fit, or an architecture that
-            is not understood or cannot be cut there exactly.
+        UserError: not a model, no safetensors, `layers` or `vocabulary` out of range, data that does not fit, an
+            architecture that is not understood or cannot be cut there exactly, a tokenizer that cannot be cut, or an
+            `output` that exists.
 
     Source: Inheritune (arXiv 2404.08634), Algorithm 1, step 1. The official code leaves out the position embedding
     and the final norm of GPT-2, and the token embedding and the final norm of LLaMA; the paper inherits them, and so
     does this.
     """
+    size = Size(hidden, heads, mlp, narrow, parameters, memory, vocabulary)
+    if vocabulary is not None and output is None:
+        raise UserError(
+            "a smaller vocabulary has a tokenizer of its own: say in which folder to save both (`output`)"
+        )
+    if output is not None:
+        if isinstance(reference, PreTrainedModel):
+            raise UserError(
+                "only a model that is an id or a folder can be saved with its tokenizer: give its name"
+            )
+        source, kind = (
+            Pretrained.of(reference, revision, trust_remote_code),
+            str(dtype).removeprefix("torch."),
+        )
+        cut_to_folder(
+            source,
+            layers,
+            Path(output),
+            size=size,
+            keep=keep,
+            data=data,
+            seed=seed,
+            device=device,
+            dtype=kind,
+        )
+        return load_model(Pretrained(output, trust_remote_code=trust_remote_code), dtype="auto")
     if isinstance(reference, PreTrainedModel):
-        kept = choose_layers_of(reference, reference.config, layers, keep, data, seed, reference.device)
-        return assemble(reference, kept.layers)
+        kept = choose_parts(
+            reference, reference.config, layers, size, keep, data, seed, reference.device, "auto"
+        )
+        return narrowed(assemble(reference, kept.layers), kept)
     source = Pretrained.of(reference, revision, trust_remote_code)
     config = load_config(source)
-    kept = choose_layers_of(source, config, layers, keep, data, seed, device)
-    return read_blocks(source, config, kept.layers, dtype)
+    kept = choose_parts(source, config, layers, size, keep, data, seed, device, dtype)
+    return narrowed(read_blocks(source, config, kept.layers, dtype), kept)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What was made: which layers were kept, parameters of the result."""
+    """What was made: what was kept, parameters of the result."""
 
     kept: Kept
     parameters: int
@@ -97,6 +196,7 @@ def cut_to_folder(
     layers: int | None,
     output: Path,
     *,
+    size: Size = Size(),
     keep: str | Sequence[int] = "auto",
     data: str | Path | None = None,
     seed: int = 0,
@@ -116,18 +216,165 @@ def cut_to_folder(
         raise UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     source = Pretrained.of(model)
     config, tokenizer = load_config(source), read_tokenizer(source)
-    kept = choose_layers_of(source, config, layers, keep, data, seed, device)
-    small = read_blocks(source, config, kept.layers, dtype)
+    smaller = None
+    if size.vocabulary is not None:
+        smaller = choose_vocabulary(source, config, tokenizer, data, size.vocabulary)
+        tokenizer = smaller.tokenizer
+        layers = layer_count(config) if layers is None and not size.open and isinstance(keep, str) else layers
+    kept = choose_parts(source, config, layers, size, keep, data, seed, device, dtype)
+    small = narrowed(read_blocks(source, config, kept.layers, dtype), kept)
+    if smaller is not None:
+        keep_tokens(small, smaller.tokens)
     output.parent.mkdir(parents=True, exist_ok=True)
 
     def check(folder: Path) -> None:
+        nonlocal kept
         check_exact(load_model(folder, dtype=small.dtype), small, range(len(kept.layers)))
+        if smaller is not None:
+            saved = load_tokenizer(Pretrained(folder, trust_remote_code=source.trust_remote_code))
+            kept = kept.model_copy(update={"vocabulary": smaller.checked(saved)})
         save(folder / CHOICE, kept)
 
-    save_model(small, output, tokenizer=tokenizer, card=_card(source, kept), check=check)
+    card = _card(source, kept, None if smaller is None else len(smaller.tokens))
+    save_model(small, output, tokenizer=tokenizer, card=card, check=check)
     if not tokenizer:
         logger.warning("%s comes without a tokenizer: there is none in %s either", source, output)
     return Cut(kept, parameter_count(small))
+
+
+def choose_parts(
+    model: Pretrained | PreTrainedModel,
+    config: PretrainedConfig,
+    layers: int | None,
+    size: Size,
+    keep: str | Sequence[int],
+    data: str | Path | None,
+    seed: int,
+    device: str | torch.device | None,
+    dtype: torch.dtype | str,
+) -> Kept:
+    """Which layers to keep of a model, and what of their width; arguments as of `inherit`."""
+    if size.open:
+        if (
+            layers is not None
+            or keep not in ("auto", "measured")
+            or size.narrower
+            or size.narrow != "importance"
+        ):
+            raise UserError(
+                "for a number of parameters or bytes a shape is searched for: leave out layers, keep, hidden, heads, "
+                "mlp and narrow"
+            )
+        return choose_shape_of(model, config, size, data, seed, device, dtype)
+    if not size.narrower:
+        return choose_layers_of(model, config, layers, keep, data, seed, device)
+    width = narrower(config, size.hidden, size.heads, size.mlp)
+    width_config(config, width)  # what cannot be is refused before anything is read
+    text = None if data is None else text_for(model, config, data)
+    if text is None and size.narrow == "importance" and width != width_of(config):
+        raise UserError(
+            "to choose the width by importance takes text to measure on: give token shards or a text file, or keep "
+            "the `first` heads, channels and dimensions (narrow)"
+        )
+    if layers is None and isinstance(keep, str):
+        layers, keep = layer_count(config), "first"
+    kept = choose_layers_of(model, config, layers, keep, data, seed, device)
+    if isinstance(model, PreTrainedModel):
+        cut = assemble(model, kept.layers)
+    else:
+        cut = read_blocks(model, config, kept.layers, torch.float32).to(choose_device(device))
+    return keep_width(kept, cut, width, size.narrow, text, seed)
+
+
+def choose_shape_of(
+    model: Pretrained | PreTrainedModel,
+    config: PretrainedConfig,
+    size: Size,
+    data: str | Path | None,
+    seed: int,
+    device: str | torch.device | None,
+    dtype: torch.dtype | str,
+) -> Kept:
+    """The layers and the width of a model of at most a certain size; arguments as of `inherit`."""
+    if size.parameters is not None and size.memory is not None:
+        raise UserError("give either a number of parameters or the memory of the weights")
+    if data is None:
+        raise UserError("which shape is best is measured on text: give token shards or a text file")
+    if dtype == "auto":
+        dtype = model.dtype if isinstance(model, PreTrainedModel) else config.dtype or torch.float32
+    bytes_each = getattr(torch, str(dtype).removeprefix("torch.")).itemsize
+    target = Target(size.parameters, size.memory, bytes_each)
+    shapes(config, target)  # what cannot be is refused before anything is read
+    text = text_for(model, config, data)
+    if isinstance(model, PreTrainedModel):
+        large = assemble(model, range(layer_count(config)), dtype=torch.float32)
+    else:
+        large = load_model(model, config=config).to(choose_device(device))
+    return choose_shape(large, target, text, seed)
+
+
+@dataclass(frozen=True)
+class SmallerVocabulary:
+    """Which tokens of a model are kept, and its tokenizer with those alone.
+
+    Args:
+        text: that they were counted in.
+        held_out: tokens of `whole` that were not counted, int64.
+        whole: the model's own tokenizer.
+        tokenizer: the smaller one.
+        tokens: ids in `whole`, ascending.
+    """
+
+    text: Text
+    held_out: np.ndarray
+    whole: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase
+    tokens: list[int]
+
+    def checked(self, saved: PreTrainedTokenizerBase | None) -> KeptTokens:
+        """The record, once the tokenizer that was saved has read the held-out text as the whole one does.
+
+        Raises:
+            UserError: it reads it otherwise.
+        """
+        held_out = check_pruned(saved, self.whole, self.tokens, self.held_out)
+        return KeptTokens(
+            tokens=len(self.tokens),
+            of_tokens=len(self.whole.get_vocab()),
+            data=str(self.text.source),
+            identity=self.text.tokens.identity if isinstance(self.text.tokens, Split) else None,
+            bytes_per_token=held_out.kept,
+            bytes_per_token_before=held_out.whole,
+        )
+
+
+def choose_vocabulary(
+    source: Pretrained,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase | list[Path],
+    data: str | Path | None,
+    wanted: Wanted,
+) -> SmallerVocabulary:
+    """The tokens that a text uses: the training split of shards, or the first nine tenths of a text file.
+
+    Raises:
+        UserError: no text, tokens that are not the model's, or a tokenizer or a number of which nothing can be made.
+    """
+    if data is None:
+        raise UserError("which tokens to keep is counted in text: give token shards or a text file")
+    if isinstance(tokenizer, list):
+        raise UserError(f"{source} has no tokenizer that can be used here, so its vocabulary cannot be cut")
+    text = text_for(source, config, data)
+    counted = text.tokens
+    if isinstance(counted, Split):
+        validation = open_split(data, "validation")
+        held_out = validation.read(0, min(validation.tokens, SPAN * SPANS))
+    else:
+        counted, held_out = np.split(counted, [len(counted) * 9 // 10])
+    named = named_tokens(config.get_text_config())
+    tokens = choose_tokens(tokenizer, count_tokens(counted, vocabulary_size(tokenizer)), wanted, named)
+    pruned = prune(tokenizer, tokens, source.trust_remote_code)
+    return SmallerVocabulary(text, held_out, tokenizer, pruned, tokens)
 
 
 def choose_layers_of(
@@ -192,7 +439,7 @@ def text_for(
     return text
 
 
-def _card(source: Pretrained, kept: Kept) -> str:
+def _card(source: Pretrained, kept: Kept, tokens: int | None) -> str:
     name, count = card_name(str(source)), len(kept.layers)
     if kept.layers == list(range(count)):
         title = f"The first {count} of {kept.of_layers} layers of {name}"
@@ -202,13 +449,26 @@ def _card(source: Pretrained, kept: Kept) -> str:
         which = f"Blocks {', '.join(map(str, kept.layers))} (counted from 0)"
     why = ""
     if kept.measured is not None and kept.loss is not None:
+        whole = "" if kept.whole is None else f", the whole model's {kept.whole:.3f}"
         why = (
             f" They are the `{kept.keep}` choice on {kept.measured.windows} windows of {kept.measured.window} "
-            f"tokens, where their loss is {kept.loss:.3f} nats per token, the whole model's {kept.whole:.3f}."
+            f"tokens, where their loss is {kept.loss:.3f} nats per token{whole}."
         )
+    part = "as they are"
+    if (width := kept.width) is not None:
+        title += ", narrower"
+        chosen = "of most importance" if width.narrow == "importance" else "that are first"
+        part = (
+            f"and of these the dimensions, heads and MLP channels {chosen} (hidden size {width.hidden}, "
+            f"{width.heads} heads, MLP {width.mlp})"
+        )
+    if tokens is not None:
+        title += f", with {tokens:,} of its tokens"
+        why += f"\nOf the embeddings and the head the rows of {tokens:,} tokens are kept, and in the tokenizer these."
     text = f"""
-{which}, all embeddings, the final norm and the head of {name}, as they are: the first step of
-*Inheritune: Training Smaller Yet More Attentive Language Models* (arXiv 2404.08634).{why} It is meant to be trained
-further; as it is, it predicts far worse than {name}.
+{which}, all embeddings, the final norm and the head of {name}, {part}: the first step of
+*Inheritune: Training Smaller Yet More Attentive Language Models* (arXiv 2404.08634).{why}
 """
+    if count < kept.of_layers:
+        text += f"It is meant to be trained further; as it is, it predicts far worse than {name}.\n"
     return model_card(title, text, str(source))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+
+from inheritune import UserError
 
 COUNT_PREFIXES = ("", "K", "M", "B", "T")
 FLOP_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
@@ -16,6 +19,11 @@ def significant(value: float, digits: int = 3) -> str:
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     text = f"{value:,.{decimals}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def bits_per_byte(loss: float, bytes_per_token: float | None) -> float | None:
+    """A loss in nats per token, for each byte of text and in bits; None where the bytes are not known."""
+    return None if bytes_per_token is None else loss / math.log(2) / bytes_per_token
 
 
 def count(value: float) -> str:
@@ -38,6 +46,28 @@ def memory(value: float) -> str:
     """A number of bytes: 512 MiB, 79.1 GiB."""
     mebibytes = value / 2**20
     return f"{significant(mebibytes)} MiB" if mebibytes < 1000 else f"{significant(mebibytes / 1024)} GiB"
+
+
+def parse_count(text: str) -> int:
+    """A number of parameters as people write it: 80M, 1.5B, 80_000_000.
+
+    Raises:
+        UserError: it is none.
+    """
+    return _parsed(
+        text, {prefix: 1000**power for power, prefix in enumerate(COUNT_PREFIXES)}, "parameters", "80M"
+    )
+
+
+def parse_memory(text: str) -> int:
+    """A number of bytes as people write it: 200MB, 1.5 GiB.
+
+    Raises:
+        UserError: it is none.
+    """
+    units = {f"{prefix}B": 1000**power for power, prefix in enumerate(("K", "M", "G", "T"), 1)}
+    units |= {f"{prefix}iB": 1024**power for power, prefix in enumerate(("K", "M", "G", "T"), 1)}
+    return _parsed(text, units, "bytes", "200MB")
 
 
 def duration(seconds: float) -> str:
@@ -78,6 +108,14 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number, number])
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def _parsed(text: str, units: dict[str, int], what: str, example: str) -> int:
+    found = re.fullmatch(r"([\d_,]*\d(?:\.\d+)?) ?([A-Za-z]*)", text.strip(), re.ASCII)
+    known = {unit.lower(): size for unit, size in units.items()}
+    if found is None or found[2].lower() not in known:
+        raise UserError(f"{text!r} is no number of {what}: write it such as {example}")
+    return round(float(re.sub("[_,]", "", found[1])) * known[found[2].lower()])
 
 
 def _with_prefix(value: float, prefixes: tuple[str, ...], unit: str) -> str:

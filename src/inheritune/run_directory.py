@@ -33,6 +33,7 @@ from inheritune import UserError, __version__, plain_yaml
 from inheritune.card import card_name, model_card
 from inheritune.config import Recipe
 from inheritune.data.shards import DataIdentity, check_same_data
+from inheritune.quantities import bits_per_byte
 from inheritune.recipe_file import AnyRecipe, differences, load_recipe, parse_recipe, to_yaml
 from inheritune.runtime import files
 
@@ -65,6 +66,8 @@ class ReferenceFigures(Record):
     windows: int | None = None
     training_flops: float | None = None
     steps: int | None = None
+    bytes_per_token: float | None = None
+    """Of the text that it and the rounds are validated on."""
 
 
 class RoundFigures(Record):
@@ -110,6 +113,12 @@ class Summary(Record):
         if self.verdict is not None and not self.rounds:
             raise UserError("it has a verdict but no rounds")
         return self
+
+    def bits_per_byte(self, loss: float | None) -> float | None:
+        """One of its losses for each byte of the text; None where that is not known."""
+        if self.reference is None or loss is None:
+            return None
+        return bits_per_byte(loss, self.reference.bytes_per_token)
 
     def cost(self, entry: RoundFigures) -> float | None:
         """Training FLOPs of all rounds up to this one / of the reference; None where the latter is unknown."""
@@ -355,6 +364,9 @@ def _card(recipe: Recipe, summary: Summary, dtype: torch.dtype) -> str:
         if kept == list(range(last.layers))
         else f"Layers {', '.join(map(str, kept))}"
     )
+    whole, small = summary.bits_per_byte(reference.loss), summary.bits_per_byte(last.loss)
+    known = whole is not None and small is not None
+    per_byte = f"\n| the same in bits per byte | {whole:.4f} | {small:.4f} |" if known else ""
     text = f"""
 {which} of {reference.layers} layers of {origin}, trained further by the recipe of
 *Inheritune: Training Smaller Yet More Attentive Language Models* (arXiv 2404.08634).
@@ -363,7 +375,7 @@ def _card(recipe: Recipe, summary: Summary, dtype: torch.dtype) -> str:
 |---|---|---|
 | layers | {reference.layers} | {last.layers} |
 | parameters | {reference.parameters:,} | {last.parameters:,} |
-| validation loss (nats per token) | {reference.loss:.4f} | {last.loss:.4f} |
+| validation loss (nats per token) | {reference.loss:.4f} | {last.loss:.4f} |{per_byte}
 
 Verdict: {summary.verdict}. Difference {last.difference:+.4f}, 95% interval [{low:+.4f}, {high:+.4f}], over
 {reference.windows} paired windows, measured on these weights, which are {str(dtype).removeprefix("torch.")}.

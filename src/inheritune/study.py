@@ -34,6 +34,8 @@ FILE = "study.yaml"
 NAME = re.compile(r"(?!.*\.(yaml|log)$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Of a row, and of its folder; ROW.yaml and ROW.log are beside it."""
 POLL_SECONDS = 0.5
+SOURCES = frozenset({"row", "pretrained", "revision", "architecture"})
+"""What says which model a `model` or `reference` is."""
 PATIENCE_SECONDS = 60.0
 """That a start waits for the rows of one that was killed: they save, and end."""
 
@@ -118,7 +120,7 @@ def row_named(study: Study, name: str, seed: int) -> Row:
     """A row of a study, without looking at others."""
     own = dict(study.rows[name])
     flops_of = own.pop("flops_of", [])
-    values = merge(study.shared, own)
+    values = merge(_without_sources(study.shared, own), own)
     if not isinstance(flops_of, list) or not all(isinstance(other, str) for other in flops_of):
         raise UserError(f"rows.{name}: `flops_of` is {shown(flops_of)}, but should be a list of rows")
     if flops_of and "reference" in values:
@@ -131,6 +133,18 @@ def row_named(study: Study, name: str, seed: int) -> Row:
     model = values.get("model")
     starts_from = model.get("row") if isinstance(model, Mapping) else None
     return Row(name, seed, values, tuple(map(str, flops_of)), starts_from, frozenset(needs))
+
+
+def _without_sources(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What rows share, without the models in whose place a row names others."""
+
+    def rest(key: str, model: Any) -> Any:
+        named = own.get(key)
+        if not (isinstance(model, Mapping) and isinstance(named, Mapping) and SOURCES & named.keys()):
+            return model
+        return {k: v for k, v in model.items() if k not in SOURCES}
+
+    return {key: rest(key, value) for key, value in shared.items()}
 
 
 def _named_rows(values: Any) -> Iterator[Any]:

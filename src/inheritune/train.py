@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -12,13 +12,15 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import __version__
-from inheritune.analysis.kept import CHOICE
+from inheritune.analysis.kept import CHOICE, Kept
 from inheritune.analysis.layers import choose_kept, recorded
+from inheritune.analysis.repair import repair
 from inheritune.analysis.sequences import text_of
+from inheritune.analysis.width import keep_width, narrowed
 from inheritune.config import MEASURED, Data, ModelSource, Training, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.initialization import choose, half_width, select
-from inheritune.initialization.narrow import narrow_config
+from inheritune.initialization.narrow import narrow_config, narrower, width_config
 from inheritune.models.architecture import PARTS, choose_layers, layer_count
 from inheritune.models.load import load_config, load_model, load_tokenizer
 from inheritune.models.presets import architecture_config, from_config
@@ -83,7 +85,8 @@ def initial_model(
 ) -> Callable[[], PreTrainedModel]:
     """What makes the model that a recipe names, after checking that it can be made and that the data fits it.
 
-    Layers whose choice is measured are measured on the device when it is made, and recorded in the directory.
+    A choice of layers or of parts of the width that is measured is measured on the device when the model is made, and
+    recorded in the directory.
     """
     source, part, seed = recipe.model, recipe.initialization, recipe.training.seed
     config = initial_config(recipe, data)
@@ -97,22 +100,34 @@ def initial_model(
         width, divide = part.width, part.divide or "heads"
         return lambda: half_width(trained, width, divide=divide)
     depth = layer_count(source_config(source))
-    layers, parts = part.layers, part.parts or PARTS
-    if not (isinstance(layers, str) and MEASURED.fullmatch(layers)):
-        chosen = choose(layers, depth, part.stack_to)
-        return lambda: select(trained, chosen, parts=parts, seed=seed)
-    keep, count = layers.split()
+    layers, parts, text = part.layers, part.parts or PARTS, text_of(data.train)
+    measured = isinstance(layers, str) and MEASURED.fullmatch(layers)
 
-    def measured() -> PreTrainedModel:
-        kept = recorded(
-            directory / CHOICE,
-            lambda: choose_kept(
-                keep, int(count), depth, text_of(data.train), lambda: load_model(trained).to(device), seed
-            ),
-        )
-        return select(trained, choose(kept.layers, depth, part.stack_to), parts=parts, seed=seed)
+    def cut(layers: str | Sequence[int] | None) -> PreTrainedModel:
+        return select(trained, choose(layers, depth, part.stack_to), parts=parts, seed=seed)
 
-    return measured
+    if not (measured or part.sizes or part.repair):
+        return lambda: cut(layers)
+
+    def chosen() -> Kept:
+        if measured:
+            keep, count = str(layers).split()
+            kept = choose_kept(keep, int(count), depth, text, lambda: load_model(trained).to(device), seed)
+        else:
+            kept = Kept(keep="list", layers=choose(layers, depth), of_layers=depth)
+        if not part.sizes:
+            return kept
+        width = narrower(source_config(source), **part.sizes)
+        return keep_width(kept, cut(kept.layers).to(device), width, part.narrow or "importance", text, seed)
+
+    def made() -> PreTrainedModel:
+        kept = recorded(directory / CHOICE, chosen)
+        small = narrowed(cut(kept.layers), kept)
+        if part.repair:
+            repair(small.to(device), load_model(trained).to(device), kept.layers, text, seed)
+        return small.cpu()
+
+    return made
 
 
 def initial_config(
@@ -141,7 +156,8 @@ def initial_config(
     layers = part.layers
     if isinstance(layers, str) and MEASURED.fullmatch(layers):
         layers = f"first {layers.split()[1]}"  # as many, where it is not known which
-    return choose_layers(config, choose(layers, layer_count(config), part.stack_to))
+    config = choose_layers(config, choose(layers, layer_count(config), part.stack_to))
+    return width_config(config, narrower(config, **part.sizes)) if part.sizes else config
 
 
 def check_source(source: ModelSource, config: PretrainedConfig, data: TrainingData) -> None:

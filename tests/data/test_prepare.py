@@ -228,10 +228,10 @@ def test_rows_without_text_are_counted_once_after_an_interruption(tmp_path, toke
     assert undisturbed.rows_without_text == len(TEXTS) + 2
     append = SplitWriter.append
 
-    def failing(self, tokens):
+    def failing(self, tokens, text_bytes):
         if self.name == "train" and self.documents == stop:
             raise KeyboardInterrupt
-        append(self, tokens)
+        append(self, tokens, text_bytes)
 
     with monkeypatch.context() as patch:
         patch.setattr(SplitWriter, "append", failing)
@@ -397,6 +397,13 @@ def test_sample_is_bounded_and_does_not_depend_on_the_order(monkeypatch):
     assert max(held) <= 2 * 20_000 + longest
 
 
+def test_bytes_of_the_text_are_counted(tmp_path, tokenizer):
+    texts = [*TEXTS, "", "über 漢字 \N{GRINNING FACE}"]
+    splits = prepare([texts], tmp_path / "out", tokenizer=tokenizer, validation=0.1).splits
+    assert sum(split.text_bytes for split in splits.values()) == sum(len(text.encode()) for text in texts)
+    assert 1 < splits["train"].text_bytes / splits["train"].tokens < 10
+
+
 def test_a_generator_cannot_be_read_twice(tmp_path):
     with pytest.raises(ValueError, match="that can be read twice: give a list"):
         prepare([iter(TEXTS)], tmp_path / "out", train_tokenizer=400)
@@ -409,10 +416,10 @@ def interrupted(tmp_path, tokenizer, monkeypatch, error, after=250, name="out"):
     """A directory in which `prepare` failed with this error at one of its documents."""
     append = SplitWriter.append
 
-    def failing(self, tokens):
+    def failing(self, tokens, text_bytes):
         if self.name == "train" and self.documents == after:
             raise error
-        append(self, tokens)
+        append(self, tokens, text_bytes)
 
     with monkeypatch.context() as patch:
         patch.setattr(SplitWriter, "append", failing)

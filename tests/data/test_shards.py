@@ -62,6 +62,20 @@ def test_tokens_above_65535(tmp_path):
     assert split.read(0, 3).tolist() == [1, 70_000, 2**32 - 1]
 
 
+def test_bytes_of_the_text_are_no_part_of_the_identity(tmp_path):
+    path = write_shards(tmp_path, [[1, 2, 3], [4]]) / "manifest.json"
+    old = open_split(tmp_path, "train").identity
+    assert (old.tokens, old.text_bytes, old.bytes_per_token) == (None, None, None)
+    values = json.loads(path.read_text())
+    values["splits"]["train"]["text_bytes"] = 10
+    path.write_text(json.dumps(values))
+    new = open_split(tmp_path, "train").identity
+    assert (new.sha256, new.tokens, new.text_bytes, new.bytes_per_token) == (old.sha256, 4, 10, 2.5)
+    del values["splits"]["train"]["text_bytes"]  # as older versions wrote it
+    path.write_text(json.dumps(values))
+    assert open_split(tmp_path, "train").identity == old
+
+
 def test_read_outside_is_our_own_mistake(tmp_path):
     split = open_split(write_shards(tmp_path, [[1, 2, 3]]), "train")
     with pytest.raises(AssertionError):

@@ -51,6 +51,9 @@ MODELS = {
 DATA_SETS = {"openwebtext": "my-texts"}
 """Data sets that need a network -> the folder that is read instead."""
 
+SIZES = {"1024": "48", "1280": "56", "80M": "200K", "24000": "500", "used": "used"}
+"""Sizes of a small model that pages name -> those of a model that is tiny already."""
+
 BEFORE = {
     "docs/how-to/resume.md": ["inheritune prepare my-texts --tokenizer gpt2 -o data/mine"],
     "docs/how-to/several-gpus.md": ["inheritune prepare my-texts --tokenizer gpt2 -o data/mine"],
@@ -318,6 +321,9 @@ class Follower:
         if words[0] != "inheritune":
             return
         arguments = [file for word in words[1:] for file in expanded(DATA_SETS.get(word, word))]
+        for place, word in enumerate(arguments):
+            if word in ("--mlp", "--parameters", "--vocabulary"):
+                arguments[place + 1] = SIZES[arguments[place + 1]]
         if arguments[0] == "study" and arguments[1].startswith("recipes/paper"):
             study = yaml.safe_load(Path(arguments[1]).read_text())
             arguments += ["--row", study["reference"]]  # each row is a program of its own
@@ -362,6 +368,7 @@ def test_a_page_can_be_followed(
     monkeypatch.setattr("inheritune.analysis.layers.WINDOWS", 8)  # 30 layers are many, however small
     monkeypatch.setattr("inheritune.analysis.layers.LENGTH", 32)
     monkeypatch.setattr("inheritune.analysis.choice.SWEEPS", 1)
+    monkeypatch.setattr("inheritune.analysis.shape.STEPS", 2)
     follower = Follower(page, monkeypatch)
     for line in BEFORE.get(page.relative_to(ROOT).as_posix(), []):
         follower.run(shlex.split(line))

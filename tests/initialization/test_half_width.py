@@ -58,7 +58,9 @@ def test_every_tensor_is_a_part_of_its_own(model_type: str, divide: Divide) -> N
     assert narrow.config.num_attention_heads == (2 if divide == "heads" else 4)
     taken, weights = origins(narrow, wide), wide.state_dict()
     for name, value in narrow.state_dict().items():
-        kept = [torch.arange(size)[pick] for size, pick in zip(weights[name].shape, taken[name], strict=True)]
+        source, picks = taken[name]
+        assert source == name
+        kept = [torch.arange(size)[pick] for size, pick in zip(weights[name].shape, picks, strict=True)]
         assert all(bool((numbers.diff() > 0).all()) for numbers in kept), name
         assert torch.equal(value, weights[name][torch.meshgrid(*kept, indexing="ij")]), name
     with torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from inheritune.report.comparison import (
     FILES,
     RunComparison,
     compare_runs,
+    comparison_table,
     pair,
     parse_run,
     read_entries,
@@ -76,6 +78,49 @@ def test_one_window_tells_nothing_apart(tmp_path: Path) -> None:
     write_training(tmp_path / "a", [3.0])
     write_training(tmp_path / "b", [2.0])
     assert compare(tmp_path / "a", tmp_path / "b").seeds[1].verdict == "not significant"
+
+
+def in_tokens(path: Path, sha256: str, tokens: int, text_bytes: int | None = 9000) -> None:
+    """Let the losses of a run be of a text of so many tokens and bytes."""
+    values = json.loads((path / "validation.json").read_text())
+    values["data"] = {"sha256": sha256, "split": "validation", "path": "data/x", "tokens": tokens}
+    values["data"]["text_bytes"] = text_bytes
+    (path / "validation.json").write_text(json.dumps(values))
+
+
+def test_one_text_in_other_tokens_is_compared_per_byte_and_says_so(runs: Path, tmp_path: Path) -> None:
+    in_tokens(runs / "reference", "a", 2000)
+    in_tokens(runs / "better", "a", 2000)
+    in_tokens(runs / "worse", "b", 1800)  # 3.175 a token, but fewer of them
+    in_tokens(runs / "same", "b", 1800, 8999)
+    comparison = compare(*(runs / name for name in ("reference", "better", "worse", "same")))
+    assert differences(comparison) == {"reference": None, "better": -0.15, "worse": None, "same": None}
+    assert [s.verdict for s in comparison.seeds] == ["reference", "better", "not significant", "not paired"]
+    bits = [mean / math.log(2) * tokens / 9000 for mean, tokens in ((3.175, 1800), (3.025, 2000))]
+    assert comparison.notes[0].startswith(
+        "worse read the validation text of reference in other tokens, so their windows are not paired: they are "
+        f"compared per byte, {bits[0]:.4f} bits and {bits[1]:.4f}, difference {bits[0] - bits[1]:+.4f}, 95% "
+    )
+    assert "same has no difference to reference" in comparison.notes[1]
+    shown = comparison_table(comparison)
+    column = shown.headings.index("Bits/byte")
+    assert shown.headings[column - 2 : column + 2] == ["Loss", "Error", "Bits/byte", "Difference"]
+    assert shown.rows[2].cells[column] == f"{bits[0]:.4f}"
+    write_comparison([s.entry for s in comparison.seeds], None, tmp_path / "out", "t")
+    for name in ("comparison.html", "comparison.md"):
+        assert "Bits/byte" in (tmp_path / "out" / name).read_text()
+    assert float(read_csv(tmp_path / "out" / "comparison.csv")[2]["bits_per_byte"]) == pytest.approx(bits[0])
+    console = Console(width=100, file=io.StringIO())
+    console.print(terminal_table(comparison))
+    assert f"{bits[0]:.4f}" in console.file.getvalue()
+
+
+def test_without_bytes_there_is_no_column_for_them(runs: Path, tmp_path: Path) -> None:
+    comparison = compare(runs / "reference", runs / "better")
+    write_comparison([s.entry for s in comparison.seeds], None, tmp_path / "out", "t")
+    for name in ("comparison.html", "comparison.md", "comparison.csv"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "Bits/byte" not in text and "per byte" not in text and "bits_per_byte" not in text
 
 
 def test_costs_are_read_from_the_outcome_or_the_last_metrics(runs: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from pathlib import Path
 
@@ -144,6 +145,14 @@ def test_tasks_of_no_group_validation_and_speed_have_their_tables() -> None:
     assert other[2][5:] == ["small", "50.00 ± 1.01", "-4.00", "[-6.00, -2.00]", "0.040", "worse"]
     validation = next(table for head, table in tables.items() if head[1] == "Loss")
     assert validation[2] == ["small", "3.1675 ± 0.0120", "+0.0156", "[+0.0101, +0.0211]", "worse"]
+    result = evaluation()
+    assert result.validation is not None
+    known = result.validation.model_copy(update={"bytes_per_token": 4.2})
+    tables = {tuple(table[0]): table for table in markdown_tables(to_markdown(evaluation(validation=known)))}
+    assert next(table for head, table in tables.items() if head[1:3] == ("Loss", "Bits/byte"))[2][1:3] == [
+        "3.1675 ± 0.0120",
+        f"{3.1675 / math.log(2) / 4.2:.4f}",
+    ]
     sizes = next(table for head, table in tables.items() if "Checkpoint" in head)
     assert sizes[1] == ["reference", "24", "355M", "1.32 GiB", "1.32 GiB", "192 KiB"]
     assert sizes[2][2:] == ["255M (0.72×)", "903 MiB (0.67×)", "903 MiB (0.67×)", "128 KiB (0.67×)"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,16 @@ def test_the_table_is_whole_in_a_terminal(width: int, flops_known: bool) -> None
 
 def test_one_line_a_round_in_80_columns() -> None:
     assert len(lines_of(run_summary(), 80)) == 4
+
+
+def test_bits_per_byte_are_shown_where_the_bytes_are_known() -> None:
+    known = run_summary(reference=reference_summary(bytes_per_token=4.2))
+    lines = lines_of(known, 80)
+    assert len(lines) == 4
+    assert "Bits/byte" in lines[0]
+    assert f"{3.430 / math.log(2) / 4.2:.4f}" in lines[1]
+    assert f"{3.412 / math.log(2) / 4.2:.4f}" in lines[3]
+    assert "Bits/byte" not in lines_of(run_summary(), 80)[0]
 
 
 def test_the_table_of_a_run_without_rounds() -> None:

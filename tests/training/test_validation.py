@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,10 @@ from hypothesis import strategies as st
 import tiny_data
 from inheritune import UserError
 from inheritune.config import Training
-from inheritune.data.shards import open_split
+from inheritune.data.shards import DataIdentity, open_split
 from inheritune.runtime.hardware import choose_hardware
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.validation import WindowLosses, compare, validate
+from inheritune.training.validation import WindowLosses, compare, compare_per_byte, validate
 from tiny_models import tiny_model
 from tiny_recipes import training
 
@@ -92,6 +94,38 @@ def test_losses_survive_the_disk_exactly(tmp_path: Path) -> None:
     again = WindowLosses.load(tmp_path / "validation.json")
     assert np.array_equal(again.losses, values.losses)
     assert again.window == 64
+
+
+def of_text(losses: np.ndarray, sha256: str, tokens: int, text_bytes: int | None = 3000) -> WindowLosses:
+    data = DataIdentity(sha256=sha256, split="validation", path="data", tokens=tokens, text_bytes=text_bytes)
+    return WindowLosses(losses, 8, data)
+
+
+def test_bits_per_byte_by_hand_and_from_the_disk(tmp_path: Path) -> None:
+    values = of_text(np.array([2.0, 4.0]), "a", 1000)
+    assert values.bits_per_byte == pytest.approx(3 / math.log(2) * 1000 / 3000)
+    values.save(tmp_path / "validation.json")
+    assert WindowLosses.load(tmp_path / "validation.json").bits_per_byte == values.bits_per_byte
+    assert json.loads((tmp_path / "validation.json").read_text())["bits_per_byte"] == values.bits_per_byte
+    assert WindowLosses(np.ones(2), 8).bits_per_byte is None
+    assert of_text(np.ones(2), "a", 1000, None).bits_per_byte is None
+
+
+def test_one_text_in_other_tokens_is_compared_per_byte() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):  # per byte the second is worse by 0.05 bits
+        one = of_text(generator.normal(3 * math.log(2), 0.5, 100), "a", 1000)
+        other = of_text(generator.normal(4.2 * math.log(2), 0.5, 80), "b", 750)
+        found = compare_per_byte(other, one)
+        assert found is not None
+        low, high = found[1]
+        covered += low <= 0.05 <= high
+    assert 0.93 < covered / 2000 < 0.97
+    same_tokens, other_text = of_text(np.ones(3), "a", 1000), of_text(np.ones(3), "b", 1000, 2999)
+    unknown = of_text(np.ones(3), "b", 1000, None)
+    for reference in (same_tokens, other_text, unknown, WindowLosses(np.ones(3), 8)):
+        assert compare_per_byte(of_text(np.ones(3), "a", 1000), reference) is None
 
 
 def test_a_loss_that_is_not_finite_is_not_written(tmp_path: Path) -> None:

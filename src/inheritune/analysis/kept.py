@@ -7,9 +7,12 @@ that were cut, says which layers they have and why. Blocks are counted from 0, a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from inheritune.analysis.result import Record
+from inheritune.config import Narrow
 from inheritune.data.shards import DataIdentity
 from inheritune.runtime import files
 
@@ -30,22 +33,78 @@ class Measurement(Record):
     """Of the choice of windows."""
 
 
+Bits = Annotated[str, Field(pattern="^([0-9a-f]{2})+$")]
+"""Which of some parts are kept: a bit for each, the first one's first, in hexadecimal digits."""
+
+
+class KeptWidth(Record):
+    """How wide the layers still are, and which parts of them were kept."""
+
+    narrow: Narrow
+    """The rule, as a recipe's `narrow`."""
+    hidden: int
+    """Hidden size."""
+    heads: int
+    """Attention (query) heads of each block."""
+    mlp: int
+    """Channels of each block's MLP."""
+    hidden_taken: Bits
+    heads_taken: tuple[Bits, ...]
+    """Of each kept block; heads that share a key/value head are one part."""
+    mlp_taken: tuple[Bits, ...]
+    """Of each kept block."""
+
+
+class Trial(Record):
+    """One of the shapes of a small model that were compared."""
+
+    layers: int
+    hidden: int
+    heads: int
+    mlp: int
+    parameters: int
+    loss: float
+    """Of the cut as it is, nats per token."""
+    trained: float | None = None
+    """After a short training, on held-out windows; None of those that were not trained."""
+
+
+class KeptTokens(Record):
+    """Which part of a vocabulary was kept: the tokens that a text uses most."""
+
+    tokens: int
+    of_tokens: int
+    data: str
+    identity: DataIdentity | None
+    """Of what the tokens were counted in; None of a text file."""
+    bytes_per_token: float
+    """UTF-8 bytes, of held-out text."""
+    bytes_per_token_before: float
+    """The same with all tokens."""
+
+
 class Kept(Record):
-    """Which layers were kept, by which rule."""
+    """Which layers were kept, by which rule, and if they are narrower, what of their width."""
 
     keep: str
     """The rule: a word of a recipe's `keep`, or `list`."""
     layers: list[int]
     of_layers: int
     loss: float | None = None
-    """Nats per token with these blocks as they are; None if it was not measured."""
+    """Nats per token with what was kept as it is; None if it was not measured."""
     whole: float | None = None
-    """The same with all blocks."""
+    """The same with all blocks, in their full width."""
     path: tuple[tuple[int, ...], ...] = ()
     """The best choice found of each smaller cut on the way to this one."""
     path_losses: tuple[float, ...] = ()
     """Theirs; none in files of versions that did not record them."""
     measured: Measurement | None = None
+    width: KeptWidth | None = None
+    """None where it is the model's."""
+    trials: tuple[Trial, ...] = ()
+    """The shapes that were compared, where a size was asked for."""
+    vocabulary: KeptTokens | None = None
+    """None where all tokens were kept."""
 
 
 class BlockFigures(Record):

@@ -53,24 +53,38 @@ def windows_of(text: Text, context: int | None, seed: int) -> tuple[Windows, int
     """Random windows to compare choices on, and how many tokens each has.
 
     Raises:
-        UserError: the text has too few.
+        UserError: as `window_length`.
     """
-    tokens = text.tokens
-    count = (tokens.tokens if isinstance(tokens, Split) else len(tokens)) - 1
-    length = min(LENGTH, context or LENGTH, count // FEW)  # a short text has shorter ones
-    if length < SHORTEST:
-        raise UserError(
-            f"{text.source} has {count + 1} tokens, too few to choose layers by: it takes {FEW} windows of {SHORTEST}"
-        )
-    available = count // length
+    length = window_length(text, context)
+    available = (text.size - 1) // length
     generator = np.random.Generator(np.random.PCG64(seed))
     numbers = generator.choice(available, min(WINDOWS, available), replace=False)
+    return windows_at(text, numbers, length), length
+
+
+def window_length(text: Text, context: int | None) -> int:
+    """Tokens of a window to compare choices on: of a short text, or for a short context, shorter than usual.
+
+    Raises:
+        UserError: the text has too few.
+    """
+    length = min(LENGTH, context or LENGTH, (text.size - 1) // FEW)
+    if length < SHORTEST:
+        raise UserError(
+            f"{text.source} has {text.size} tokens, too few to choose layers by: it takes {FEW} windows of {SHORTEST}"
+        )
+    return length
+
+
+def windows_at(text: Text, numbers: np.ndarray, length: int) -> Windows:
+    """The windows of so many tokens that have these numbers, from 0."""
+    tokens = text.tokens
     if isinstance(tokens, Split):
         windows_nt = read_windows(tokens, numbers, length)
     else:
         windows_nt = torch.from_numpy(np.stack([tokens[n * length : (n + 1) * length + 1] for n in numbers]))
     inputs_nt = model_inputs(windows_nt[:, :-1], text.bos, text.end_of_text)
-    return Windows(inputs_nt.contiguous(), windows_nt[:, 1:].contiguous()), length
+    return Windows(inputs_nt.contiguous(), windows_nt[:, 1:].contiguous())
 
 
 def losses_on(model: PreTrainedModel, text: Text, seed: int) -> tuple[ChoiceLosses, Measurement]:

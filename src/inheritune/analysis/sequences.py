@@ -44,6 +44,11 @@ class Text:
     bos: int | None = None
     end_of_text: int | None = None
 
+    @property
+    def size(self) -> int:
+        """How many tokens there are."""
+        return self.tokens.tokens if isinstance(self.tokens, Split) else len(self.tokens)
+
     def choose(self, count: int, window: int | None, context: int | None, seed: int) -> Sequences:
         """At most `count` random windows of `window` tokens; the same arguments give the same ones.
 
@@ -52,7 +57,7 @@ class Text:
         """
         if count < 1:
             raise UserError(f"cannot analyze {count} sequences: at least one is needed")
-        length = self.tokens.tokens - 1 if isinstance(self.tokens, Split) else len(self.tokens)
+        length = self.size - 1 if isinstance(self.tokens, Split) else self.size
         if window is None:
             window = min(LONGEST, length, context or LONGEST)
         if window < 2:

@@ -81,6 +81,8 @@ def prepare_command(
     )
     print_line(f"{output} {'was finished already; nothing is changed' if already else 'is finished'}")
     for name, split_record in manifest.splits.items():
-        print_line(f"  {name}: {split_record.documents:,} documents, {split_record.tokens:,} tokens")
+        size = split_record.text_bytes
+        rate = "" if size is None else f", {size / split_record.tokens:.2f} bytes per token"
+        print_line(f"  {name}: {split_record.documents:,} documents, {split_record.tokens:,} tokens{rate}")
     if manifest.rows_without_text:
         print_line(f"  {rows_left_out(manifest.rows_without_text)}")

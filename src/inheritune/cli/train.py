@@ -27,7 +27,9 @@ def train_command(
     losses = train_model(settings, directory, command=command_line())
     if not first_process():
         return
+    per_byte = "" if losses.bits_per_byte is None else f" ({losses.bits_per_byte:.4f} bits per byte)"
     print_line(
-        f"validation loss {losses.mean:.4f} +- {losses.standard_error:.4f} over {len(losses.losses)} windows"
+        f"validation loss {losses.mean:.4f} +- {losses.standard_error:.4f}{per_byte} over {len(losses.losses)} "
+        "windows"
     )
     print_line(f"model: {directory / 'model'}")

@@ -201,7 +201,8 @@ def _write_splits(
                         saved.rows_without_text += 1
                         continue
                     saved.smallest_key = min(saved.smallest_key, key)
-                    (validation if key < arguments.validation else train).append(tokens)
+                    split = validation if key < arguments.validation else train
+                    split.append(tokens, len(text.encode()))
                     saved.source_tokens += len(tokens)
                     if saved.source_tokens >= (sources[batch.source].tokens or math.inf):
                         spent.add(batch.source)

@@ -70,6 +70,8 @@ class SplitRecord(_Record):
     documents: int | None
     tokens: int
     files: list[FileRecord]
+    text_bytes: int | None = None
+    """UTF-8 bytes of its documents; None where they were not counted."""
 
 
 class TokenizerRecord(_Record):
@@ -109,9 +111,17 @@ class DataIdentity(BaseModel):
     sha256: str
     split: SplitName
     path: str
+    tokens: int | None = None
+    text_bytes: int | None = None
+    """Of the whole split; None where the manifest does not say how many bytes of text it is."""
 
     def __str__(self) -> str:
         return f"the {self.split} split of {self.path} (sha256 {self.sha256[:12]})"
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """UTF-8 bytes of text, the end of each document being a token without any; None where they are not known."""
+        return self.text_bytes / self.tokens if self.text_bytes and self.tokens else None
 
 
 def check_same_data(found: DataIdentity | None, wanted: DataIdentity | None, what: str) -> None:
@@ -172,7 +182,12 @@ class Split:
         ]
         whole = json.dumps([self.name, sums, self.end_of_text, self.bos])
         digest = hashlib.sha256(whole.encode()).hexdigest()
-        return DataIdentity(sha256=digest, split=self.name, path=str(self.directory))
+        size = (
+            {}
+            if self._record.text_bytes is None
+            else {"tokens": self.tokens, "text_bytes": self._record.text_bytes}
+        )
+        return DataIdentity(sha256=digest, split=self.name, path=str(self.directory), **size)
 
     @cached_property
     def largest_token(self) -> int:

@@ -157,6 +157,7 @@ class SplitWriter:
     ) -> None:
         self.directory, self.name, self.shard_tokens = directory, name, shard_tokens
         self.tokens = self.documents = self._file_tokens = self._file_documents = 0
+        self.text_bytes: int | None = 0
         self._full: list[FileRecord] = []
         self._file: BinaryIO | None = None  # the one after these
         kept = 0
@@ -166,8 +167,8 @@ class SplitWriter:
         for path in sorted(directory.glob(f"{name}-*.bin"))[kept:]:
             path.unlink()
 
-    def append(self, tokens: npt.NDArray[Any]) -> None:
-        """Write one document, end-of-text included."""
+    def append(self, tokens: npt.NDArray[Any], text_bytes: int) -> None:
+        """Write one document, end-of-text included, whose text has so many bytes."""
         if self._file is not None and self._file_tokens + len(tokens) > self.shard_tokens:
             self._full = self.sync().files
             self.close()
@@ -182,6 +183,8 @@ class SplitWriter:
         self._file_documents += 1
         self.tokens += len(tokens)
         self.documents += 1
+        if self.text_bytes is not None:
+            self.text_bytes += text_bytes
 
     def sync(self) -> SplitRecord:
         """Flush everything to the disk."""
@@ -197,7 +200,9 @@ class SplitWriter:
                     sha256=self._sha256.hexdigest(),
                 )
             )
-        return SplitRecord(documents=self.documents, tokens=self.tokens, files=written)
+        return SplitRecord(
+            documents=self.documents, tokens=self.tokens, files=written, text_bytes=self.text_bytes
+        )
 
     def close(self) -> None:
         """Close the open file. What was not synced may be lost."""
@@ -208,7 +213,7 @@ class SplitWriter:
     def _resume(self, record: SplitRecord, itemsize: int) -> None:
         *self._full, last = record.files
         assert record.documents is not None and last.documents is not None
-        self.tokens, self.documents = record.tokens, record.documents
+        self.tokens, self.documents, self.text_bytes = record.tokens, record.documents, record.text_bytes
         self._file_tokens, self._file_documents = last.tokens, last.documents
         path = self._path()
         with path.open("r+b") as file:

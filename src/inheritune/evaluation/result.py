@@ -125,6 +125,8 @@ class ValidationResult(Record):
     window: int
     scores: list[Score]
     paired: list[Paired | None]
+    bytes_per_token: float | None = None
+    """Of the whole split; None where that is not known."""
 
 
 class Spread(Record):

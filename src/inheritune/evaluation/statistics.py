@@ -192,6 +192,7 @@ def validation_result(text: Split, window: int, losses: Sequence[WindowLosses]) 
         window=window,
         scores=[Score(value=one.mean, standard_error=one.standard_error) for one in losses],
         paired=pairs,
+        bytes_per_token=text.identity.bytes_per_token,
     )
 
 

@@ -82,7 +82,7 @@ def assemble(
     }
     model.load_state_dict(weights, assign=True)
     model.tie_weights()
-    _round_buffers(model, reference, layers, dtype)
+    round_buffers(model, reference, layers, dtype)
     if reference.generation_config is not None:
         model.generation_config = copy.deepcopy(reference.generation_config)
     freeze_biases(model)
@@ -141,7 +141,7 @@ def _of_layers(source: Tensor, value: Tensor, layers: Sequence[int], depth: int)
     return None
 
 
-def _round_buffers(
+def round_buffers(
     model: PreTrainedModel, reference: PreTrainedModel, layers: Sequence[int], dtype: torch.dtype | None
 ) -> None:
     """Give what is computed and not saved, such as rotary frequencies, the reference's precision.

@@ -22,7 +22,7 @@ from inheritune.report import figures
 from inheritune.report.figures import Interval, Line, Picture, short
 from inheritune.report.pages import Page, Section, pictures, write_files
 from inheritune.report.runs import Entry, read_entries
-from inheritune.report.table import Row, Table, csv_text, escaped
+from inheritune.report.table import PER_BYTE, Row, Table, csv_text, escaped
 from inheritune.training import validation
 
 FILES = (
@@ -34,9 +34,11 @@ CSV_COLUMNS = (
     *("training_flops", "total_flops", "relative_flops", "loss", "standard_error"),
     *("difference", "interval_low", "interval_high", "verdict", "note"),
 )
+CSV_PER_BYTE = "bits_per_byte"
+"""A further column where it is known of any run."""
 HEADINGS = (
     *("Name", "Seed", "Layers", "Params", "Steps", "Tokens", "FLOPs", "All rounds", "Relative"),
-    *("Loss", "Error", "Difference", "95% interval", "Verdict"),
+    *("Loss", "Error", PER_BYTE, "Difference", "95% interval", "Verdict"),
 )
 
 
@@ -46,6 +48,8 @@ class Compared:
 
     `name` is the label, with the seed where the row has several. The verdict is reference, better, worse, not
     significant, not paired or unfinished; better and worse mean only that the 95% interval over windows excludes 0.
+    Where the two read one text in different tokens nothing is paired: the verdict is on bits per byte, and the note
+    says so.
     """
 
     name: str
@@ -94,6 +98,12 @@ class RunComparison:
     def decimals(self) -> int:
         """How many decimals the losses deserve: as many as the narrowest interval does."""
         return max((loss_decimals(one.paired.interval) for one in self.seeds if one.paired), default=3)
+
+    @property
+    def hidden(self) -> set[str]:
+        """Columns that have nothing to show."""
+        known = any(seed.entry.losses and seed.entry.losses.bits_per_byte for seed in self.seeds)
+        return set() if known else {PER_BYTE}
 
     @property
     def summary(self) -> str:
@@ -224,7 +234,8 @@ def find_reference(entries: Sequence[Entry], text: str | None) -> str | None:
 def comparison_table(comparison: RunComparison) -> Table:
     """The table as people read it; several seeds follow a line with their mean and spread."""
     rows = [Row(tuple(cells.values()), kind) for cells, kind in _lines(comparison)]
-    return Table("", ("<Name", *HEADINGS[1:-1], "<Verdict"), rows, [_explanation(comparison)], "runs")
+    table = Table("", ("<Name", *HEADINGS[1:-1], "<Verdict"), rows, [_explanation(comparison)], "runs")
+    return table.without(comparison.hidden)
 
 
 def terminal_table(comparison: RunComparison) -> rich.table.Table:
@@ -234,10 +245,10 @@ def terminal_table(comparison: RunComparison) -> rich.table.Table:
         name = cells["Name"] or f"  seed {cells['Seed'] or 'unknown'}"
         cost = cells["Relative"] if cells["Relative"] not in ("", "unknown") else cells["All rounds"]
         difference = "mean " * (kind == "mean" and bool(cells["Difference"])) + cells["Difference"]
-        rest = cells["Loss"], difference or cells["Verdict"], cells["95% interval"]
+        rest = cells["Loss"], cells[PER_BYTE], difference or cells["Verdict"], cells["95% interval"]
         rows.append((name, cells["Layers"], cost, *rest))
-    headings = ("<Name", "Layers", "FLOPs", "Loss", "Difference", "95% interval")
-    return Table("", headings, rows).terminal()
+    headings = ("<Name", "Layers", "FLOPs", "Loss", PER_BYTE, "Difference", "95% interval")
+    return Table("", headings, rows).without(comparison.hidden).terminal()
 
 
 def to_markdown(comparison: RunComparison) -> str:
@@ -262,11 +273,12 @@ def to_csv(comparison: RunComparison) -> str:
             row |= {"steps": entry.steps, "tokens": entry.tokens, "training_flops": entry.flops}
             row |= {"total_flops": entry.total_flops, "relative_flops": seed.relative_flops}
             row |= {"loss": losses.mean, "standard_error": losses.standard_error}
+            row |= {} if comparison.hidden else {CSV_PER_BYTE: losses.bits_per_byte}
         if seed.paired is not None:
             low, high = seed.paired.interval
             row |= {"difference": seed.paired.difference, "interval_low": low, "interval_high": high}
         rows.append(row)
-    return csv_text(CSV_COLUMNS, rows)
+    return csv_text((*CSV_COLUMNS, *(() if comparison.hidden else (CSV_PER_BYTE,))), rows)
 
 
 def difference_picture(comparison: RunComparison) -> Picture | None:
@@ -355,11 +367,16 @@ def _explanation(comparison: RunComparison) -> str:
         if any(row.mean_difference is not None for row in comparison.rows)
         else ""
     )
+    per_byte = (
+        ""
+        if comparison.hidden
+        else " Bits per byte are the loss for each byte of text, which different tokenizers have in common."
+    )
     return (
         "FLOPs are a run's own training, all rounds adds that of the rounds before it, and relative is the latter "
         "as a multiple of the reference's. Losses are in nats per token, with their standard error over windows. "
         "The difference is to the reference, over paired windows; better and worse "
-        f"mean that its 95% interval, which is over windows and not over seeds, excludes 0.{seeds}"
+        f"mean that its 95% interval, which is over windows and not over seeds, excludes 0.{seeds}{per_byte}"
     )
 
 
@@ -396,6 +413,7 @@ def _cells(seed: Compared, decimals: int) -> dict[str, str]:
             "Relative": _known(seed.relative_flops, "{:.2f} ×".format),
             "Loss": f"{losses.mean:.{decimals}f}",
             "Error": f"{losses.standard_error:.{decimals}f}",
+            PER_BYTE: _known(losses.bits_per_byte, f"{{:.{decimals + 1}f}}".format),
         }
     if paired is not None:
         cells["Difference"] = f"{paired.difference:+.{decimals}f}"
@@ -427,11 +445,24 @@ def _compare(entry: Entry, references: Sequence[Entry], name: Callable[[Entry], 
     try:
         paired = validation.compare(entry.losses, reference.losses)
     except UserError as error:
-        note = f"{own} has no difference to {other}: {error}."
-        return Compared(own, entry, None, relative, "not paired", note)
-    low, high = paired.interval
-    verdict = "better" if high < 0 else "worse"
-    if len(entry.losses.losses) < 2 or low <= 0 <= high:  # one window has no spread, so no interval
-        verdict = "not significant"
+        per_byte = validation.compare_per_byte(entry.losses, reference.losses)
+        if per_byte is None:
+            note = f"{own} has no difference to {other}: {error}."
+            return Compared(own, entry, None, relative, "not paired", note)
+        difference, ends = per_byte
+        note = (
+            f"{own} read the validation text of {other} in other tokens, so their windows are not paired: they are "
+            f"compared per byte, {entry.losses.bits_per_byte:.4f} bits and {reference.losses.bits_per_byte:.4f}, "
+            f"difference {difference:+.4f}, 95% interval {signed_interval(ends, 4)}."
+        )
+        return Compared(own, entry, None, relative, _verdict(entry.losses, ends), note)
     unexpected = None if same or len(references) == 1 else f"{own} is compared with {other}."
-    return Compared(own, entry, paired, relative, verdict, unexpected)
+    return Compared(own, entry, paired, relative, _verdict(entry.losses, paired.interval), unexpected)
+
+
+def _verdict(losses: validation.WindowLosses, interval: tuple[float, float]) -> str:
+    """Of a difference with this interval."""
+    low, high = interval
+    if len(losses.losses) < 2 or low <= 0 <= high:  # one window has no spread, so no interval
+        return "not significant"
+    return "better" if high < 0 else "worse"

@@ -31,10 +31,10 @@ from inheritune.evaluation.result import (
     TaskResult,
     ValidationResult,
 )
-from inheritune.quantities import count, memory, significant
+from inheritune.quantities import bits_per_byte, count, memory, significant
 from inheritune.report import pages
 from inheritune.report.figures import Interval, Picture, differences, short
-from inheritune.report.table import Column, Row, Table, csv_text, escaped, printable, terminal_text
+from inheritune.report.table import PER_BYTE, Column, Row, Table, csv_text, escaped, printable, terminal_text
 
 FILES = ("evaluation.md", "evaluation.csv", "evaluation.html", "differences.svg")
 CSV_COLUMNS = (
@@ -353,14 +353,15 @@ def _validation_tables(evaluation: Evaluation) -> list[Table]:
         f"Nats per token, mean over {result.windows:,} windows of {result.window:,} tokens that are the same for all "
         "models; ± is the standard error over windows."
     )
+    bits = [bits_per_byte(one.value, result.bytes_per_token) for one in result.scores]
+    per_byte = [NONE if one is None else f"{one:.4f}" for one in bits]
     rows = [
-        _paired_row((model.name, score("loss", result.scores[i])), _as_metric(result), i)
+        _paired_row((model.name, score("loss", result.scores[i]), per_byte[i]), _as_metric(result), i)
         for i, model in enumerate(evaluation.models)
     ]
-    table = Table(
-        f"Loss on {result.split} of {result.data}", ("<Model", "Loss", *PAIRED), rows, [note], "validation"
-    )
-    return [_if_paired(evaluation, table.without({"p"}))]
+    title = f"Loss on {result.split} of {result.data}"
+    table = Table(title, ("<Model", "Loss", PER_BYTE, *PAIRED), rows, [note], "validation")
+    return [_if_paired(evaluation, table.without({"p"} if result.bytes_per_token else {"p", PER_BYTE}))]
 
 
 def _as_metric(result: ValidationResult) -> MetricResult:

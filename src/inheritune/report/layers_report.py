@@ -19,6 +19,7 @@ from inheritune.analysis.kept import (
     Kept,
     LayerAnalysis,
     Point,
+    Trial,
     load_kept,
     save,
 )
@@ -59,6 +60,21 @@ def cut_table(analysis: LayerAnalysis) -> rich.table.Table:
     rows = [[str(depths[i]), *(f"{losses[depths[i]][rule]:.2f}" for rule in rules)] for i in places]
     columns = ("Layers", *(rule.capitalize() for rule in rules))
     return Table("Loss of a cut as it is, by which layers are kept", columns, rows).terminal()
+
+
+def shape_table(trials: Sequence[Trial]) -> rich.table.Table:
+    """The shapes that were compared for a size, for the terminal."""
+    rows = [
+        (
+            *map(str, (trial.layers, trial.hidden, trial.heads, trial.mlp)),
+            f"{trial.parameters:,}",
+            f"{trial.loss:.3f}",
+            "" if trial.trained is None else f"{trial.trained:.3f}",
+        )
+        for trial in trials
+    ]
+    columns = ("Layers", "Hidden", "Heads", "MLP", "Parameters", "Loss as cut", "After a trial")
+    return Table("Shapes of this size", columns, rows).terminal()
 
 
 def worth_picture(analysis: LayerAnalysis) -> Picture | None:

@@ -138,6 +138,10 @@ def _round_blocks(run: Run) -> Iterator[pages.Block]:
         "Losses are validation losses in nats per token. Difference: target minus reference, mean over the paired "
         f"windows; parity, in bold, is a difference of at most {margin}."
     )
+    if reference is not None and reference.bytes_per_token is not None:
+        note += (
+            " Bits per byte are the loss for each byte of text, which different tokenizers have in common."
+        )
     if reference is not None and reference.training_flops:
         note += (
             " Cost: training FLOPs of all rounds so far, with probes, as a multiple of the reference's; in the round "

@@ -14,6 +14,9 @@ from typing import NamedTuple
 import rich.table
 from rich.text import Text
 
+PER_BYTE = "Bits/byte"
+"""Heading of losses in bits per byte, beside those in nats per token."""
+
 MINUS = "\N{MINUS SIGN}"  # on pages and in figures; elsewhere a hyphen, which programs read
 
 # What neither HTML nor UTF-8 can hold, and what a terminal would obey; a model may have sampled it.

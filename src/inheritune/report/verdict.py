@@ -5,7 +5,7 @@ from __future__ import annotations
 import rich.table
 
 from inheritune.quantities import count, duration, flops, loss_decimals, signed_interval, significant
-from inheritune.report.table import Row, Table
+from inheritune.report.table import PER_BYTE, Row, Table
 from inheritune.run_directory import RoundFigures, Summary
 
 
@@ -39,9 +39,15 @@ def reported_round(summary: Summary) -> RoundFigures | None:
 def rounds_table(summary: Summary, title: str = "", notes: tuple[str, ...] = ()) -> Table:
     """The reference and the finished rounds.
 
-    The last column is the cost so far as a multiple of the reference's training FLOPs; without those there is none.
+    Without the bytes of the text there are no bits per byte, and without the reference's training FLOPs there is no
+    last column, the cost so far as a multiple of them.
     """
     reference = summary.reference
+
+    def per_byte(loss: float | None) -> str:
+        bits = summary.bits_per_byte(loss)
+        return "" if bits is None else f"{bits:.{decimals + 1}f}"
+
     decimals = max((loss_decimals(entry.interval) for entry in summary.rounds), default=3)
     rows = []
     if reference is not None:
@@ -49,7 +55,9 @@ def rounds_table(summary: Summary, title: str = "", notes: tuple[str, ...] = ())
         steps = "" if reference.steps is None else f"{reference.steps:,}"
         own = flops(reference.training_flops) if reference.training_flops else "unknown"
         size = str(reference.layers), count(reference.parameters)
-        rows.append(Row(("ref.", *size, loss, "", "", "", steps, "", own, "", "1.00x")))
+        rows.append(
+            Row(("ref.", *size, loss, per_byte(reference.loss), "", "", "", steps, "", own, "", "1.00x"))
+        )
     for entry in summary.rounds:
         cost = summary.cost(entry)
         cells = (
@@ -57,6 +65,7 @@ def rounds_table(summary: Summary, title: str = "", notes: tuple[str, ...] = ())
             str(entry.layers),
             count(entry.parameters),
             f"{entry.loss:.{decimals}f}",
+            per_byte(entry.loss),
             "" if entry.predicted is None else f"{entry.predicted:.{decimals}f}",
             f"{entry.difference:+.{decimals}f}",
             signed_interval(entry.interval, decimals),
@@ -68,13 +77,15 @@ def rounds_table(summary: Summary, title: str = "", notes: tuple[str, ...] = ())
         )
         rows.append(Row(cells, "parity" if entry.parity else ""))
     headings = (
-        *("<Round", "Layers", "Params", "Loss", "Predicted", "Difference", "95% interval"),
+        *("<Round", "Layers", "Params", "Loss", PER_BYTE, "Predicted", "Difference", "95% interval"),
         *("Steps", "Time", "FLOPs", "All rounds", "Cost"),
     )
-    table = Table(title, headings, rows, notes)
+    hidden = set() if reference is not None and reference.training_flops else {"Cost"}
+    if reference is None or reference.bytes_per_token is None:
+        hidden.add(PER_BYTE)
     if all(entry.predicted is None for entry in summary.rounds):
-        table = table.without({"Predicted"})
-    return table if reference is not None and reference.training_flops else table.without({"Cost"})
+        hidden.add("Predicted")
+    return Table(title, headings, rows, notes).without(hidden)
 
 
 def terminal_rounds(summary: Summary) -> rich.table.Table:

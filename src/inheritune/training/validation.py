@@ -14,6 +14,7 @@ import torch
 from inheritune import UserError
 from inheritune.data.loader import batches, window_count
 from inheritune.data.shards import DataIdentity, Split, check_same_data
+from inheritune.quantities import bits_per_byte
 from inheritune.runtime import files
 from inheritune.runtime.hardware import Hardware
 from inheritune.runtime.out_of_memory import SHARED_OUT, needing_memory
@@ -50,6 +51,16 @@ class WindowLosses:
         """Standard error of the mean over windows."""
         return standard_error(self.losses)
 
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Of the split that the windows are of; None where it is not known."""
+        return None if self.data is None else self.data.bytes_per_token
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """The loss for each byte of the text, whatever tokens it is in; None where the bytes are not known."""
+        return bits_per_byte(self.mean, self.bytes_per_token)
+
     def thinned(self, windows: int | Literal["all"]) -> WindowLosses:
         """What `validate` would have measured on so many windows, out of the losses on all of them."""
         return replace(self, losses=self.losses[_spread(len(self.losses), windows)])
@@ -69,6 +80,7 @@ class WindowLosses:
         values: dict[str, Any] = {
             "loss": self.mean,
             "standard_error": self.standard_error,
+            "bits_per_byte": self.bits_per_byte,
             "windows": len(self.losses),
             "window_tokens": self.window,
             "data": self.data and self.data.model_dump(),
@@ -174,6 +186,26 @@ def compare(target: WindowLosses, reference: WindowLosses, margin: float = 0.0) 
     mean, error = float(differences.mean()), standard_error(differences)
     interval = interval_of(mean, error)
     return Comparison(mean, error, interval, parity=mean <= margin)
+
+
+def compare_per_byte(
+    target: WindowLosses, reference: WindowLosses
+) -> tuple[float, tuple[float, float]] | None:
+    """Two models on one text in different tokens: target minus reference in bits per byte, and its 95% interval.
+
+    Windows are different pieces of the text, so they are not paired and the interval is wider than that of `compare`.
+    None if it is not the same split of the same number of bytes, or if that is not known.
+    """
+    one, other = target.data, reference.data
+    if one is None or other is None or one.sha256 == other.sha256:
+        return None
+    a, b = target.bits_per_byte, reference.bits_per_byte
+    if a is None or b is None or (one.split, one.text_bytes) != (other.split, other.text_bytes):
+        return None
+    errors = [
+        bits_per_byte(losses.standard_error, losses.bytes_per_token) or 0.0 for losses in (target, reference)
+    ]
+    return a - b, interval_of(a - b, math.hypot(*errors))
 
 
 def _spread(available: int, windows: int | Literal["all"]) -> np.ndarray:
