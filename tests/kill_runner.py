@@ -96,6 +96,12 @@ def do_run(work: Path, directory: Path) -> None:
     run(values, directory)
 
 
+def do_probes(work: Path, directory: Path) -> None:
+    """The reference, the probes that say where to begin, and a round."""
+    long = training(steps=40, checkpoints={"every": 20})
+    run(recipe(work / "data", training=long, start_layers="auto", parity={"margin": -100.0}), directory)
+
+
 def do_train(work: Path, directory: Path) -> None:
     """One model."""
     values = {"data": {"path": str(work / "data"), "window": 32}, "model": {"architecture": ARCHITECTURE}}
@@ -128,6 +134,7 @@ def do_evaluate(work: Path, directory: Path) -> None:
 VERBS = {
     "prepare": do_prepare,
     "run": do_run,
+    "probes": do_probes,
     "train": do_train,
     "study": do_study,
     "evaluate": do_evaluate,
@@ -151,7 +158,7 @@ def make_inputs(verb: str, work: Path) -> None:
 def result(verb: str, directory: Path) -> str:
     """One SHA-256 over the files that count, with their names; of JSON without what a clock says."""
     names = {"prepare": ("*",), "evaluate": ("evaluation.json", "*/*.json")}.get(
-        verb, ("model.safetensors", "validation.json", "summary.json")
+        verb, ("model.safetensors", "validation.json", "summary.json", "forecast.json")
     )
     digest = hashlib.sha256()
     left = [str(path) for path in directory.rglob("*.tmp")]

@@ -17,18 +17,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Literal
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from inheritune import UserError
-from inheritune.analysis.analyze import analyze
+from inheritune.analysis.forecast import FORECAST, load_forecast
 from inheritune.analysis.kept import CHOICE, Kept
 from inheritune.analysis.layers import choose_kept, grown_kept, kept_in, recorded
-from inheritune.analysis.probe import check_attention
-from inheritune.analysis.result import FILE, load_analyses, save_analyses
 from inheritune.analysis.sequences import text_of
-from inheritune.config import Grow, Pretrained, Recipe, TrainRecipe
+from inheritune.config import Grow, Pretrained, Recipe, Training, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.data.shards import NoShardsError
 from inheritune.evaluation.evaluate import DIRECTORY as EVALUATION
@@ -51,6 +47,7 @@ from inheritune.run_directory import (
 )
 from inheritune.runtime.hardware import Hardware, choose_hardware
 from inheritune.runtime.world import World, check_same, joined
+from inheritune.start_depth import check_measurable, first_depth, start_depth, tell_how_far_off
 from inheritune.train import check_source, environment, open_together, scratch_config
 from inheritune.training.checks import check_room, check_tied
 from inheritune.training.distillation import distilled_from
@@ -122,15 +119,16 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
 
 def algorithm_1(this: Run) -> None:
     """The paper's section 2, from start to end; the figures go into the summary."""
-    start, grow, summary = this.recipe.start_layers, this.recipe.grow, this.summary
+    grow, summary = this.recipe.grow, this.summary
     reference = obtain_reference(this)
-    layers = start_depth(suggested_cut(this, reference) if start == "auto" else start, reference.layers)
+    layers = first_depth(this, reference, train_small)
     previous: Path | None = None
     for number in count(1):
         this.record("round", number)
         figures = one_round(this, reference, number, layers, previous)
         summary.rounds.append(figures)
         this.record("round", number)
+        tell_how_far_off(figures)
         summary.verdict = verdict(figures, grow, reference.layers)
         if summary.verdict:
             break
@@ -193,7 +191,7 @@ def train_reference(this: Run) -> tuple[Pretrained, Outcome]:
     check_reference(this.recipe, config)
     start_depth(this.recipe.start_layers, layer_count(config))  # an error before anything is trained
     if this.recipe.start_layers == "auto":
-        check_attention(config)
+        check_measurable(config)
     outcome = train(
         lambda: from_config(config, training.seed),
         this.data,
@@ -227,67 +225,58 @@ def measure_reference(this: Run) -> tuple[Pretrained, None]:
     return trained, None
 
 
-def suggested_cut(this: Run, reference: Reference) -> int:
-    """The smallest depth that keeps every layer of the reference whose attention is not lazy (section 3)."""
-    path = this.folder.reference / FILE
-    if not this.world.on_first(path.exists):
-        analysis = analyze(
-            reference.source,
-            this.data.path,
-            window=this.data.window,
-            device=this.hardware.device,
-            bos=this.recipe.data.bos,
-            world=this.world,
-        )
-        this.world.on_first(save_analyses, path, [analysis])
-    cut = load_analyses(path)[0].cut  # the reasons are in the file, and in the report
-    return cut.suggested
-
-
-def start_depth(start_layers: int | Literal["half", "auto"], depth: int) -> int:
-    """Layers of the first round; before the reference is analyzed, `auto` is taken for `half`.
-
-    Raises:
-        UserError: as many as the reference has, or more.
-    """
-    layers = max(1, depth // 2) if isinstance(start_layers, str) else start_layers
-    if layers >= depth:
-        raise UserError(
-            f"start_layers is {layers}, but the reference has {depth} layers: nothing would be saved"
-        )
-    return layers
-
-
 def one_round(
     this: Run, reference: Reference, number: int, layers: int, previous: Path | None
 ) -> RoundFigures:
     """Inherit or grow (the model of the round before is at `previous`), train, compare."""
     directory = this.folder.round(number, layers)
 
-    def first_weights() -> PreTrainedModel:
-        model = initial_weights(this, reference, directory, layers, previous)
-        check_tied(model)
-        return model
-
     def at_parity(losses: WindowLosses) -> bool:
         parity, same_windows = this.recipe.parity, reference.losses.thinned(len(losses.losses))
         return parity.stop_at_parity and compare(losses, same_windows, parity.margin).parity
 
-    outcome = train(
+    outcome = train_small(
+        this,
+        reference,
+        directory,
+        this.recipe.training,
+        lambda: initial_weights(this, reference, directory, layers, previous),
+        f"round {number}, {layers} layers",
+        at_parity,
+    )
+    return figures_of(this.summary, reference, number, directory, outcome)
+
+
+def train_small(
+    this: Run,
+    reference: Reference,
+    directory: Path,
+    training: Training,
+    initial: Callable[[], PreTrainedModel],
+    title: str,
+    stop: Callable[[WindowLosses], bool] = lambda losses: False,
+) -> Outcome:
+    """Train a small model in this directory, a round's or a probe's."""
+
+    def first_weights() -> PreTrainedModel:
+        model = initial()
+        check_tied(model)
+        return model
+
+    return train(
         first_weights,
         this.data,
-        this.recipe.training,
+        training,
         directory,
         hardware=this.hardware,
         run=this.folder.path,
         loss=objective(this, reference),
-        stop=at_parity,
-        dtype=saved_dtype(this.recipe.training, reference.config),
+        stop=stop,
+        dtype=saved_dtype(training, reference.config),
         inherited=this.recipe.reference.pretrained is not None,  # one trained here may have had little time
         trust_remote_code=reference.source.trust_remote_code,
-        title=f"round {number}, {layers} layers",
+        title=title,
     )
-    return figures_of(this.summary, reference, number, directory, outcome)
 
 
 def objective(this: Run, reference: Reference) -> Callable[[PreTrainedModel, World], NextTokenLoss]:
@@ -318,6 +307,9 @@ def first_choice(this: Run, reference: Reference, layers: int) -> Kept:
     """Which of the reference's layers to inherit, after those that a recipe lists the ones that are worth most."""
     keep, depth, seed = this.recipe.keep, reference.layers, this.recipe.training.seed
     assert keep != "auto", "the recipe says what it stands for"
+    forecast = this.folder.reference / FORECAST
+    if forecast.exists():
+        return load_forecast(forecast).kept(layers)
     text, device = text_of(this.data.train), this.hardware.device
     if isinstance(keep, str) or len(keep) == layers:
         return choose_kept(keep, layers, depth, text, lambda: reference.load().to(device), seed)
@@ -341,7 +333,8 @@ def figures_of(
     """The result of the round in this directory, compared with the reference window by window."""
     losses = WindowLosses.load(directory / "validation.json")
     comparison = compare(losses, reference.losses, summary.margin)
-    total = outcome.flops + sum(earlier.training_flops for earlier in summary.rounds)
+    earlier = summary.probe_flops + sum(round.training_flops for round in summary.rounds)
+    total = outcome.flops + earlier
     return RoundFigures(
         round=number,
         layers=outcome.layers,
@@ -358,6 +351,7 @@ def figures_of(
         seconds=outcome.seconds,
         directory=directory.name,
         kept=kept_in(directory, outcome.layers, reference.layers).layers,
+        predicted=summary.predicted.get(outcome.layers),
     )
 
 

@@ -14,7 +14,6 @@ import torch
 from transformers import PretrainedConfig
 
 from inheritune import UserError
-from inheritune.algorithm import start_depth
 from inheritune.config import Data, ModelSource, Recipe, Study, Training, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.data.shards import NoShardsError
@@ -22,6 +21,7 @@ from inheritune.models.architecture import cut_config, layer_count, parameter_co
 from inheritune.models.presets import from_config
 from inheritune.models.size import flops_per_token, on_meta, training_memory
 from inheritune.runtime.hardware import choose_hardware, computes_in_bf16
+from inheritune.start_depth import probe_trainings, start_depth
 from inheritune.study import recipe_of, rows_of
 from inheritune.train import (
     affordable_steps,
@@ -126,6 +126,7 @@ def plan_study(study: Study, known: Mapping[str, PretrainedConfig] = MappingProx
     warnings: list[str] = []
     configs = dict(known)
     stages: dict[str, list[Stage]] = {}
+    spent: dict[str, float] = {}
     place = Path(study.name)
 
     def config_of(source: ModelSource) -> PretrainedConfig:
@@ -135,11 +136,13 @@ def plan_study(study: Study, known: Mapping[str, PretrainedConfig] = MappingProx
         recipe = recipe_of(study, row, place)
         data = _data(recipe.data, warnings)
         if row.flops_of and isinstance(recipe, TrainRecipe):
-            # Of Algorithm 1 the first round is taken; how many there are is not known before.
-            budget = sum(stages[name][0].flops for name in row.flops_of)
+            budget = sum(spent[name] for name in row.flops_of)
             recipe = recipe_of(study, row, place, affordable_steps(recipe, budget, data, config_of))
         found, configs[str(row.model(place))] = _stages(recipe, data, config_of)
         single = isinstance(recipe, TrainRecipe)
+        # Of Algorithm 1 up to the first round; how many there are is not known before.
+        paid = [one for one in found if single or one.name == "round 1" or one.name.startswith("probe,")]
+        spent[row.name] = sum(one.flops for one in paid)
         stages[row.name] = [
             replace(stage, name=row.name if single else f"{row.name}, {stage.name}")
             for stage in found
@@ -174,6 +177,10 @@ def _stages(
     stages = [stage("reference", config, recipe.reference.training, recipe.data, data)]
     first = start_depth(recipe.start_layers, depth)
     teacher = config if recipe.distillation else None
+    probes = probe_trainings(depth, recipe.training) if recipe.start_layers == "auto" else []
+    for layers, training in probes:
+        name = f"probe, {layers} layers, {training.steps} steps"
+        stages.append(stage(name, cut_config(config, layers), training, recipe.data, data, teacher))
     for number in range(recipe.grow.max_rounds):
         layers = first + number * recipe.grow.layers
         if layers < depth:

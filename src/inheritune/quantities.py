@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from inheritune import UserError
 
@@ -96,6 +97,17 @@ def loss_decimals(interval: tuple[float, float]) -> int:
 def signed_interval(interval: tuple[float, float], decimals: int) -> str:
     """The interval with the signs of its ends: [-0.025, +0.003]."""
     return f"[{interval[0]:+.{decimals}f}, {interval[1]:+.{decimals}f}]"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as people list them: 3, 7-9."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
 
 
 def _parsed(text: str, units: dict[str, int], what: str, example: str) -> int:

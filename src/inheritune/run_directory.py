@@ -5,6 +5,7 @@
     state.json             progress: phase, round, verdict
     summary.json           the reference and the rounds so far, in figures
     reference/             validation.json; and if it was trained here, what a round has
+    reference/forecast.json, probe-12-layers-500-steps/    with `start_layers: auto`: what depths will reach, and why
     round-1-12-layers/     metrics.jsonl; checkpoints/, until it is trained; then validation.json, model/
     final/                 the result, a Hugging Face checkpoint
     reference/analysis.json, final/analysis.json    attention of both models, if it was analyzed
@@ -88,6 +89,8 @@ class RoundFigures(Record):
     directory: str
     kept: list[int] | None = None
     """Which of the reference's layers it has, counted from 0; None in runs of versions that kept the first ones."""
+    predicted: float | None = None
+    """The loss that was foretold of this depth (`start_layers: auto`)."""
 
 
 class Summary(Record):
@@ -98,6 +101,10 @@ class Summary(Record):
     margin: float = 0.0
     reference: ReferenceFigures | None = None
     rounds: list[RoundFigures] = []
+    probe_flops: float = 0.0
+    """Of the short trainings before the first round."""
+    predicted: dict[int, float] = {}
+    """Layers -> the loss that these say a round will reach, nats per token."""
 
     @model_validator(mode="after")
     def _rounds_are_compared(self) -> Summary:
@@ -177,7 +184,10 @@ class RunDirectory:
             self.check_place()
         self.path.mkdir(parents=True, exist_ok=True)
         self.hold()
-        for place in (self.path, *self.path.glob("reference/"), *self.path.glob("round-*/")):
+        trainings = (
+            place for kind in ("reference", "probe-*", "round-*") for place in self.path.glob(f"{kind}/")
+        )
+        for place in (self.path, *trainings):
             files.remove_leftovers(place)
         files.write_text(path, to_yaml(recipe))  # first: it makes the directory a run
         start = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **environment}

@@ -220,37 +220,6 @@ def test_the_models_of_a_run(shards: Path, tmp_path: Path) -> None:
     assert analyze_run(directory, sequences=7) == found, "on as many sequences as the other"
 
 
-@pytest.mark.parametrize("start", ["auto", "half"])
-def test_a_run_may_start_where_the_analysis_suggests(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
-) -> None:
-    asked = []
-
-    def analyze_lazy(model: Any, data: Any, **options: Any) -> Any:
-        asked.append(str(model))
-        return analyze(handmade_model([(), (), (), range(4)]), data, window=options["window"], sequences=2)
-
-    monkeypatch.setattr("inheritune.algorithm.analyze", analyze_lazy)
-    settings = recipe(shards, start_layers=start, training=training(steps=4))
-    summary = run(settings, tmp_path / "run")
-    assert summary.rounds[0].layers == (3 if start == "auto" else 2)
-    path = tmp_path / "run" / "reference" / "analysis.json"
-    assert path.exists() == (start == "auto")
-    assert asked == ([str(tmp_path / "run" / "reference" / "model")] if start == "auto" else [])
-    if start == "auto":
-        (tmp_path / "run" / "state.json").write_text('{"phase": "round", "round": 1}')
-        run(settings, tmp_path / "run")
-        assert len(asked) == 1, "a run that goes on does not analyze again"
-
-
-def test_a_reference_without_attention_is_refused_before_it_is_trained(shards: Path, tmp_path: Path) -> None:
-    architecture = {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 4, "state_size": 4}
-    settings = recipe(shards, start_layers="auto", reference={"architecture": architecture})
-    with pytest.raises(ValueError, match="a 'mamba' model has no attention matrices"):
-        run(settings, tmp_path / "run")
-    assert not (tmp_path / "run" / "reference").exists()
-
-
 def test_results_do_not_depend_on_the_weights_dtype_of_the_file(shards: Path, tmp_path: Path) -> None:
     tiny_model("gpt2").to(torch.bfloat16).save_pretrained(tmp_path)
     assert analyze(tmp_path, shards, sequences=1, window=8).dtype == "float32"

@@ -11,7 +11,11 @@ from pathlib import Path
 import matplotlib
 import pytest
 
+from inheritune.analysis.forecast import Forecast, Foretold, Probe
+from inheritune.analysis.kept import Kept, Measurement, save
+from inheritune.cli.console import console, print_result
 from inheritune.report import figures, write_report
+from inheritune.run_directory import Summary
 from report.synthetic_run import (
     FINAL_LOSS,
     change_summary,
@@ -287,3 +291,75 @@ def test_long_metrics_do_not_make_a_long_page(run: Path) -> None:
     ]
     write_metrics(run / "round-2-6-layers", rows)
     assert write_report(run).stat().st_size < short + 80_000
+
+
+def add_choices(run: Path) -> None:
+    """What `keep: measured` and `start_layers: auto` leave in a run, of which the second round was foretold."""
+    measured = Measurement(data="data", identity=None, windows=32, window=256, seed=0)
+    path = (*((0, 1, 2, 3, 4, 5, 7), (0, 1, 2, 3, 5, 7), (0, 1, 2, 5, 7)), (0, 1, 2, 7))
+    cut = {7: 3.61, 6: 3.82, 5: 4.27, 4: 5.13}
+
+    def kept(layers: int) -> Kept:
+        return Kept(
+            keep="measured",
+            layers=list(path[7 - layers]),
+            of_layers=8,
+            loss=cut[layers],
+            whole=3.5,
+            path=path[: 8 - layers],
+            path_losses=tuple(cut[len(choice)] for choice in path[: 8 - layers]),
+            measured=measured,
+        )
+
+    save(run / "round-1-4-layers/choice.json", kept(4))
+    save(run / "round-2-6-layers/choice.json", kept(6))
+    probes = tuple(
+        Probe(layers=n, steps=s, loss=3.9, flops=1e13, directory=f"probe-{n}-layers-{s}-steps")
+        for n in (4, 6)
+        for s in (30, 60)
+    )
+    depths = tuple(
+        Foretold(layers=n, loss=3.6 - 0.05 * n, low=3.5 - 0.05 * n, high=3.7 - 0.05 * n) for n in range(4, 8)
+    )
+    curve = [kept(layers) for layers in range(4, 8)]
+    forecast = Forecast(curve=curve, steps=600, target=3.43, probes=probes, depths=depths, start=4)
+    save(run / "reference/forecast.json", forecast)
+    rounds = [round_summary(1, predicted=3.4), round_summary(2, predicted=3.3)]
+    change_summary(run, rounds=rounds, probe_flops=4e13)
+
+
+def test_layers_that_were_kept_their_search_and_what_was_foretold(run: Path) -> None:
+    assert "Which of the reference" not in Page(write_report(run).read_text("utf-8")).text
+    add_choices(run)
+    page = Page(write_report(run).read_text("utf-8"))
+    assert not page.problems
+    labels = [picture["alt"] for picture in page.all("img")]
+    assert any("Loss of the cut as it is" in label for label in labels)
+    assert any("Loss after training" in label and "found" in label for label in labels)
+    for words in (
+        "0-2, 7",
+        "0-3, 5, 7",
+        "5.130",
+        "3.820",
+        "32 training windows of 256 tokens",
+        "started with 4 layers",
+    ):
+        assert words in page.text, words
+    for predicted, found in ((3.4, FINAL_LOSS[1]), (3.3, FINAL_LOSS[2])):
+        assert f"{predicted - found:+.3f}".replace("-", "\N{MINUS SIGN}") in page.text
+    assert "Predicted" in page.text
+
+
+def test_the_terminal_has_the_layers_too(run: Path) -> None:
+    add_choices(run)
+    summary = Summary.model_validate_json((run / "summary.json").read_text("utf-8"))
+    with console.capture() as capture:
+        print_result(summary, run)
+    shown = capture.get()
+    assert "0-2, 7" in shown and "measured" in shown and "5.130" in shown and "Predicted" in shown
+
+
+def test_choices_that_were_not_measured_have_no_losses(run: Path) -> None:
+    save(run / "round-1-4-layers/choice.json", Kept(keep="first", layers=[0, 1, 2, 3], of_layers=8))
+    page = Page(write_report(run).read_text("utf-8"))
+    assert "0-3" in page.text and "Loss at the cut" not in page.text

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny_data
+from inheritune.analysis.forecast import load_forecast
 from inheritune.config import TrainRecipe
 from inheritune.data.loader import open_data
 from inheritune.models.load import load_model
@@ -262,13 +263,14 @@ def test_memory_of_one_process_that_runs_out(data: Path, tmp_path: Path) -> None
         assert done["seconds"] < 60
 
 
-def test_algorithm_1_together(data: Path, tmp_path: Path) -> None:
-    """The whole of it, with an analysis for the first cut, a second round, and the same verdict as alone."""
+@pytest.mark.parametrize("start", [2, "auto"])
+def test_algorithm_1_together(data: Path, tmp_path: Path, start: int | str) -> None:
+    """The whole of it, with a second round or with a forecast for the first cut, and the same verdict as alone."""
     recipe = {
         "name": "tiny",
         "data": {"path": str(data), "window": 32},
         "reference": {"architecture": ARCHITECTURE},
-        "start_layers": "auto",
+        "start_layers": start,
         "grow": {"layers": 1, "max_rounds": 2, "mode": "append"},
         "parity": {"margin": -100.0},
         "training": training(),
@@ -276,18 +278,21 @@ def test_algorithm_1_together(data: Path, tmp_path: Path) -> None:
     layouts = ("single", "ddp-2", "fsdp-2")
     succeed([job(layout, recipe, tmp_path / layout, kind="run") for layout in layouts])
     alone = json.loads((tmp_path / "single/summary.json").read_text())
-    ranks = json.loads((tmp_path / "single/reference/analysis.json").read_text())["analyses"][0]
-    assert len(alone["rounds"]) == 2
+    assert len(alone["rounds"]) == (2 if start == 2 else 1)
     for layout in layouts[1:]:
         found = json.loads((tmp_path / layout / "summary.json").read_text())
         assert found["verdict"] == alone["verdict"] == "no parity"
         assert [r["layers"] for r in found["rounds"]] == [r["layers"] for r in alone["rounds"]]
         losses = [r["loss"] for r in found["rounds"]]
         assert losses == pytest.approx([r["loss"] for r in alone["rounds"]], rel=1e-5)
-        theirs = json.loads((tmp_path / layout / "reference/analysis.json").read_text())["analyses"][0]
-        for name in ("ranks", "masses", "windows", "cut"):
-            assert theirs[name] == ranks[name], name
         assert (tmp_path / layout / "final/model.safetensors").exists()
+    if start == "auto":
+        foretold = [load_forecast(tmp_path / layout / "reference/forecast.json") for layout in layouts]
+        for theirs in foretold[1:]:
+            assert theirs.start == foretold[0].start and len(theirs.probes) == 4
+            for kind in ("probes", "depths", "curve"):
+                found = [one.loss for one in getattr(theirs, kind)]
+                assert found == pytest.approx([one.loss for one in getattr(foretold[0], kind)], rel=1e-4)
 
 
 def test_validation_of_the_same_model_is_identical(data: Path, tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ from inheritune.recipe_file import load_recipe
 from inheritune.run_directory import RunDirectory
 from inheritune.runtime.hardware import choose_device
 from inheritune.runtime.progress import ProgressBar
-from inheritune.runtime.world import ALONE, World
 from inheritune.training.checks import check_ids, check_tokens
 
 Model: TypeAlias = PreTrainedModel | Pretrained | str | Path
@@ -55,7 +54,6 @@ def analyze(
     revision: str | None = None,
     trust_remote_code: bool = False,
     bos: str = "auto",
-    world: World = ALONE,
     ignore_tokenizer: bool = False,
 ) -> AttentionAnalysis:
     """Rank and mass of every attention head of a model: which layers are lazy, and where to cut.
@@ -78,7 +76,6 @@ def analyze(
         trust_remote_code: run code that comes with the model.
         bos: name of the token at the first position of every window; by default what the shards' manifest says, or
             what the model's tokenizer adds to a text file; "none" for none.
-        world: processes that share the sequences; each needs the model.
         ignore_tokenizer: accept shards of another tokenizer than the model's.
 
     Raises:
@@ -99,7 +96,6 @@ def analyze(
         revision,
         trust_remote_code,
         bos,
-        world,
         ignore_tokenizer,
     )
     return analyze_side_by_side([model], data, options)[0].analysis
@@ -121,7 +117,6 @@ class Options:
     revision: str | None = None
     trust_remote_code: bool = False
     bos: str = "auto"
-    world: World = ALONE
     ignore_tokenizer: bool = False
 
     def named(self, model: Pretrained | str | Path) -> Pretrained:
@@ -200,7 +195,7 @@ def analyze_run(
     """Analyze the reference and the final model of a finished run, on windows of its own validation split.
 
     Writes `reference/analysis.json` and `final/analysis.json`, which the report shows. An analysis that is there
-    already (`start_layers: auto` makes one) is kept, and the other is made on as many sequences.
+    already is kept, and the other is made on as many sequences.
 
     Raises:
         UserError: not the directory of a finished run, or a model without attention matrices.
@@ -267,8 +262,7 @@ def _analyze_one(
 ) -> Analyzed:
     model = subject.load(options)
     size = options.batch or batch_size(model, chosen.window)
-    world = options.world
-    work = layer_count(model.config) * -(-len(chosen.numbers) // (size * world.size))
+    work = layer_count(model.config) * -(-len(chosen.numbers) // size)
     with ProgressBar(f"attention of {short_name(subject.name)}", work, "layers") as bar:
         found = measure_heads(
             model,
@@ -277,7 +271,6 @@ def _analyze_one(
             mass=options.mass,
             batch=size,
             tick=lambda: bar.update(bar.done + 1),
-            world=world,
         )
     layers = layer_figures(found, options.degenerate)
     analysis = AttentionAnalysis(

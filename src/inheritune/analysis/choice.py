@@ -2,7 +2,9 @@
 
 Greedy search is what holds up. On SmolLM2-135M beams of up to eight choices found nothing better than it at 15, 20
 or 24 of 30 blocks, at up to seven times its cost; block influence, the losses without single blocks, and first-order
-gradients (Taylor) as orders of dropping all end at a higher loss (`results/real-model/`).
+gradients (Taylor) as orders of dropping all end at a higher loss (`results/real-model/`). Nor do
+all swaps of a kept block for a dropped one, or simulated annealing among choices of 15, improve on what is found here
+(32 windows of 64 tokens, for 0.2 and 0.4 of the work of the whole search).
 """
 
 from __future__ import annotations

@@ -96,6 +96,8 @@ class Kept(Record):
     """The same with all blocks, in their full width."""
     path: tuple[tuple[int, ...], ...] = ()
     """The best choice found of each smaller cut on the way to this one."""
+    path_losses: tuple[float, ...] = ()
+    """Theirs; none in files of versions that did not record them."""
     measured: Measurement | None = None
     width: KeptWidth | None = None
     """None where it is the model's."""

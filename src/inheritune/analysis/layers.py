@@ -35,7 +35,7 @@ LENGTH = 256
 """Choices are compared on so many windows of so many tokens."""
 
 RACE = 4 * WINDOWS
-"""About so many windows are read to find the best choice of a size (`choice.race` of `choice.NEAR` candidates)."""
+"""About so many windows are read to find the best choice of a size (a `choice.race` of twelve)."""
 
 SHORTEST = 16
 """Tokens of a window that says anything."""
@@ -133,15 +133,24 @@ def choose_kept(
         raise UserError(f"keep is {keep!r}, but should be {', '.join(RULES)}, or a list of block numbers")
     if text is None:
         raise UserError(f"to keep {keep} layers takes text to measure on: give token shards or a text file")
-    losses, measured = losses_on(model(), text, seed)
-    found: dict[int, Choice] = {}
+    return kept_at(keep, [layers], depth, text, model(), seed)[0]
+
+
+def kept_at(
+    keep: str, sizes: Sequence[int], depth: int, text: Text, model: PreTrainedModel, seed: int
+) -> list[Kept]:
+    """The choice of each of these sizes by a rule, with its loss; arguments and errors as of `choose_kept`."""
+    losses, measured = losses_on(model, text, seed)
+    path: list[Choice] = []
     if keep == "measured":
-        found = searched(losses, layers, f"choosing {layers} of {depth} layers")
-        kept = found[layers]
+        found = searched(losses, min(sizes), f"choosing {min(sizes)} of {depth} layers")
+        path = [found[size] for size in sorted(found, reverse=True)]
+    elif keep == "contiguous":
+        angles = losses.similarities(len(losses.windows))[1]
+        found = {size: contiguous(angles, size) for size in sizes}
     else:
-        kept = contiguous(losses.similarities(len(losses.windows))[1], layers)
-    path = tuple(found[size] for size in sorted(found, reverse=True))
-    return _kept(keep, kept, losses, measured, path)
+        found = {size: tuple(choose(f"{keep} {size}", depth)) for size in sizes}
+    return [_kept(keep, found[size], losses, measured, path[: depth - size]) for size in sizes]
 
 
 def searched(losses: ChoiceLosses, fewest: int, title: str) -> dict[int, Choice]:
@@ -177,7 +186,7 @@ def grown_kept(kept: Kept, layers: int, model: PreTrainedModel, text: Text, seed
 
 
 def _kept(
-    keep: str, choice: Choice, losses: ChoiceLosses, measured: Measurement, path: tuple[Choice, ...] = ()
+    keep: str, choice: Choice, losses: ChoiceLosses, measured: Measurement, path: Sequence[Choice] = ()
 ) -> Kept:
     """The record of a choice that was measured."""
     return Kept(
@@ -186,7 +195,8 @@ def _kept(
         of_layers=len(losses.whole),
         loss=losses.mean(choice),
         whole=losses.mean(losses.whole),
-        path=path,
+        path=tuple(path),
+        path_losses=tuple(map(losses.mean, path)),
         measured=measured,
     )
 

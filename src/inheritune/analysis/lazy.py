@@ -18,7 +18,7 @@ from inheritune.analysis.probe import probe_attention
 from inheritune.analysis.rank import approximate_rank
 from inheritune.analysis.result import Cut, LayerFigures, Spread
 from inheritune.models.architecture import layer_count
-from inheritune.runtime.world import ALONE, World
+from inheritune.quantities import ranges
 
 DEGENERATE = 1.5
 """Mean k* up to which a head is degenerate: "about 1", with rank 1 on at least half of the sequences."""
@@ -44,7 +44,6 @@ def measure_heads(
     batch: int | None = None,
     padding_mask_nt: Tensor | None = None,
     tick: Callable[[], None] = lambda: None,
-    world: World = ALONE,
 ) -> Heads:
     """Rank and mass of every head on every sequence, in one forward pass of each sequence.
 
@@ -56,37 +55,25 @@ def measure_heads(
         batch: sequences at once; memory is a few times one layer's matrices of so many sequences.
         padding_mask_nt: 1 for tokens and 0 for padding, [N, T]; padding does not count.
         tick: is called after each layer of each batch.
-        world: processes that share the batches, and all know the result.
     """
     depth = layer_count(model.config)
     size = batch or batch_size(model, inputs_nt.shape[1])
-    starts = range(0, len(inputs_nt), size)
-    mine = starts[world.rank :: world.size]
-    ranks: dict[int, list[Tensor]] = {start: [] for start in mine}
-    masses: dict[int, list[Tensor]] = {start: [] for start in mine}
-    for start in mine:
+    ranks: list[list[Tensor]] = [[] for _ in range(depth)]
+    masses: list[list[Tensor]] = [[] for _ in range(depth)]
+    for start in range(0, len(inputs_nt), size):
         inputs_bt = inputs_nt[start : start + size].to(model.device)
         mask_bt = None if padding_mask_nt is None else padding_mask_nt[start : start + size].to(model.device)
 
-        def measure(
-            layer: int, attention_bhtt: Tensor, mask_bt: Tensor | None = mask_bt, start: int = start
-        ) -> None:
+        def measure(layer: int, attention_bhtt: Tensor, mask_bt: Tensor | None = mask_bt) -> None:
             if mask_bt is not None:
                 # Rows and columns of zeros change neither singular values nor masses.
                 attention_bhtt = attention_bhtt * (mask_bt[:, None, :, None] * mask_bt[:, None, None, :])
-            assert layer == len(ranks[start]), "layers come in order"
-            ranks[start].append(approximate_rank(attention_bhtt, tau).cpu())
-            masses[start].append(column_mass(attention_bhtt, mass).cpu())
+            ranks[layer].append(approximate_rank(attention_bhtt, tau).cpu())
+            masses[layer].append(column_mass(attention_bhtt, mass).cpu())
             tick()
 
         probe_attention(model, inputs_bt, measure, padding_mask_bt=mask_bt)
-    for others in world.gather((ranks, masses)):
-        ranks |= others[0]
-        masses |= others[1]
-    return Heads(
-        [torch.cat([ranks[start][layer] for start in starts]).T for layer in range(depth)],
-        [torch.cat([masses[start][layer] for start in starts]).T for layer in range(depth)],
-    )
+    return Heads([torch.cat(rows).T for rows in ranks], [torch.cat(rows).T for rows in masses])
 
 
 def batch_size(model: PreTrainedModel, window: int) -> int:
@@ -183,19 +170,8 @@ def _lazy(numbers: list[int]) -> str:
 
 
 def _named(numbers: list[int]) -> str:
-    return f"layer {numbers[0]}" if len(numbers) == 1 else f"layers {_ranges(numbers)}"
+    return f"layer {numbers[0]}" if len(numbers) == 1 else f"layers {ranges(numbers)}"
 
 
 def _are(numbers: list[int]) -> str:
     return "is" if len(numbers) == 1 else "are"
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Ascending numbers as people list them: 3, 7-9."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -22,6 +22,7 @@ from inheritune.report import pages
 from inheritune.report.analysis_report import analysis_blocks
 from inheritune.report.evaluation_report import evaluation_blocks
 from inheritune.report.figures import Interval, Line, Picture, curves, differences, loss_limits, smooth
+from inheritune.report.layers_report import kept_blocks
 from inheritune.report.runs import Entry, Run, read_run
 from inheritune.report.table import Table
 from inheritune.report.verdict import reported_round, rounds_table, verdict_sentence
@@ -49,6 +50,7 @@ def run_page(run: Run) -> pages.Page:
     parts: dict[str, Sequence[pages.Block]] = {
         "Loss curves": list(_curve_blocks(run)),
         "Rounds": list(_round_blocks(run)),
+        "Layers": kept_blocks(run.path, run.summary),
         "Evaluation": [] if run.evaluation is None else evaluation_blocks(run.evaluation),
         "Attention": analysis_blocks(run),
         "Samples": _samples(run),
@@ -142,8 +144,8 @@ def _round_blocks(run: Run) -> Iterator[pages.Block]:
         )
     if reference is not None and reference.training_flops:
         note += (
-            " Cost: training FLOPs of all rounds so far, as a multiple of the reference's; in the round that reaches "
-            "parity it is the cost to parity."
+            " Cost: training FLOPs of all rounds so far, with probes, as a multiple of the reference's; in the round "
+            "that reaches parity it is the cost to parity."
         )
     yield rounds_table(summary, title, (note,))
     lines = []

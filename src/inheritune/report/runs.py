@@ -245,7 +245,7 @@ def read_entries(runs: Sequence[tuple[str | None, Path]]) -> list[Entry]:
     return entries
 
 
-def _round_directories(path: Path) -> list[tuple[int, int, str]]:
+def round_directories(path: Path) -> list[tuple[int, int, str]]:
     """Number, layers and name of every round, in their order."""
     names = (ROUND_DIRECTORY.fullmatch(entry.name) for entry in path.iterdir())
     return sorted((int(name[1]), int(name[2]), name[0]) for name in names if name)
@@ -294,8 +294,8 @@ def _entries_of(label: str, path: Path, recipe: Mapping[str, Any]) -> Iterator[E
         own, known = _seed(path, recipe.get("reference")), summary.get("reference") or {}
         own = seed if own is None else own
         yield _read_entry(f"{label}/reference", reference, path, "reference", own, known)
-    before: float | None = 0.0
-    for number, _, name in _round_directories(path):
+    before = _number(summary.get("probe_flops", 0.0))
+    for number, _, name in round_directories(path):
         if _has_begun(path / name):
             # The summary also knows the rounds whose metrics are gone.
             paid = [

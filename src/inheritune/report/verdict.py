@@ -55,7 +55,9 @@ def rounds_table(summary: Summary, title: str = "", notes: tuple[str, ...] = ())
         steps = "" if reference.steps is None else f"{reference.steps:,}"
         own = flops(reference.training_flops) if reference.training_flops else "unknown"
         size = str(reference.layers), count(reference.parameters)
-        rows.append(Row(("ref.", *size, loss, per_byte(reference.loss), "", "", steps, "", own, "", "1.00x")))
+        rows.append(
+            Row(("ref.", *size, loss, per_byte(reference.loss), "", "", "", steps, "", own, "", "1.00x"))
+        )
     for entry in summary.rounds:
         cost = summary.cost(entry)
         cells = (
@@ -64,6 +66,7 @@ def rounds_table(summary: Summary, title: str = "", notes: tuple[str, ...] = ())
             count(entry.parameters),
             f"{entry.loss:.{decimals}f}",
             per_byte(entry.loss),
+            "" if entry.predicted is None else f"{entry.predicted:.{decimals}f}",
             f"{entry.difference:+.{decimals}f}",
             signed_interval(entry.interval, decimals),
             f"{entry.steps:,}",
@@ -74,12 +77,14 @@ def rounds_table(summary: Summary, title: str = "", notes: tuple[str, ...] = ())
         )
         rows.append(Row(cells, "parity" if entry.parity else ""))
     headings = (
-        *("<Round", "Layers", "Params", "Loss", PER_BYTE, "Difference", "95% interval"),
+        *("<Round", "Layers", "Params", "Loss", PER_BYTE, "Predicted", "Difference", "95% interval"),
         *("Steps", "Time", "FLOPs", "All rounds", "Cost"),
     )
     hidden = set() if reference is not None and reference.training_flops else {"Cost"}
     if reference is None or reference.bytes_per_token is None:
         hidden.add(PER_BYTE)
+    if all(entry.predicted is None for entry in summary.rounds):
+        hidden.add("Predicted")
     return Table(title, headings, rows, notes).without(hidden)
 
 

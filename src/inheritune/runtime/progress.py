@@ -81,8 +81,13 @@ class ProgressBar:
         self._line(", ".join(filter(None, (counts, left, note))))
 
     def _line(self, text: str) -> None:
-        if not self.silent:
-            print(f"{self.title}: {text}", file=sys.stderr, flush=True)
+        say(f"{self.title}: {text}")
+
+
+def say(text: str) -> None:
+    """A line for the user about work that is under way, from the first process only."""
+    if first_process():
+        print(text, file=sys.stderr, flush=True)
 
 
 def first_process() -> bool:

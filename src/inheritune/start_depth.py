@@ -1,0 +1,211 @@
+"""How many layers to begin with, where the recipe leaves it open (`start_layers: auto`).
+
+1. The curve: which layers a cut to each depth keeps, and its loss as it is, before any training.
+2. Probes: cuts to two depths, half and about three quarters of the reference's, are trained for 5% and for 10% of the
+   steps, each with a schedule that ends with it.
+3. The loss of each depth after all steps is foretold from these (`foretell`), and the smallest depth that should
+   reach the reference's is the start.
+
+The forecast is written when the curve is known, and again in the end, so a run that is killed resumes in its probe.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from transformers import PretrainedConfig
+
+from inheritune import UserError
+from inheritune.analysis.forecast import FORECAST, Forecast, Foretold, Probe, load_forecast
+from inheritune.analysis.kept import Kept, save
+from inheritune.analysis.layers import kept_at
+from inheritune.analysis.result import FILE, load_analyses
+from inheritune.analysis.sequences import text_of
+from inheritune.config import Training
+from inheritune.initialization import select
+from inheritune.models.blockwise import Blockwise
+from inheritune.models.presets import from_config
+from inheritune.run_directory import RoundFigures
+from inheritune.runtime.progress import say
+from inheritune.training.final_model import MODEL, Outcome
+from inheritune.training.validation import WindowLosses, interval_of, standard_error
+
+if TYPE_CHECKING:
+    from inheritune.algorithm import Reference, Run
+
+logger = logging.getLogger(__name__)
+
+SHARE = 0.05
+"""Of the steps in the shorter probe of a depth; the longer one has twice as many."""
+
+EXPONENT = 0.28
+"""The loss falls with the tokens T as E + B * T ** -EXPONENT (Hoffmann et al., 2022, arXiv 2203.15556)."""
+
+
+def start_depth(start_layers: int | Literal["half", "auto"], depth: int) -> int:
+    """Layers of the first round, of which `auto` has at least half.
+
+    Raises:
+        UserError: as many as the reference has, or more.
+    """
+    layers = max(1, depth // 2) if isinstance(start_layers, str) else start_layers
+    if layers >= depth:
+        raise UserError(
+            f"start_layers is {layers}, but the reference has {depth} layers: nothing would be saved"
+        )
+    return layers
+
+
+def check_measurable(config: PretrainedConfig) -> None:
+    """Cuts of a model can be measured without making them, which is tried with random weights.
+
+    Raises:
+        UserError: they cannot.
+    """
+    Blockwise(from_config(config, seed=0).eval())
+
+
+def first_depth(this: Run, reference: Reference, train_small: Callable[..., Outcome]) -> int:
+    """Layers of the first round; a forecast is recorded beside the reference's files, and in the summary.
+
+    Args:
+        this: the run.
+        reference: trained and measured.
+        train_small: trains a small model as each round does.
+
+    Raises:
+        UserError: nothing would be saved, or the model's blocks cannot be run apart.
+    """
+    recipe, world, path = this.recipe, this.world, this.folder.reference / FORECAST
+    if recipe.start_layers != "auto":
+        return start_depth(recipe.start_layers, reference.layers)
+    lazy = this.folder.reference / FILE
+    if world.on_first(lambda: lazy.exists() and not path.exists()):  # begun by a version that went by these
+        return start_depth(load_analyses(lazy)[0].cut.suggested, reference.layers)
+
+    def begin() -> Forecast:
+        if not path.exists():
+            target = reference.losses.mean + recipe.parity.margin
+            save(path, Forecast(curve=curve(this, reference), steps=recipe.training.steps, target=target))
+        return load_forecast(path)
+
+    def train_probe(layers: int, training: Training) -> Probe:
+        directory = this.folder.path / f"probe-{layers}-layers-{training.steps}-steps"
+        kept, title = forecast.kept(layers).layers, f"probe, {layers} layers, {training.steps} steps"
+        done = train_small(
+            this, reference, directory, training, lambda: select(reference.source, kept), title
+        )
+        loss = WindowLosses.load(directory / "validation.json").mean
+        return Probe(layers=layers, steps=done.steps, loss=loss, flops=done.flops, directory=directory.name)
+
+    forecast: Forecast = world.on_first(begin)
+    if forecast.start is None:
+        probes = [train_probe(*probe) for probe in probe_trainings(reference.layers, recipe.training)]
+        forecast = world.on_first(conclude, path, forecast, probes)
+    for probe in forecast.probes:  # its losses are what was wanted
+        world.on_first(shutil.rmtree, this.folder.path / probe.directory / MODEL, ignore_errors=True)
+    this.summary.probe_flops = sum(probe.flops for probe in forecast.probes)
+    assert forecast.start is not None, "it was concluded"
+    # Layers that are put back between trained ones have had more training than was foretold.
+    told = [one for one in forecast.depths if recipe.grow.mode == "reinherit" or one.layers == forecast.start]
+    this.summary.predicted = {one.layers: one.loss for one in told}
+    return forecast.start
+
+
+def curve(this: Run, reference: Reference) -> list[Kept]:
+    """The choice of each depth by the recipe's rule, from half the reference's depth to one less, with its loss."""
+    sizes = range(start_depth("half", reference.layers), reference.layers)
+    model, text = reference.load().to(this.hardware.device), text_of(this.data.train)
+    return kept_at(str(this.recipe.keep), sizes, reference.layers, text, model, this.recipe.training.seed)
+
+
+def probe_trainings(depth: int, training: Training) -> list[tuple[int, Training]]:
+    """Layers and settings of the probes for a reference of this depth; none where half is the only cut there is."""
+    shallow = start_depth("half", depth)
+    deep = max(shallow + 1, 3 * depth // 4)
+    short = max(1, round(SHARE * training.steps))
+    if deep >= depth:
+        return []
+    return [
+        (layers, shortened(training, steps)) for layers in (shallow, deep) for steps in (short, 2 * short)
+    ]
+
+
+def shortened(training: Training, steps: int) -> Training:
+    """The same training in fewer steps: its warm-up is as much shorter, and it is validated in the end only."""
+    warmup, quarter = training.schedule.warmup_steps * steps // training.steps, -(-steps // 4)
+    changes = {
+        "schedule": training.schedule.model_copy(update={"warmup_steps": warmup}),
+        "validation": training.validation.model_copy(update={"every": steps}),
+        "checkpoints": training.checkpoints.model_copy(update={"every": quarter}),
+    }
+    return training.model_copy(update={"steps": steps, **changes})
+
+
+def conclude(path: Path, forecast: Forecast, probes: Sequence[Probe]) -> Forecast:
+    """Foretell, choose, and write it down; the directories of the probes are beside that of the forecast."""
+    run, depths, start = path.parent.parent, list[Foretold](), len(forecast.curve[0].layers)
+    if probes:
+        losses = [WindowLosses.load(run / probe.directory / "validation.json").losses for probe in probes]
+        depths = foretell(forecast, probes, losses)
+        good = [one.layers for one in depths if one.loss <= forecast.target]
+        start = good[0] if good else depths[-1].layers
+        if not good:
+            logger.warning(
+                "no depth is expected to reach a loss of %.3f in %d steps, so the run starts with %d layers, for "
+                "which %.3f is expected: train for longer, allow a `parity.margin`, or set `start_layers`",
+                *(forecast.target, forecast.steps, start, depths[-1].loss),
+            )
+    done = forecast.model_copy(update={"probes": tuple(probes), "depths": tuple(depths), "start": start})
+    save(path, done)
+    return done
+
+
+def foretell(forecast: Forecast, probes: Sequence[Probe], losses: Sequence[np.ndarray]) -> list[Foretold]:
+    """The loss of each depth after a whole training.
+
+    A probe depth's is extrapolated in tokens from its two lengths. The others are on the straight line through both
+    depths in the loss before training: on SmolLM2-135M, cut to 15, 20 and 24 of 30 layers, the gap to the reference
+    after training is 0.224 times the gap before it, to two digits at all three (`results/real-model/`).
+
+    Args:
+        forecast: with its curve.
+        probes: four: the short and the long one of the shallow depth, then those of the deep one.
+        losses: of each probe, on the same validation windows, float64 [windows].
+    """
+    cuts = {len(kept.layers): kept.loss for kept in forecast.curve if kept.loss is not None}
+    deep = cuts[probes[2].layers]
+    apart = cuts[probes[0].layers] - deep
+
+    def after(exponent: float) -> np.ndarray:
+        """[depths, windows]."""
+        more = gain(forecast.steps / probes[1].steps, exponent)
+        ends = [losses[i + 1] - more * (losses[i] - losses[i + 1]) for i in (0, 2)]
+        shares = [(cut - deep) / apart if apart else 0.0 for cut in cuts.values()]
+        return np.stack([ends[1] + share * (ends[0] - ends[1]) for share in shares])
+
+    def bounds(exponent: float, side: int) -> list[float]:
+        return [interval_of(float(row.mean()), standard_error(row))[side] for row in after(exponent)]
+
+    rows = zip(cuts, after(EXPONENT).mean(1).tolist(), bounds(0, 0), bounds(2 * EXPONENT, 1), strict=True)
+    return [Foretold(layers=layers, loss=loss, low=low, high=high) for layers, loss, low, high in rows]
+
+
+def gain(times: float, exponent: float) -> float:
+    """What `times` as many tokens gain, in units of what the last doubling gained."""
+    return (1 - times**-exponent) / (2**exponent - 1) if exponent else math.log2(times)
+
+
+def tell_how_far_off(figures: RoundFigures) -> None:
+    """After a round: what was foretold, and what came."""
+    if figures.predicted is not None:
+        say(
+            f"round {figures.round}: a loss of {figures.predicted:.3f} was predicted for {figures.layers} layers, "
+            f"{figures.loss:.3f} was found: off by {figures.predicted - figures.loss:+.3f}"
+        )
