@@ -378,9 +378,6 @@ class Initialization(Settings):
     narrow: Narrow | None = None
     """Which dimensions, heads and channels are kept: those with the largest activations on the training text
     (`importance`, the default), or the `first` ones."""
-    repair: bool = False
-    """Before training, put a linear map in the place of each run of blocks that is left out: found by least squares
-    on the training text, and multiplied into the block before it (ReplaceMe, arXiv 2505.02819)."""
 
     @field_validator("parts", mode="before")
     @classmethod
@@ -412,11 +409,6 @@ class Initialization(Settings):
         for name in ("stack_to", "parts"):
             if self.sizes and getattr(self, name) is not None:
                 raise UserError(f"`{name}` cannot be combined with `{next(iter(self.sizes))}`")
-        for name in ("stack_to", "parts", "hidden"):
-            if self.repair and getattr(self, name) is not None:
-                raise UserError(f"`repair` cannot be combined with `{name}`")
-        if self.repair and self.layers is None:
-            raise UserError("`repair` belongs to `layers`, which is not given")
         if self.width is None and not chosen:
             raise UserError(
                 "it is empty: give `layers`, `stack_to`, `parts`, `width`, `hidden`, `heads` or `mlp`, or leave "

@@ -14,7 +14,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 from inheritune import __version__
 from inheritune.analysis.kept import CHOICE, Kept
 from inheritune.analysis.layers import choose_kept, recorded
-from inheritune.analysis.repair import repair
 from inheritune.analysis.sequences import text_of
 from inheritune.analysis.width import keep_width, narrowed
 from inheritune.config import MEASURED, Data, ModelSource, Training, TrainRecipe
@@ -106,7 +105,7 @@ def initial_model(
     def cut(layers: str | Sequence[int] | None) -> PreTrainedModel:
         return select(trained, choose(layers, depth, part.stack_to), parts=parts, seed=seed)
 
-    if not (measured or part.sizes or part.repair):
+    if not (measured or part.sizes):
         return lambda: cut(layers)
 
     def chosen() -> Kept:
@@ -122,10 +121,7 @@ def initial_model(
 
     def made() -> PreTrainedModel:
         kept = recorded(directory / CHOICE, chosen)
-        small = narrowed(cut(kept.layers), kept)
-        if part.repair:
-            repair(small.to(device), load_model(trained).to(device), kept.layers, text, seed)
-        return small.cpu()
+        return narrowed(cut(kept.layers), kept)
 
     return made
 

@@ -155,6 +155,20 @@ def test_dear_blocks_are_not_measured_at_every_size(monkeypatch) -> None:
     assert all(set(choice) >= {5, 6, 7} for choice in seen if len(choice) < 7), "their absence costs more"
 
 
+def test_choices_of_simple_rules_race_too(monkeypatch) -> None:
+    monkeypatch.setattr(choice_module, "ALL", 0)
+    run = (0, 1, 4, 5, 6, 7)
+
+    def of(choice: tuple[int, ...]) -> np.ndarray:
+        return np.full(4, 1.0 if choice == run else 10.0 - len(choice) + 0.5 * (0 in choice))
+
+    losses = Table(8, 4, of)
+    assert search(losses, 5)[6] != run
+    found = search(losses, 5, rules=lambda size: [run] if size == 6 else [])
+    assert found[6] == run
+    assert set(found[5]) < set(run), "what is dropped next is dropped from it"
+
+
 def test_progress_counts_the_windows_that_choices_are_measured_on(text, monkeypatch) -> None:
     counts: list[tuple[int, int]] = []
 

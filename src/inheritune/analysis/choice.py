@@ -88,7 +88,11 @@ def promising(
 
 
 def search(
-    losses: ChoiceLosses, fewest: int, *, tell: Callable[[int], None] = lambda left: None
+    losses: ChoiceLosses,
+    fewest: int,
+    *,
+    rules: Callable[[int], Sequence[Choice]] = lambda size: (),
+    tell: Callable[[int], None] = lambda left: None,
 ) -> dict[int, Choice]:
     """The best choice found of each number of blocks, from `fewest` to all but one.
 
@@ -99,6 +103,8 @@ def search(
     Args:
         losses: of the model's choices.
         fewest: blocks to stop at.
+        rules: choices of a size by simple rules, which race too: a few blocks that are dropped one after the other
+            may cost more than as many that follow each other.
         tell: is called before each race with how many are left, as far as is known.
 
     Raises:
@@ -120,7 +126,7 @@ def search(
             tell(len(sizes) - place + (len(downwards) - 1 if sweep == 0 else 0))
             base = best[size + 1 if down else size - 1]
             moves = without_each(base) if down else with_each(base, whole)
-            near = promising(losses, base, moves, last, NEAR[sweep])
+            near = [*promising(losses, base, moves, last, NEAR[sweep]), *(rules(size) if sweep == 0 else ())]
             if math.comb(len(whole), size) <= ALL:
                 near = list(combinations(whole, size))
             found = race(losses, near)

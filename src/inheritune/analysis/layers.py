@@ -155,7 +155,11 @@ def kept_at(
 
 def searched(losses: ChoiceLosses, fewest: int, title: str) -> dict[int, Choice]:
     """`search`, with a bar that counts windows on which choices were measured; how many there will be is a guess."""
-    left = 0
+    left, angles = 0, losses.similarities(FEW)[1]
+
+    def rules(size: int) -> list[Choice]:
+        return [contiguous(angles, size), tuple(choose(f"ends {size}", len(losses.whole)))]
+
     with ProgressBar(title, None, "windows") as bar:
 
         def measured(windows: int) -> None:
@@ -167,7 +171,7 @@ def searched(losses: ChoiceLosses, fewest: int, title: str) -> dict[int, Choice]
             left = races
 
         losses.tell = measured
-        return search(losses, fewest, tell=next_race)
+        return search(losses, fewest, rules=rules, tell=next_race)
 
 
 def grown_kept(kept: Kept, layers: int, model: PreTrainedModel, text: Text, seed: int) -> Kept:
