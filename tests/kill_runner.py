@@ -102,6 +102,12 @@ def do_probes(work: Path, directory: Path) -> None:
     run(recipe(work / "data", training=long, start_layers="auto", parity={"margin": -100.0}), directory)
 
 
+def do_yardsticks(work: Path, directory: Path) -> None:
+    """The reference and a round, measured on other text too, and the fair control."""
+    parity = {"margin": -100.0, "control": True, "also": {"other": str(work / "other")}}
+    run(recipe(work / "data", training=SHORT, grow={"max_rounds": 1}, parity=parity), directory)
+
+
 def do_train(work: Path, directory: Path) -> None:
     """One model."""
     values = {"data": {"path": str(work / "data"), "window": 32}, "model": {"architecture": ARCHITECTURE}}
@@ -135,6 +141,7 @@ VERBS = {
     "prepare": do_prepare,
     "run": do_run,
     "probes": do_probes,
+    "yardsticks": do_yardsticks,
     "train": do_train,
     "study": do_study,
     "evaluate": do_evaluate,
@@ -144,6 +151,7 @@ VERBS = {
 def make_inputs(verb: str, work: Path) -> None:
     """What the verb reads."""
     tiny_data.write_shards(work / "data", train=4000, validation=1000)
+    tiny_data.write_shards(work / "other", train=1000, validation=700)
     if verb == "evaluate":
         from evaluation import tiny_items
 
@@ -158,7 +166,7 @@ def make_inputs(verb: str, work: Path) -> None:
 def result(verb: str, directory: Path) -> str:
     """One SHA-256 over the files that count, with their names; of JSON without what a clock says."""
     names = {"prepare": ("*",), "evaluate": ("evaluation.json", "*/*.json")}.get(
-        verb, ("model.safetensors", "validation.json", "summary.json", "forecast.json")
+        verb, ("model.safetensors", "validation*.json", "summary.json", "forecast.json")
     )
     digest = hashlib.sha256()
     left = [str(path) for path in directory.rglob("*.tmp")]

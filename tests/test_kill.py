@@ -22,6 +22,7 @@ from inheritune.run_directory import RunDirectory
         ("prepare", 8, 0),
         ("run", 8, 8),  # the first operations make a directory a run
         ("probes", 6, 0),
+        ("yardsticks", 6, 0),
         ("train", 5, 4),
         ("study", 5, 0),
         ("evaluate", 5, 0),

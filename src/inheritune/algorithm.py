@@ -5,16 +5,15 @@ n <- k / 2
 repeat
     small <- the first n blocks of the reference, its embeddings, final norm and head
     train small
-    if small's validation loss <= the reference's: done
+    if small's validation loss <= the reference's (on all other text that was asked for too): done
     n <- n + 2
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -26,10 +25,11 @@ from inheritune.analysis.layers import choose_kept, grown_kept, kept_in, recorde
 from inheritune.analysis.sequences import text_of
 from inheritune.config import Grow, Pretrained, Recipe, Training, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
-from inheritune.data.shards import NoShardsError
+from inheritune.data.shards import NoShardsError, Split
 from inheritune.evaluation.evaluate import DIRECTORY as EVALUATION
 from inheritune.evaluation.evaluate import check_reference, check_settings, evaluate
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
+from inheritune.evaluation.result import load_evaluation
 from inheritune.evaluation.samples import write_samples
 from inheritune.initialization import append, select
 from inheritune.models.architecture import layer_count, parameter_count
@@ -37,25 +37,37 @@ from inheritune.models.load import load_config, load_model
 from inheritune.models.presets import from_config
 from inheritune.models.size import flops_per_token, on_meta
 from inheritune.run_directory import (
+    Answer,
     Phase,
     ReferenceFigures,
     RoundFigures,
     RunDirectory,
     Summary,
     Verdict,
+    Worth,
+    answer,
     publish_last_round,
+    write_card,
 )
 from inheritune.runtime.hardware import Hardware, choose_hardware
 from inheritune.runtime.world import World, check_same, joined
 from inheritune.start_depth import check_measurable, first_depth, start_depth, tell_how_far_off
 from inheritune.train import check_source, environment, open_together, scratch_config
+from inheritune.training import metrics
 from inheritune.training.checks import check_room, check_tied
 from inheritune.training.distillation import distilled_from
 from inheritune.training.final_model import Outcome, saved_dtype
-from inheritune.training.loop import train
+from inheritune.training.loop import Stop, train
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.parallel import built_on_rank_0, place
-from inheritune.training.validation import WindowLosses, compare, validate
+from inheritune.training.validation import WindowLosses, compare
+from inheritune.yardsticks import (
+    check_texts,
+    control_figures,
+    measure_on,
+    measure_texts,
+    open_texts,
+    paired,
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,8 @@ class Run:
     data: TrainingData
     hardware: Hardware
     summary: Summary
+    texts: Mapping[str, Split]
+    """Other text that parity must hold on, by name."""
 
     @property
     def world(self) -> World:
@@ -109,11 +123,17 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
             summary = folder.read_summary()
         else:
             data = open_together(recipe.data, world)
+            texts = open_texts(recipe, data, world)
             world.on_first(lambda: folder.open(recipe, environment(hardware, command), data.identities))
-            summary = Summary(name=recipe.name, margin=recipe.parity.margin)
-            algorithm_1(Run(recipe, folder, data, hardware, summary))
+            summary = Summary(
+                name=recipe.name, margin=recipe.parity.margin, control_asked=recipe.parity.control
+            )
+            if recipe.evaluation is not None and recipe.evaluation.tasks:
+                summary.tasks = "not known yet"
+            algorithm_1(Run(recipe, folder, data, hardware, summary, texts))
         if world.first:  # the others are done: what is left is no work for many
             evaluate_both(recipe, directory, hardware, command)
+            answer_tasks(recipe, folder, summary)
         return summary
 
 
@@ -134,6 +154,9 @@ def algorithm_1(this: Run) -> None:
             break
         previous, layers = this.model_of(figures), layers + grow.layers
 
+    if this.recipe.parity.control:
+        this.record("control", number)
+        summary.control = control_figures(this, reference)
     if this.world.first:
         finish(this, reference, this.model_of(figures))
         this.folder.record("finished", number, summary)
@@ -146,6 +169,7 @@ class Reference:
     source: Pretrained
     config: PretrainedConfig
     losses: WindowLosses
+    also: Mapping[str, WindowLosses]
     training_flops: float | None
 
     @property
@@ -162,9 +186,11 @@ def obtain_reference(this: Run) -> Reference:
     """Train the reference, or find the trained one; measure its validation loss either way."""
     this.record("reference", 0)
     source = this.recipe.reference
+    check_texts(this)
     trained, outcome = train_reference(this) if source.architecture is not None else measure_reference(this)
     config = load_config(trained)
     losses = WindowLosses.load(this.folder.reference / "validation.json")
+    also = measure_texts(this, trained, this.folder.reference)
     shape = on_meta(config)
     flops = outcome.flops if outcome else None
     if source.training_tokens is not None:
@@ -177,8 +203,9 @@ def obtain_reference(this: Run) -> Reference:
         training_flops=flops,
         steps=outcome.steps if outcome else None,
         bytes_per_token=losses.bytes_per_token,
+        also={name: found.mean for name, found in also.items()},
     )
-    return Reference(trained, config, losses, flops)
+    return Reference(trained, config, losses, also, flops)
 
 
 def train_reference(this: Run) -> tuple[Pretrained, Outcome]:
@@ -216,12 +243,9 @@ def measure_reference(this: Run) -> tuple[Pretrained, None]:
         check_source(source, config, this.data)
         check_reference(this.recipe, config)
         start_depth(this.recipe.start_layers, layer_count(config))
-        model = built_on_rank_0(partial(load_model, trained, config=config), this.world)
-        placed = place(
-            NextTokenLoss(model, this.world), this.recipe.training, this.hardware, this.data.window
-        )
-        losses = validate(placed.loss, this.data.validation, this.data.window, this.hardware)
-        this.world.on_first(losses.save, path)
+        if this.recipe.parity.control:
+            check_room(config, this.hardware.device)
+        measure_on(this, trained, {path: this.data.validation})
     return trained, None
 
 
@@ -229,11 +253,17 @@ def one_round(
     this: Run, reference: Reference, number: int, layers: int, previous: Path | None
 ) -> RoundFigures:
     """Inherit or grow (the model of the round before is at `previous`), train, compare."""
-    directory = this.folder.round(number, layers)
+    directory, parity = this.folder.round(number, layers), this.recipe.parity
 
-    def at_parity(losses: WindowLosses) -> bool:
-        parity, same_windows = this.recipe.parity, reference.losses.thinned(len(losses.losses))
-        return parity.stop_at_parity and compare(losses, same_windows, parity.margin).parity
+    def holds(losses: WindowLosses, of_reference: WindowLosses) -> bool:
+        return compare(losses, of_reference.thinned(len(losses.losses)), parity.margin).parity
+
+    def at_parity(step: int, losses: WindowLosses, measure: Callable[[Split], WindowLosses]) -> bool:
+        return (
+            parity.stop_at_parity
+            and holds(losses, reference.losses)
+            and all(holds(measure(split), reference.also[name]) for name, split in this.texts.items())
+        )
 
     outcome = train_small(
         this,
@@ -244,7 +274,8 @@ def one_round(
         f"round {number}, {layers} layers",
         at_parity,
     )
-    return figures_of(this.summary, reference, number, directory, outcome)
+    also = measure_texts(this, this.recipe.reference.at(directory / "model"), directory)
+    return figures_of(this, reference, number, directory, outcome, also)
 
 
 def train_small(
@@ -254,7 +285,7 @@ def train_small(
     training: Training,
     initial: Callable[[], PreTrainedModel],
     title: str,
-    stop: Callable[[WindowLosses], bool] = lambda losses: False,
+    stop: Stop = lambda step, losses, measure: False,
 ) -> Outcome:
     """Train a small model in this directory, a round's or a probe's."""
 
@@ -328,10 +359,15 @@ def next_choice(this: Run, reference: Reference, before: Kept, layers: int, trai
 
 
 def figures_of(
-    summary: Summary, reference: Reference, number: int, directory: Path, outcome: Outcome
+    this: Run,
+    reference: Reference,
+    number: int,
+    directory: Path,
+    outcome: Outcome,
+    also: Mapping[str, WindowLosses],
 ) -> RoundFigures:
     """The result of the round in this directory, compared with the reference window by window."""
-    losses = WindowLosses.load(directory / "validation.json")
+    losses, summary = WindowLosses.load(directory / "validation.json"), this.summary
     comparison = compare(losses, reference.losses, summary.margin)
     earlier = summary.probe_flops + sum(round.training_flops for round in summary.rounds)
     total = outcome.flops + earlier
@@ -352,12 +388,24 @@ def figures_of(
         directory=directory.name,
         kept=kept_in(directory, outcome.layers, reference.layers).layers,
         predicted=summary.predicted.get(outcome.layers),
+        also={name: paired(found, reference.also[name], summary.margin) for name, found in also.items()},
+        worth=worth_of(directory, comparison.difference, this.recipe.training),
     )
 
 
+def worth_of(directory: Path, difference: float, training: Training) -> Worth | None:
+    """A difference in steps of the training in this directory, where its curve says it."""
+    path = directory / metrics.FILE
+    steps = metrics.steps_worth(metrics.read(path), difference) if path.exists() else None
+    return None if steps is None else Worth(steps=steps, tokens=steps * training.tokens_per_step)
+
+
 def verdict(figures: RoundFigures, grow: Grow, depth: int) -> Verdict | None:
-    """After a round: parity, or the end of growth (at the reference's depth) without it, or None: grow on."""
-    if figures.parity:
+    """After a round: parity, or the end of growth (at the reference's depth) without it, or None: grow on.
+
+    Parity is that on the recipe's own data and on all other text (`parity.also`).
+    """
+    if figures.as_good:
         return "parity"
     if figures.round == grow.max_rounds or figures.layers + grow.layers >= depth:
         return "no parity"
@@ -395,6 +443,18 @@ def evaluate_both(recipe: Recipe, directory: Path, hardware: Hardware, command: 
     if recipe.evaluation is not None and _lacks_evaluation(recipe, directory):
         output = directory / EVALUATION
         evaluate([directory], recipe.evaluation, output, device=hardware.device, command=command)
+
+
+def answer_tasks(recipe: Recipe, folder: RunDirectory, summary: Summary) -> None:
+    """Write into summary and model card whether the tasks held, unless that is done."""
+    if recipe.evaluation is None or not recipe.evaluation.tasks:
+        return
+    held = load_evaluation(folder.path / EVALUATION / EVALUATION_FILE).none_worse()
+    tasks: Answer = "not known yet" if held is None else answer(held)
+    if tasks != summary.tasks:
+        summary.tasks = tasks
+        write_card(folder.final, recipe, summary)
+        folder.record("finished", summary.rounds[-1].round, summary)  # last: it says that this is done
 
 
 def _lacks_evaluation(recipe: Recipe, directory: Path) -> bool:

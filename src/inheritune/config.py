@@ -51,6 +51,15 @@ def _folder(value: str) -> str:
     return value
 
 
+def _short(value: str) -> str:
+    """It is part of the name of a file, of a key and of a sentence."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", value):
+        raise UserError(
+            f"the name {shown(value)} of a text should be up to 64 letters, digits, - or _, such as wikitext"
+        )
+    return value
+
+
 def _storable(value: JsonValue) -> JsonValue:
     """Numbers as files can hold them."""
     if isinstance(value, int) and abs(value) >= 2**63:
@@ -79,6 +88,7 @@ Word = Annotated[str, BeforeValidator(_writable)]
 Values = Annotated[dict[str, JsonValue], AfterValidator(_storable)]
 Name = Annotated[Word, AfterValidator(_folder)]
 Location = Annotated[Path, BeforeValidator(_writable)]
+TextName = Annotated[str, AfterValidator(_short)]
 
 
 class Settings(BaseModel):
@@ -337,6 +347,12 @@ class Parity(Settings):
     """Nats per token by which the small model's mean validation loss may exceed the reference's."""
     stop_at_parity: bool = False
     """End a round as soon as a validation during training shows parity (on the windows that it reads)."""
+    also: dict[TextName, Location] = {}
+    """Other text on which parity must hold too: name -> folder with token shards, of whose validation split the
+    reference and every round are measured on all windows."""
+    control: bool = False
+    """When growth has ended, train the reference on for the same steps as the round that the verdict is about, and
+    compare that round with it too. It does not decide growth, and does not count in the cost to parity."""
 
 
 class Samples(Settings):
@@ -575,7 +591,8 @@ DECIDES_WEIGHTS = (
         for model in ("model", "reference")
         for name in ("pretrained", "revision", "architecture")
     ),
-    *("initialization", "keep", "start_layers", "grow", "distillation", "parity"),
+    *("initialization", "keep", "start_layers", "grow", "distillation"),
+    *("parity.margin", "parity.stop_at_parity", "parity.also"),
     *(f"training.{name}" for name in ("steps", "tokens_per_step", "seed", "float8", "optimizer", "schedule")),
 )
 """The settings that decide a run's weights, beside the identity of its data and the precision that was chosen: a run

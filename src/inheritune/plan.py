@@ -186,6 +186,8 @@ def _stages(
         if layers < depth:
             cut = cut_config(config, layers)
             stages.append(stage(f"round {number + 1}", cut, recipe.training, recipe.data, data, teacher))
+    if recipe.parity.control:
+        stages.append(stage("control", config, recipe.training, recipe.data, data))
     return stages, cut_config(config, first)
 
 

@@ -62,8 +62,10 @@ def settings_of(recipe: BaseModel) -> dict[str, Any]:
 
 
 def deciding_settings(recipe: BaseModel) -> dict[str, Any]:
-    """Those of `settings_of` that decide the weights."""
-    return {key: value for key, value in settings_of(recipe).items() if _decides(key)}
+    """Those of `settings_of` that decide the weights. Other text counts by its name: its folder may move."""
+    deciding = {key: value for key, value in settings_of(recipe).items() if _decides(key)}
+    deciding.pop("parity.also", None)  # there is none
+    return {key: "given" if key.startswith("parity.also.") else value for key, value in deciding.items()}
 
 
 def _decides(key: str) -> bool:

@@ -5,8 +5,10 @@
     state.json             progress: phase, round, verdict
     summary.json           the reference and the rounds so far, in figures
     reference/             validation.json; and if it was trained here, what a round has
+    reference/validation-NAME.json, round-1-12-layers/validation-NAME.json    losses on other text (`parity.also`)
     reference/forecast.json, probe-12-layers-500-steps/    with `start_layers: auto`: what depths will reach, and why
     round-1-12-layers/     metrics.jsonl; checkpoints/, until it is trained; then validation.json, model/
+    control/               the reference trained on (`parity.control`): what a round has
     final/                 the result, a Hugging Face checkpoint
     reference/analysis.json, final/analysis.json    attention of both models, if it was analyzed
     samples.json           continuations by both models
@@ -27,13 +29,13 @@ from pathlib import Path
 from shutil import copytree
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, model_validator
 
 from inheritune import UserError, __version__, plain_yaml
 from inheritune.card import card_name, model_card
 from inheritune.config import Recipe
 from inheritune.data.shards import DataIdentity, check_same_data
-from inheritune.quantities import bits_per_byte
+from inheritune.quantities import bits_per_byte, loss_decimals, signed_interval
 from inheritune.recipe_file import AnyRecipe, differences, load_recipe, parse_recipe, to_yaml
 from inheritune.runtime import files
 
@@ -48,7 +50,8 @@ logger = logging.getLogger(__name__)
 STARTS = "starts.jsonl"
 
 Verdict = Literal["parity", "no parity"]
-Phase = Literal["reference", "round", "finished"]
+Phase = Literal["reference", "round", "control", "finished"]
+Answer = Literal["holds", "does not hold", "not asked", "not known yet"]
 
 
 class Record(BaseModel):
@@ -68,6 +71,51 @@ class ReferenceFigures(Record):
     steps: int | None = None
     bytes_per_token: float | None = None
     """Of the text that it and the rounds are validated on."""
+    also: dict[str, float] = {}
+    """Its loss on other text, by the name of that."""
+
+
+class Difference(Record):
+    """A model's loss, and how it differs from another's on the same windows, in nats per token."""
+
+    loss: float
+    difference: float
+    interval: tuple[float, float]
+    """95%, over paired windows."""
+    parity: bool
+    """Whether the difference is at most the margin."""
+
+
+class ControlFigures(Record):
+    """The reference, trained on for as many steps as the round that the verdict is about."""
+
+    to_reference: Difference
+    """Of the control to the untouched reference."""
+    to_control: Difference
+    """Of the round to the control."""
+    steps: int
+    training_flops: float
+    seconds: float
+
+
+class Answers(Record):
+    """What a verdict says to each of the four questions about being as good."""
+
+    own: Answer
+    """The paper's rule, on the recipe's own data."""
+    control: Answer
+    """The same against the reference trained on."""
+    tasks: Answer
+    """No task is worse beyond chance."""
+    texts: Answer
+    """The paper's rule on every other text."""
+
+
+class Worth(Record):
+    """What the size of a difference is in training, by the model's own curve; see `metrics.steps_worth`."""
+
+    steps: int
+    tokens: int
 
 
 class RoundFigures(Record):
@@ -91,6 +139,26 @@ class RoundFigures(Record):
     """Which of the reference's layers it has, counted from 0; None in runs of versions that kept the first ones."""
     predicted: float | None = None
     """The loss that was foretold of this depth (`start_layers: auto`)."""
+    also: dict[str, Difference] = {}
+    """On other text, by the name of that."""
+    worth: Worth | None = None
+    """The further training that would close the difference; of a round that is ahead, the last part of its training,
+    from where it passed the reference's loss. None where its curve does not say."""
+
+    @property
+    def as_good(self) -> bool:
+        """Whether parity holds on the recipe's own data and on all other text: what ends growth."""
+        return self.parity and not self.worse_on
+
+    @property
+    def worse_on(self) -> list[str]:
+        """The other texts on which parity does not hold."""
+        return [name for name, found in self.also.items() if not found.parity]
+
+    @property
+    def largest_difference(self) -> float:
+        """Over its own data and all other text."""
+        return max([self.difference, *(found.difference for found in self.also.values())])
 
 
 class Summary(Record):
@@ -105,6 +173,10 @@ class Summary(Record):
     """Of the short trainings before the first round."""
     predicted: dict[int, float] = {}
     """Layers -> the loss that these say a round will reach, nats per token."""
+    control: ControlFigures | None = None
+    control_asked: bool = False
+    tasks: Answer = "not asked"
+    """Whether no task is worse beyond chance."""
 
     @model_validator(mode="after")
     def _rounds_are_compared(self) -> Summary:
@@ -113,6 +185,44 @@ class Summary(Record):
         if self.verdict is not None and not self.rounds:
             raise UserError("it has a verdict but no rounds")
         return self
+
+    @property
+    def reported(self) -> RoundFigures | None:
+        """The round a verdict is about: the first with parity, else the closest, without a verdict the last."""
+        if self.verdict == "parity":
+            return next((entry for entry in self.rounds if entry.as_good), self.rounds[-1])
+        if self.verdict == "no parity":
+            return min(self.rounds, key=lambda entry: entry.largest_difference)
+        return self.rounds[-1] if self.rounds else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def answers(self) -> Answers | None:
+        """Once there is a verdict; in `summary.json` too."""
+        entry, control = self.reported, self.control
+        if self.verdict is None or entry is None:
+            return None
+        pending: Answer = "not known yet" if self.control_asked else "not asked"
+        return Answers(
+            own=answer(entry.parity),
+            control=answer(control.to_control.parity) if control else pending,
+            tasks=self.tasks,
+            texts=answer(not entry.worse_on) if entry.also else "not asked",
+        )
+
+    def answers_sentence(self) -> str:
+        """What a verdict says to each of the four questions, with the differences; empty without a verdict."""
+        answers, entry, control = self.answers, self.reported, self.control
+        if answers is None or entry is None:
+            return ""
+        against = "" if control is None else f" ({_signed(control.to_control)} to the control, which is "
+        if control is not None:
+            against += f"{_signed(control.to_reference)} to the untouched reference)"
+        texts = ", ".join(f"{name} {_signed(found)}" for name, found in entry.also.items())
+        return (
+            f"Paper's rule on its own data: {answers.own}. Fair control: {answers.control}{against}. "
+            f"Tasks: {answers.tasks}. Other text: {answers.texts}{texts and f' ({texts})'}."
+        )
 
     def bits_per_byte(self, loss: float | None) -> float | None:
         """One of its losses for each byte of the text; None where that is not known."""
@@ -129,6 +239,16 @@ class Summary(Record):
         return entry.total_training_flops / self.reference.training_flops
 
 
+def _signed(found: Difference) -> str:
+    decimals = loss_decimals(found.interval)
+    return f"{found.difference:+.{decimals}f} {signed_interval(found.interval, decimals)}"
+
+
+def answer(holds: bool) -> Answer:
+    """Of a question that was asked."""
+    return "holds" if holds else "does not hold"
+
+
 class State(Record):
     """`state.json`: how far a run is."""
 
@@ -143,6 +263,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.reference = path / "reference"
+        self.control = path / "control"
         self.final = path / "final"
         self.samples = path / "samples.json"
         self.held: int | None = None
@@ -185,7 +306,9 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         self.hold()
         trainings = (
-            place for kind in ("reference", "probe-*", "round-*") for place in self.path.glob(f"{kind}/")
+            place
+            for kind in ("reference", "probe-*", "round-*", "control")
+            for place in self.path.glob(f"{kind}/")
         )
         for place in (self.path, *trainings):
             files.remove_leftovers(place)
@@ -322,14 +445,21 @@ def _read(kind: type[_R], path: Path) -> _R:
 
 def publish_last_round(path: Path, recipe: Recipe, data: TrainingData, model: Path, summary: Summary) -> None:
     """Put the last round's model where users look for it, with its tokenizer and a model card."""
-    from inheritune.models.load import load_config, save_tokenizer
+    from inheritune.models.load import save_tokenizer
 
-    config = load_config(recipe.reference.at(model))
     tokenizer = _final_tokenizer(recipe, data)
     with files.directory(path) as temporary:
         copytree(model, temporary, dirs_exist_ok=True)
         save_tokenizer(tokenizer, temporary)
-        files.write_text(temporary / "README.md", _card(recipe, summary, config.dtype))
+        write_card(temporary, recipe, summary)
+
+
+def write_card(folder: Path, recipe: Recipe, summary: Summary) -> None:
+    """Write the model card of the run's result, which is in this folder."""
+    from inheritune.models.load import load_config
+
+    dtype = load_config(recipe.reference.at(folder)).dtype
+    files.write_text(folder / "README.md", _card(recipe, summary, dtype))
 
 
 def _final_tokenizer(recipe: Recipe, data: TrainingData) -> PreTrainedTokenizerBase | list[Path]:
@@ -353,8 +483,13 @@ def _final_tokenizer(recipe: Recipe, data: TrainingData) -> PreTrainedTokenizerB
 
 def _card(recipe: Recipe, summary: Summary, dtype: torch.dtype) -> str:
     """Model card of the result, whose weights have this type."""
-    reference, last = summary.reference, summary.rounds[-1]
-    assert reference is not None and reference.loss is not None
+    reference, last, reported = summary.reference, summary.rounds[-1], summary.reported
+    assert reference is not None and reference.loss is not None and reported is not None
+    closest = (
+        ""
+        if reported is last
+        else f"Round {reported.round}, with {reported.layers} layers, came closest. Of it: "
+    )
     low, high = last.interval
     source = recipe.reference.pretrained
     origin = card_name(source) if source else "a reference trained by the same recipe"
@@ -379,6 +514,9 @@ def _card(recipe: Recipe, summary: Summary, dtype: torch.dtype) -> str:
 
 Verdict: {summary.verdict}. Difference {last.difference:+.4f}, 95% interval [{low:+.4f}, {high:+.4f}], over
 {reference.windows} paired windows, measured on these weights, which are {str(dtype).removeprefix("torch.")}.
+
+{closest}{summary.answers_sentence()}
+
 Made with inheritune {__version__}.
 """
     return model_card(summary.name, text, source)

@@ -27,6 +27,7 @@ from inheritune.evaluation.statistics import TaskItems
 from inheritune.evaluation.subjects import find_subjects
 from inheritune.evaluation.tasks import GROUPS, make_plan
 from inheritune.recipe_file import parse_recipe
+from inheritune.run_directory import RunDirectory
 from inheritune.runtime.hardware import choose_hardware
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.validation import compare, validate
@@ -592,6 +593,11 @@ def test_a_recipe_evaluates_both_models_at_its_end(
     own = json.loads((directory / "reference" / "validation.json").read_text())
     assert found.validation.scores[0].value == pytest.approx(np.mean(own["losses"]), rel=1e-5)
     assert asked == [(model, task) for model in ("reference", "final") for task in RECIPE_TASKS]
+    answers = RunDirectory(directory).read_summary().answers
+    worse = any(task.of(task.metric).paired[1].outcome == "worse" for task in found.tasks)  # type: ignore[union-attr]
+    assert answers is not None
+    assert answers.tasks == ("does not hold" if worse else "holds")
+    assert f"Tasks: {answers.tasks}." in (directory / "final/README.md").read_text()
 
     asked.clear()
     before = path.stat().st_mtime_ns

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from inheritune.report import terminal_rounds, verdict_sentence
+from inheritune.report import terminal_rounds, verdict_sentence, verdict_words, write_report
 from inheritune.report.runs import read_run
 from inheritune.run_directory import Summary
-from report.synthetic_run import reference_summary, round_summary, run_summary
+from report.synthetic_run import change_summary, reference_summary, round_summary, run_summary, write_run
 
 
 def with_rounds(*intervals: tuple[float, float], margin: float = 0.0, **changes: Any) -> dict[str, Any]:
@@ -118,6 +118,47 @@ def test_a_summary_that_is_none(tmp_path: Path, summary: Any, message: str) -> N
     with pytest.raises(ValueError, match=message) as caught:
         read_run(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_difference_in_steps_of_training() -> None:
+    worth = {"steps": 1234, "tokens": 5_054_464}
+    behind = run_summary(verdict="no parity", rounds=[round_summary(1, worth=worth)])
+    assert "+0.089]; a gap worth about 1,234 steps (5.05M tokens) of its training)" in sentence_of(behind)
+    ahead = run_summary(rounds=[round_summary(2, worth=worth)])
+    assert "-0.011]; a lead worth about 1,234 steps (5.05M tokens) of its training)" in sentence_of(ahead)
+
+
+def test_the_four_questions(tmp_path: Path) -> None:
+    def difference(middle: float) -> dict[str, Any]:
+        ends = [middle - 0.007, middle + 0.007]
+        return {"loss": 3.4 + middle, "difference": middle, "interval": ends, "parity": middle <= 0}
+
+    also = {"wikitext": difference(-0.02), "code": difference(0.3)}
+    control = {"to_reference": difference(-0.4), "to_control": difference(0.382), "steps": 600}
+    control |= {"training_flops": 2.4e15, "seconds": 99.0}
+    last = round_summary(2, also=also)
+    changes = {"control": control, "control_asked": True, "tasks": "holds", "verdict": "no parity"}
+    summary = run_summary(rounds=[round_summary(1, also=also), last], **changes)
+    assert verdict_words(Summary.model_validate(summary))[1] == (
+        "Paper's rule on its own data: holds. Fair control: does not hold (+0.382 [+0.375, +0.389] to the control, "
+        "which is -0.400 [-0.407, -0.393] to the untouched reference). Tasks: holds. Other text: does not hold "
+        "(wikitext -0.020 [-0.027, -0.013], code +0.300 [+0.293, +0.307])."
+    )
+    assert sentence_of(summary).startswith(
+        "Parity on its own data after round 2, but not on code: 6 of 8 layers"
+    )
+    assert "having used 1.48 times" in sentence_of(summary)
+    row = next(line for line in lines_of(summary, 80) if line.startswith("ctrl."))
+    assert "3.000" in row and "-0.400 [-0.407,-0.393]" in row
+    write_run(tmp_path / "run")
+    change_summary(tmp_path / "run", **{key: summary[key] for key in ("rounds", *changes)})
+    page = write_report(tmp_path / "run").read_text()
+    for text in ("Other text, on all windows of each", "wikitext", "ctrl.", "Fair control: does not hold"):
+        assert text in page
+
+
+def test_without_a_verdict_no_question_is_answered() -> None:
+    assert len(verdict_words(Summary.model_validate(run_summary(verdict=None)))) == 1
 
 
 def lines_of(summary: dict[str, Any], width: int) -> list[str]:

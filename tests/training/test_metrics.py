@@ -1,4 +1,4 @@
-"""Where the lines of `metrics.jsonl` are copied to."""
+"""Where the lines of `metrics.jsonl` are copied to, and what differences are worth by them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tiny_data
 from inheritune import UserError
@@ -15,6 +17,7 @@ from inheritune.config import TrainRecipe
 from inheritune.recipe_file import parse_recipe
 from inheritune.runtime.signals import Interrupted
 from inheritune.train import train_model
+from inheritune.training.metrics import steps_worth
 from tiny_recipes import ARCHITECTURE, stop_after, training
 
 
@@ -77,3 +80,47 @@ def test_wandb_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "wandb", None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="asks for `wandb`, which is not installed"):
         train_model(recipe(tiny_data.write_shards(tmp_path / "data")), tmp_path / "one")
+
+
+def curve(losses: dict[int, float]) -> list[dict[str, Any]]:
+    rows = [{"kind": "validation", "step": step, "loss": loss} for step, loss in losses.items()]
+    return [{"kind": "train", "step": 1, "loss": -99.0}, *rows]
+
+
+LINE = {step: 5 - 0.01 * step for step in range(0, 101, 5)}
+
+
+@given(share=st.floats(0.01, 0.99))
+def test_on_a_straight_line_a_difference_is_worth_the_same_steps_in_both_directions(share: float) -> None:
+    steps = max(1, round(share * 100))
+    assert steps_worth(curve(LINE), 0.01 * steps) == pytest.approx(steps, abs=1)
+    assert steps_worth(curve(LINE), -0.01 * steps) == pytest.approx(steps, abs=1)
+
+
+def test_what_is_ahead_counts_from_the_last_time_it_was_behind() -> None:
+    losses = {0: 5.0, 10: 3.0, 20: 4.0, 30: 3.2, 40: 3.0}
+    assert steps_worth(curve(losses), -0.5) == 40 - (20 + round((4.0 - 3.5) / 0.8 * 10))
+
+
+def test_what_is_behind_goes_by_the_last_quarter() -> None:
+    bent = {step: 5 - 0.1 * step for step in range(0, 70, 10)} | {70: -1.1, 80: -1.2, 90: -1.3, 100: -1.4}
+    assert steps_worth(curve(bent), 0.2) == 20
+
+
+@pytest.mark.parametrize(
+    ("losses", "difference"),
+    [
+        ({}, 0.1),
+        ({100: 2.0}, 0.1),
+        ({100: 2.0}, -0.1),
+        (LINE, 0.0),
+        (LINE, 1.01),  # more than the whole training
+        (LINE, -1.01),  # ahead all along
+        ({0: 5.0, 50: 4.0, 90: 3.1, 100: 3.0}, 0.1),  # two validations are no scatter
+        (dict.fromkeys(range(0, 101, 5), 3.0), 0.1),
+        ({step: 3.0 + 0.01 * step for step in range(0, 101, 5)}, 0.1),
+        ({**LINE, 80: 4.1, 85: 4.3, 90: 4.05, 95: 4.3, 100: 4.0}, 0.1),  # its fall may be chance
+    ],
+)
+def test_nothing_is_said_where_the_curve_does_not_say_it(losses: dict[int, float], difference: float) -> None:
+    assert steps_worth(curve(losses), difference) is None

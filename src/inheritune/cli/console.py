@@ -31,13 +31,14 @@ def print_line(text: str) -> None:
 
 def print_result(summary: Summary, directory: Path) -> None:
     """How a run ended: table, verdict, and where model and report are; writes the report."""
-    from inheritune.report import terminal_rounds, verdict_sentence, write_report
+    from inheritune.report import terminal_rounds, verdict_words, write_report
     from inheritune.report.layers_report import choices_of, kept_table
 
     console.print(terminal_rounds(summary))
     if choices := choices_of(directory):
         console.print(kept_table(choices).terminal())
-    print_line(verdict_sentence(summary))
+    for words in verdict_words(summary):
+        print_line(words)
     print_line(f"model:  {directory / 'final'}")
     print_line(f"report: {write_report(directory)}")
 

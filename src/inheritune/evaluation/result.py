@@ -194,6 +194,12 @@ class Evaluation(Record):
         """The figures of one task; KeyError if there are none."""
         return {result.task: result for result in self.tasks}[name]
 
+    def none_worse(self) -> bool | None:
+        """Whether no model is worse than the first in a task, beyond chance; None if nothing could be paired."""
+        results = [task.of(task.metric) for task in self.tasks]
+        outcomes = [one.outcome for result in results for one in result.paired if one is not None]
+        return "worse" not in outcomes if outcomes else None
+
 
 def judge(interval: tuple[float, float], higher_is_better: bool, p: float | None = None) -> Outcome:
     """What an interval of differences says; an exact p of 0.05 or more is stronger than it, as it is approximate."""

@@ -25,7 +25,7 @@ from inheritune.report.figures import Interval, Line, Picture, curves, differenc
 from inheritune.report.layers_report import kept_blocks
 from inheritune.report.runs import Entry, Run, read_run
 from inheritune.report.table import Table
-from inheritune.report.verdict import reported_round, rounds_table, verdict_sentence
+from inheritune.report.verdict import rounds_table, texts_table, verdict_words
 from inheritune.runtime import files
 
 Axis = Literal["step", "flops"]
@@ -60,7 +60,7 @@ def run_page(run: Run) -> pages.Page:
     return pages.Page(
         kind="Inheritune run report",
         title=run.name,
-        verdicts=[verdict_sentence(run.summary)],
+        verdicts=verdict_words(run.summary),
         tone={"parity": "reached", "no parity": "missed"}.get(run.summary.verdict or "", ""),
         facts=_facts(run),
         notes=[*_progress(run), *run.notes],
@@ -147,7 +147,14 @@ def _round_blocks(run: Run) -> Iterator[pages.Block]:
             " Cost: training FLOPs of all rounds so far, with probes, as a multiple of the reference's; in the round "
             "that reaches parity it is the cost to parity."
         )
+    if summary.control is not None:
+        note += (
+            " ctrl.: the fair control, the reference trained on for as many steps as the round that the verdict is "
+            "about; its difference is to the untouched reference, and its FLOPs count in no cost."
+        )
     yield rounds_table(summary, title, (note,))
+    if (texts := texts_table(summary)) is not None:
+        yield texts
     lines = []
     for entry in summary.rounds:
         decimals = loss_decimals(entry.interval)
@@ -161,7 +168,7 @@ def _round_blocks(run: Run) -> Iterator[pages.Block]:
 
 
 def _samples(run: Run) -> Sequence[pages.Block]:
-    entry, reference = reported_round(run.summary), run.summary.reference
+    entry, reference = run.summary.reported, run.summary.reference
     names = (
         f"Reference, {reference.layers} layers" if reference else "Reference",
         f"Target, {entry.layers} layers" if entry else "Target",
@@ -222,7 +229,7 @@ def _reproduction_blocks(run: Run) -> Iterator[pages.Block]:
 
 
 def _facts(run: Run) -> list[tuple[str, str, str]]:
-    summary, entry = run.summary, reported_round(run.summary)
+    summary, entry = run.summary, run.summary.reported
     if entry is None or summary.reference is None:
         return []
     last = summary.rounds[-1]
@@ -241,12 +248,13 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
 
 def _progress(run: Run) -> Iterator[str]:
     """How far a run without a verdict is; a page cannot know whether it still runs or was stopped."""
-    if run.summary.verdict is not None:
+    finished = run.state is None or run.state.phase == "finished"
+    if run.summary.verdict is not None and finished:
         return
     unfinished = [training for training in run.trainings if not run.finished(training)]
     if unfinished:
         last = unfinished[-1]
         yield f"Running or interrupted: the last record is step {last.metrics.last['step']:,} of {last.name}."
     elif run.state is not None and run.state.phase != "finished":
-        where = "the reference" if run.state.phase == "reference" else f"round {run.state.round}"
+        where = f"round {run.state.round}" if run.state.phase == "round" else f"the {run.state.phase}"
         yield f"Running or interrupted in {where}."

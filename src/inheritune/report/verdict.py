@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import rich.table
 
 from inheritune.quantities import count, duration, flops, loss_decimals, signed_interval, significant
 from inheritune.report.table import PER_BYTE, Row, Table
-from inheritune.run_directory import RoundFigures, Summary
+from inheritune.run_directory import ControlFigures, ReferenceFigures, RoundFigures, Summary
 
 
 def verdict_sentence(summary: Summary) -> str:
@@ -14,7 +16,7 @@ def verdict_sentence(summary: Summary) -> str:
 
     How sure is what the interval of the paired difference says.
     """
-    entry, reference = reported_round(summary), summary.reference
+    entry, reference = summary.reported, summary.reference
     if entry is not None:
         return f"{_outcome(summary, entry)}{_comparison(summary, entry)}{_cost(summary, entry)}."
     if reference is None or reference.loss is None:
@@ -25,15 +27,9 @@ def verdict_sentence(summary: Summary) -> str:
     )
 
 
-def reported_round(summary: Summary) -> RoundFigures | None:
-    """The round a verdict is about: the first with parity, without parity the closest, without a verdict the last."""
-    if not summary.rounds:
-        return None
-    if summary.verdict == "parity":
-        return next((entry for entry in summary.rounds if entry.parity), summary.rounds[-1])
-    if summary.verdict == "no parity":
-        return min(summary.rounds, key=lambda entry: entry.difference)
-    return summary.rounds[-1]
+def verdict_words(summary: Summary) -> list[str]:
+    """The outcome, and once there is a verdict which of the four questions hold."""
+    return [line for line in (verdict_sentence(summary), summary.answers_sentence()) if line]
 
 
 def rounds_table(summary: Summary, title: str = "", notes: tuple[str, ...] = ()) -> Table:
@@ -75,7 +71,9 @@ def rounds_table(summary: Summary, title: str = "", notes: tuple[str, ...] = ())
             flops(entry.total_training_flops),
             "" if cost is None else f"{cost:.2f}x",
         )
-        rows.append(Row(cells, "parity" if entry.parity else ""))
+        rows.append(Row(cells, "parity" if entry.as_good else ""))
+    if summary.control is not None and reference is not None:
+        rows.append(Row(_control_cells(summary.control, reference, per_byte, decimals)))
     headings = (
         *("<Round", "Layers", "Params", "Loss", PER_BYTE, "Predicted", "Difference", "95% interval"),
         *("Steps", "Time", "FLOPs", "All rounds", "Cost"),
@@ -86,6 +84,34 @@ def rounds_table(summary: Summary, title: str = "", notes: tuple[str, ...] = ())
     if all(entry.predicted is None for entry in summary.rounds):
         hidden.add("Predicted")
     return Table(title, headings, rows, notes).without(hidden)
+
+
+def _control_cells(
+    control: ControlFigures, reference: ReferenceFigures, per_byte: Callable[[float], str], decimals: int
+) -> tuple[str, ...]:
+    """Its row of `rounds_table`; the difference is that to the untouched reference."""
+    found = control.to_reference
+    return (
+        *("ctrl.", str(reference.layers), count(reference.parameters)),
+        *(f"{found.loss:.{decimals}f}", per_byte(found.loss), ""),
+        *(f"{found.difference:+.{decimals}f}", signed_interval(found.interval, decimals)),
+        *(f"{control.steps:,}", duration(control.seconds), flops(control.training_flops), "", ""),
+    )
+
+
+def texts_table(summary: Summary) -> Table | None:
+    """Every round on every other text; None if there is none."""
+    rows = []
+    for entry in summary.rounds:
+        for name, found in entry.also.items():
+            decimals = loss_decimals(found.interval)
+            of_reference = found.loss - found.difference
+            losses = (f"{of_reference:.{decimals}f}", f"{found.loss:.{decimals}f}")
+            interval = signed_interval(found.interval, decimals)
+            cells = (name, str(entry.round), *losses, f"{found.difference:+.{decimals}f}", interval)
+            rows.append(Row(cells, "parity" if found.parity else ""))
+    headings = ("<Text", "Round", "Reference", "Loss", "Difference", "95% interval")
+    return Table("Other text, on all windows of each", headings, rows) if rows else None
 
 
 def terminal_rounds(summary: Summary) -> rich.table.Table:
@@ -106,6 +132,8 @@ def _outcome(summary: Summary, entry: RoundFigures) -> str:
     if summary.verdict == "parity":
         doubt = "" if high <= summary.margin else " by mean loss, but not beyond chance,"
         return f"Parity{within}{doubt} after round {entry.round}: "
+    if entry.parity:
+        return f"Parity{within} on its own data after round {entry.round}, but not on {', '.join(entry.worse_on)}: "
     doubt = "" if low > summary.margin else ", though not beyond chance"
     closest = "" if number == 1 else f"the closest is round {entry.round} with "
     return f"No parity{within} after {rounds}{doubt}: {closest}"
@@ -115,14 +143,21 @@ def _comparison(summary: Summary, entry: RoundFigures) -> str:
     reference = summary.reference
     assert reference is not None and reference.loss is not None, "a summary with rounds has them"
     decimals = loss_decimals(entry.interval)
-    contains_zero = entry.interval[0] <= 0 <= entry.interval[1]
+    zero = ", which includes 0" if entry.interval[0] <= 0 <= entry.interval[1] else ""
     return (
         f"{entry.layers} of {reference.layers} layers, "
         f"{entry.parameters / reference.parameters:.2f} of the parameters, "
         f"validation loss {entry.loss:.{decimals}f} against the reference's {reference.loss:.{decimals}f} "
         f"(difference {entry.difference:+.{decimals}f}, "
-        f"95% interval {signed_interval(entry.interval, decimals)}{', which includes 0' if contains_zero else ''})"
+        f"95% interval {signed_interval(entry.interval, decimals)}{zero}{_worth(entry)})"
     )
+
+
+def _worth(entry: RoundFigures) -> str:
+    if entry.worth is None:
+        return ""
+    what = "gap" if entry.difference > 0 else "lead"
+    return f"; a {what} worth about {entry.worth.steps:,} steps ({count(entry.worth.tokens)} tokens) of its training"
 
 
 def _cost(summary: Summary, entry: RoundFigures) -> str:

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from inheritune.config import Training
 from inheritune.data.loader import TrainingData, ahead, training_steps
 from inheritune.data.order import Order
+from inheritune.data.shards import Split
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.runtime.hardware import Hardware
 from inheritune.runtime.progress import ProgressBar
@@ -46,6 +47,8 @@ from inheritune.training.start import start_or_resume
 from inheritune.training.step import NonFiniteError
 from inheritune.training.validation import WindowLosses, validate
 
+Stop = Callable[[int, WindowLosses, Callable[[Split], WindowLosses]], bool]
+
 VALIDATION_SHARE = 0.025
 """How much of the training's FLOPs validations may cost when the recipe leaves their number open."""
 
@@ -59,7 +62,7 @@ def train(
     hardware: Hardware,
     run: Path | None = None,
     loss: Callable[[PreTrainedModel, World], NextTokenLoss] = NextTokenLoss,
-    stop: Callable[[WindowLosses], bool] = lambda losses: False,
+    stop: Stop = lambda step, losses, measure: False,
     dtype: torch.dtype = torch.float32,
     inherited: bool = False,
     trust_remote_code: bool = False,
@@ -78,7 +81,8 @@ def train(
         hardware: where, and with which other processes.
         run: directory of a run of several trainings, which keeps what fits its device; by default `directory`.
         loss: what is minimised; cross entropy of the next token, or distillation.
-        stop: given each validation's losses; True ends the training there.
+        stop: given each validation's step and losses, and what measures the model on another split; True ends the
+            training there.
         dtype: of the weights in `model/`; checkpoints are float32.
         inherited: whether the first weights should already know something; if they do not, a warning says so.
         trust_remote_code: for checkpoints of a model that needs it.
@@ -123,9 +127,12 @@ def train(
     )
     bar = ProgressBar(title, training.steps, "steps", state.step)
 
-    def measure(windows: int | Literal["all"]) -> WindowLosses:
+    def measure_on(split: Split, windows: int | Literal["all"] = training.validation.windows) -> WindowLosses:
         with without_float8(model) if training.float8 else nullcontext():
-            losses = validate(stepper.loss, data.validation, data.window, hardware, windows)
+            return validate(stepper.loss, split, data.window, hardware, windows)
+
+    def measure(windows: int | Literal["all"]) -> WindowLosses:
+        losses = measure_on(data.validation, windows)
         metrics.validated(
             state, losses.thinned(training.validation.windows)
         )  # every line is of the same windows
@@ -149,7 +156,8 @@ def train(
                 metrics.stepped(state, result)
                 bar.update(state.step, metrics.note)
 
-                if validates and state.step < training.steps and stop(measure(training.validation.windows)):
+                between = validates and state.step < training.steps
+                if between and stop(state.step, measure(training.validation.windows), measure_on):
                     break
                 if saves or stopping:
                     saver.save(model, stepper.optimizer, state)

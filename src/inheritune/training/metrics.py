@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
+
+import numpy as np
 
 from inheritune import UserError
 from inheritune.config import Training
@@ -16,6 +19,8 @@ from inheritune.training.step import StepResult
 from inheritune.training.validation import WindowLosses
 
 FILE = "metrics.jsonl"
+LAST_PART, LEAST_LAST = 0.25, 3
+"""Share of a training whose validations say how fast the loss still falls, and how few of them say it."""
 WANDB_RUN = "wandb-run"
 """The file with the id of a training's run of Weights & Biases."""
 
@@ -109,6 +114,43 @@ def read(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return rows
+
+
+def steps_worth(rows: Sequence[Mapping[str, Any]], difference: float) -> int | None:
+    """How many steps of its own training the difference between a model and another is worth.
+
+    A model that is behind would close it in so many more, at the slope of the last part of its validation curve
+    (least squares). One that is ahead passed the other's loss so many steps before its end.
+
+    Args:
+        rows: of the model's `metrics.jsonl`.
+        difference: its final loss minus the other's, nats per token.
+
+    Returns:
+        None where the curve does not say: it has too few validations there, or does not fall beyond their scatter
+        (two standard errors); the difference is worth more than the whole training; or it was ahead all along.
+    """
+    curve = {row["step"]: row["loss"] for row in rows if row["kind"] == "validation"}
+    steps, losses = np.array(sorted(curve), float), np.array([curve[step] for step in sorted(curve)], float)
+    if not len(steps) or difference == 0:
+        return None
+    if difference < 0:
+        level = losses[-1] - difference
+        above = np.flatnonzero(losses > level)
+        if not len(above):
+            return None
+        i = above[-1]
+        share = (losses[i] - level) / (losses[i] - losses[i + 1])
+        return max(1, round(steps[-1] - steps[i] - share * (steps[i + 1] - steps[i])))
+    last = steps >= (1 - LAST_PART) * steps[-1]
+    if last.sum() < LEAST_LAST:
+        return None
+    x, y = steps[last] - steps[last].mean(), losses[last] - losses[last].mean()
+    slope = (x @ y) / (x @ x)
+    error = np.sqrt(((y - slope * x) ** 2).sum() / (len(x) - 2) / (x @ x))
+    if slope + 2 * error >= 0 or difference > -slope * steps[-1]:
+        return None
+    return max(1, round(-difference / slope))
 
 
 class _TensorBoard:
