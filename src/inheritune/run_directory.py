@@ -192,7 +192,7 @@ class Summary(Record):
         if self.verdict == "parity":
             return next((entry for entry in self.rounds if entry.as_good), self.rounds[-1])
         if self.verdict == "no parity":
-            return min(self.rounds, key=lambda entry: entry.largest_difference)
+            return min(self.rounds, key=lambda entry: (entry.largest_difference, entry.difference))
         return self.rounds[-1] if self.rounds else None
 
     @computed_field  # type: ignore[prop-decorator]
