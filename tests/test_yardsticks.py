@@ -174,7 +174,7 @@ def test_other_text_at_the_same_place_is_refused(
 @pytest.mark.parametrize(
     ("also", "sentence"),
     [
-        ({"x": "nowhere"}, "there is no directory nowhere"),
+        ({"x": "nowhere"}, "parity.also.x: there is no folder nowhere"),
         ({"x": "SHORT"}, "20 tokens, fewer than one window of 32"),
         ({"x": "LARGE"}, r"token \d+ occurs in .*large, but the embedding of .* has 97 rows"),
         ({"x": "DAMAGED"}, r"validation-00000\.bin is damaged"),

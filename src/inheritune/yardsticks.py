@@ -38,8 +38,11 @@ def open_texts(recipe: Recipe, data: TrainingData, world: World) -> dict[str, Sp
     """
 
     settings, own, folders = recipe.data, data.validation, recipe.parity.also
-    for folder in folders.values() if settings.verify else ():
-        world.on_first(verify, folder)
+    for name, folder in folders.items():
+        if not folder.is_dir():
+            raise UserError(f"parity.also.{name}: there is no folder {folder}")
+        if settings.verify:
+            world.on_first(verify, folder)
     texts = {name: open_split(folder, "validation", settings.bos) for name, folder in folders.items()}
     for name, split in texts.items():
         window_count(split, data.window)

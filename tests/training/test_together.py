@@ -272,9 +272,10 @@ def test_algorithm_1_together(data: Path, tmp_path: Path, start: int | str) -> N
         "reference": {"architecture": ARCHITECTURE},
         "start_layers": start,
         "grow": {"layers": 1, "max_rounds": 2, "mode": "append"},
-        "parity": {"margin": -100.0},
+        "parity": {"margin": -100.0, "control": True, "also": {"other": str(tmp_path / "other")}},
         "training": training(),
     }
+    tiny_data.write_shards(tmp_path / "other", validation=700)
     layouts = ("single", "ddp-2", "fsdp-2")
     succeed([job(layout, recipe, tmp_path / layout, kind="run") for layout in layouts])
     alone = json.loads((tmp_path / "single/summary.json").read_text())
@@ -285,6 +286,10 @@ def test_algorithm_1_together(data: Path, tmp_path: Path, start: int | str) -> N
         assert [r["layers"] for r in found["rounds"]] == [r["layers"] for r in alone["rounds"]]
         losses = [r["loss"] for r in found["rounds"]]
         assert losses == pytest.approx([r["loss"] for r in alone["rounds"]], rel=1e-5)
+        for one, other in zip(found["rounds"], alone["rounds"], strict=True):
+            assert one["also"]["other"]["loss"] == pytest.approx(other["also"]["other"]["loss"], rel=1e-5)
+        ours, its = (summary["control"]["to_reference"]["loss"] for summary in (found, alone))
+        assert ours == pytest.approx(its, rel=1e-5)
         assert (tmp_path / layout / "final/model.safetensors").exists()
     if start == "auto":
         foretold = [load_forecast(tmp_path / layout / "reference/forecast.json") for layout in layouts]
