@@ -105,6 +105,7 @@ def test_what_is_ahead_counts_from_the_last_time_it_was_behind() -> None:
 def test_what_is_behind_goes_by_the_last_quarter() -> None:
     bent = {step: 5 - 0.1 * step for step in range(0, 70, 10)} | {70: -1.1, 80: -1.2, 90: -1.3, 100: -1.4}
     assert steps_worth(curve(bent), 0.2) == 20
+    assert steps_worth(curve({0: 9.0, 50: 4.0, 75: 3.5, 100: 3.0}), 1.0) == 50, "or by three"
 
 
 @pytest.mark.parametrize(
@@ -114,9 +115,9 @@ def test_what_is_behind_goes_by_the_last_quarter() -> None:
         ({100: 2.0}, 0.1),
         ({100: 2.0}, -0.1),
         (LINE, 0.0),
-        (LINE, 1.01),  # more than the whole training
+        (LINE, 10.1),  # more than ten such trainings
         (LINE, -1.01),  # ahead all along
-        ({0: 5.0, 50: 4.0, 90: 3.1, 100: 3.0}, 0.1),  # two validations are no scatter
+        ({0: 5.0, 40: 4.0, 90: 3.1, 100: 3.0}, 0.1),  # two validations are no scatter
         (dict.fromkeys(range(0, 101, 5), 3.0), 0.1),
         ({step: 3.0 + 0.01 * step for step in range(0, 101, 5)}, 0.1),
         ({**LINE, 80: 4.1, 85: 4.3, 90: 4.05, 95: 4.3, 100: 4.0}, 0.1),  # its fall may be chance

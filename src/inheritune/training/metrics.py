@@ -19,8 +19,10 @@ from inheritune.training.step import StepResult
 from inheritune.training.validation import WindowLosses
 
 FILE = "metrics.jsonl"
-LAST_PART, LEAST_LAST = 0.25, 3
-"""Share of a training whose validations say how fast the loss still falls, and how few of them say it."""
+LEAST_LAST = 3
+"""How few validations say how fast the loss still falls."""
+MOST_TIMES = 10
+"""How many times as long as the training was, a straight line through its end may be drawn on."""
 WANDB_RUN = "wandb-run"
 """The file with the id of a training's run of Weights & Biases."""
 
@@ -119,8 +121,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 def steps_worth(rows: Sequence[Mapping[str, Any]], difference: float) -> int | None:
     """How many steps of its own training the difference between a model and another is worth.
 
-    A model that is behind would close it in so many more, at the slope of the last part of its validation curve
-    (least squares). One that is ahead passed the other's loss so many steps before its end.
+    A model that is behind would close it in so many more, at the slope of the last quarter of its validation curve
+    (least squares; of its last half if there are few validations). One that is ahead passed the other's loss so many
+    steps before its end.
 
     Args:
         rows: of the model's `metrics.jsonl`.
@@ -128,7 +131,7 @@ def steps_worth(rows: Sequence[Mapping[str, Any]], difference: float) -> int | N
 
     Returns:
         None where the curve does not say: it has too few validations there, or does not fall beyond their scatter
-        (two standard errors); the difference is worth more than the whole training; or it was ahead all along.
+        (two standard errors); the difference is worth more than ten such trainings; or it was ahead all along.
     """
     curve = {row["step"]: row["loss"] for row in rows if row["kind"] == "validation"}
     steps, losses = np.array(sorted(curve), float), np.array([curve[step] for step in sorted(curve)], float)
@@ -142,13 +145,13 @@ def steps_worth(rows: Sequence[Mapping[str, Any]], difference: float) -> int | N
         i = above[-1]
         share = (losses[i] - level) / (losses[i] - losses[i + 1])
         return max(1, round(steps[-1] - steps[i] - share * (steps[i + 1] - steps[i])))
-    last = steps >= (1 - LAST_PART) * steps[-1]
-    if last.sum() < LEAST_LAST:
+    count = max(LEAST_LAST, int((steps >= 0.75 * steps[-1]).sum()))
+    if len(steps) < count or steps[-count] < steps[-1] / 2:
         return None
-    x, y = steps[last] - steps[last].mean(), losses[last] - losses[last].mean()
+    x, y = steps[-count:] - steps[-count:].mean(), losses[-count:] - losses[-count:].mean()
     slope = (x @ y) / (x @ x)
     error = np.sqrt(((y - slope * x) ** 2).sum() / (len(x) - 2) / (x @ x))
-    if slope + 2 * error >= 0 or difference > -slope * steps[-1]:
+    if slope + 2 * error >= 0 or difference > -slope * MOST_TIMES * steps[-1]:
         return None
     return max(1, round(-difference / slope))
 
