@@ -10,7 +10,6 @@ SLOW = [
     # programs that are killed or stopped, and started again
     "tests/data/test_prepare.py::test_killed_at_random_moments",
     "tests/test_kill.py::test_kills_change_nothing",
-    "tests/test_yardsticks.py::test_a_round_does_not_stop_before_every_text_holds",
     "tests/test_study.py::test_a_stopped_study_goes_on_to_the_same_weights",
     "tests/test_study.py::test_rows_end_with_a_study_that_is_killed",
     "tests/training/test_checkpoint.py::test_the_command_stops_on_sigterm_and_goes_on",
@@ -71,6 +70,7 @@ SLOW = [
     "tests/models/test_attention.py::test_transformers_own_way_has_a_mask_in_compiled_code",
     "tests/report/test_comparison.py::test_every_figure_names_every_run",
     "tests/test_bos.py::test_a_run_reads_it_everywhere",
+    "tests/test_yardsticks.py::test_a_round_does_not_stop_before_every_text_holds",
     "tests/training/test_float8.py::test_a_run_in_float8_goes_on_exactly_where_it_was_stopped",
 ]
 """Files, or tests with all their cases."""
