@@ -68,6 +68,8 @@ PAIRS = {
         ("spread-20", "measured-20"),
         ("first-20", "measured-20"),
         ("contiguous-20", "ends-20"),
+        ("greedy-24", "ends-24"),
+        ("mlp-30", "measured-20"),
     ],
 }
 

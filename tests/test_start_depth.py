@@ -22,7 +22,7 @@ from inheritune.config import Training
 from inheritune.plan import plan
 from inheritune.recipe_file import parse_recipe
 from inheritune.runtime.signals import Interrupted
-from inheritune.start_depth import EXPONENT, conclude, foretell, probe_trainings
+from inheritune.start_depth import EXPONENT, conclude, predict, probe_trainings
 from inheritune.training.step import Stepper
 from inheritune.training.validation import WindowLosses
 from tiny_data import write_shards
@@ -50,7 +50,7 @@ def four(steps: int, shallow: int, deep: int) -> list[Probe]:
     ]
 
 
-def test_a_power_law_in_tokens_and_a_line_in_the_loss_at_the_cut_are_foretold_exactly() -> None:
+def test_a_power_law_in_tokens_and_a_line_in_the_loss_at_the_cut_are_predicted_exactly() -> None:
     cuts = {15: 5.6, 18: 5.0, 22: 4.2, 29: 3.4}
     noise = np.random.Generator(np.random.PCG64(0)).normal(size=50)
 
@@ -58,7 +58,7 @@ def test_a_power_law_in_tokens_and_a_line_in_the_loss_at_the_cut_are_foretold_ex
         return 2.8 + 0.2 * cuts[layers] + (0.5 + 0.3 * cuts[layers]) * steps**-EXPONENT + noise
 
     probes = four(20, 15, 22)
-    found = foretell(a_forecast(cuts), probes, [truth(p.layers, p.steps) for p in probes])
+    found = predict(a_forecast(cuts), probes, [truth(p.layers, p.steps) for p in probes])
     for one in found:
         assert one.loss == pytest.approx(truth(one.layers, 400).mean())
         assert one.low < one.loss - 0.25 and one.high > one.loss + 0.25, "the windows alone leave this open"
@@ -69,15 +69,13 @@ def test_what_was_measured_on_a_real_model_is_on_a_line() -> None:
     after = {15: 3.392, 20: 3.166, 24: 3.007}
     probes = four(180, 15, 20)
     losses = [np.full(4, after[probe.layers]) for probe in probes]
-    found = foretell(a_forecast({15: 5.615, 20: 4.62, 24: 3.916}, steps=360), probes, losses)
+    found = predict(a_forecast({15: 5.615, 20: 4.62, 24: 3.916}, steps=360), probes, losses)
     assert [one.loss for one in found] == pytest.approx(list(after.values()), abs=0.005)
 
 
-def test_cuts_that_are_alike_are_foretold_alike() -> None:
+def test_cuts_that_are_alike_are_predicted_alike() -> None:
     probes = four(20, 2, 3)
-    found = foretell(
-        a_forecast({2: 4.0, 3: 4.0}), probes, [np.full(4, loss) for loss in (4.0, 3.9, 4.0, 3.9)]
-    )
+    found = predict(a_forecast({2: 4.0, 3: 4.0}), probes, [np.full(4, loss) for loss in (4.0, 3.9, 4.0, 3.9)])
     assert found[0].loss == found[1].loss < 3.9
 
 
@@ -173,23 +171,23 @@ def test_a_run_that_ends_in_a_probe_resumes_there(data: Path, tmp_path: Path, mo
     assert ours == theirs
 
 
-def test_growth_between_trained_layers_is_not_what_was_foretold(data: Path, tmp_path: Path) -> None:
+def test_growth_between_trained_layers_is_not_what_was_predicted(data: Path, tmp_path: Path) -> None:
     settings = recipe(
         data, start_layers="auto", grow={"layers": 1, "mode": "append"}, parity={"margin": -0.01}
     )
     directory = tmp_path / "run"
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr("inheritune.start_depth.foretell", low_for_all)
+        patch.setattr("inheritune.start_depth.predict", low_for_all)
         patch.setattr("inheritune.algorithm.verdict", two_rounds)
         summary = run(settings, directory)
     assert [(entry.layers, entry.predicted) for entry in summary.rounds] == [(2, -1.0), (3, None)]
 
 
 def low_for_all(forecast: Forecast, *_: Any) -> list[Any]:
-    from inheritune.analysis.forecast import Foretold
+    from inheritune.analysis.forecast import Prediction
 
-    return [Foretold(layers=len(k.layers), loss=-1, low=-1, high=-1) for k in forecast.curve]
+    return [Prediction(layers=len(k.layers), loss=-1, low=-1, high=-1) for k in forecast.curve]
 
 
 def two_rounds(figures: Any, *_: Any) -> str | None:

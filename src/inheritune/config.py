@@ -534,7 +534,7 @@ class Recipe(Settings):
     training split. `auto` is `measured` for a `pretrained` reference, and for others `first`, as in the paper."""
     start_layers: Depth | Literal["half", "auto"] = "half"
     """Layers of the first round; `half` is the paper's k/2, `auto` the smallest depth from half on whose loss after
-    training, as short trainings foretell it, is the reference's or lower."""
+    training, as short trainings predict it, is the reference's or lower."""
     training: Training = Training()
     """Every round's training; the reference's too, except for what `reference.training` sets."""
     grow: Grow = Grow()

@@ -48,19 +48,11 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class Size:
-    """How large a small model is to be, beside its depth.
+class Parts:
+    """What a small model is to have of a large one; arguments as of `inherit`."""
 
-    Args:
-        hidden: its hidden size; by default the reference's, as the next two.
-        heads: of each layer.
-        mlp: channels of each layer's MLP.
-        narrow: which of them are kept.
-        parameters: in place of a shape, how many it may have; or
-        memory: how many bytes its weights may take as they are saved.
-        vocabulary: how many tokens it keeps, or "used": those of the text; by default all.
-    """
-
+    layers: int | None = None
+    keep: str | Sequence[int] = "auto"
     hidden: int | None = None
     heads: int | None = None
     mlp: int | None = None
@@ -82,6 +74,15 @@ class Size:
     def open(self) -> bool:
         """Whether the shape is to be found."""
         return not self.parameters is self.memory is None
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """What choices are measured on, and where; arguments as of `inherit`."""
+
+    data: str | Path | None = None
+    seed: int = 0
+    device: str | torch.device | None = None
 
 
 def inherit(
@@ -146,40 +147,26 @@ def inherit(
     and the final norm of GPT-2, and the token embedding and the final norm of LLaMA; the paper inherits them, and so
     does this.
     """
-    size = Size(hidden, heads, mlp, narrow, parameters, memory, vocabulary)
+    parts = Parts(layers, keep, hidden, heads, mlp, narrow, parameters, memory, vocabulary)
+    measuring = Measuring(data, seed, device)
     if vocabulary is not None and output is None:
         raise UserError(
             "a smaller vocabulary has a tokenizer of its own: say in which folder to save both (`output`)"
         )
-    if output is not None:
-        if isinstance(reference, PreTrainedModel):
+    if isinstance(reference, PreTrainedModel):
+        if output is not None:
             raise UserError(
                 "only a model that is an id or a folder can be saved with its tokenizer: give its name"
             )
-        source, kind = (
-            Pretrained.of(reference, revision, trust_remote_code),
-            str(dtype).removeprefix("torch."),
-        )
-        cut_to_folder(
-            source,
-            layers,
-            Path(output),
-            size=size,
-            keep=keep,
-            data=data,
-            seed=seed,
-            device=device,
-            dtype=kind,
-        )
-        return load_model(Pretrained(output, trust_remote_code=trust_remote_code), dtype="auto")
-    if isinstance(reference, PreTrainedModel):
-        kept = choose_parts(
-            reference, reference.config, layers, size, keep, data, seed, reference.device, "auto"
-        )
+        measuring = replace(measuring, device=reference.device)
+        kept = choose_parts(reference, reference.config, parts, measuring, reference.dtype)
         return narrowed(assemble(reference, kept.layers), kept)
     source = Pretrained.of(reference, revision, trust_remote_code)
+    if output is not None:
+        cut_to_folder(source, parts, Path(output), measuring, dtype=str(dtype).removeprefix("torch."))
+        return load_model(Pretrained(output, trust_remote_code=trust_remote_code), dtype="auto")
     config = load_config(source)
-    kept = choose_parts(source, config, layers, size, keep, data, seed, device, dtype)
+    kept = choose_parts(source, config, parts, measuring, dtype)
     return narrowed(read_blocks(source, config, kept.layers, dtype), kept)
 
 
@@ -193,14 +180,10 @@ class Cut:
 
 def cut_to_folder(
     model: Pretrained | str | Path,
-    layers: int | None,
+    parts: Parts,
     output: Path,
+    measuring: Measuring = Measuring(),
     *,
-    size: Size = Size(),
-    keep: str | Sequence[int] = "auto",
-    data: str | Path | None = None,
-    seed: int = 0,
-    device: str | torch.device | None = None,
     dtype: str = "auto",
 ) -> Cut:
     """`inherit`, and save the result with the tokenizer that the model comes with, and a model card.
@@ -217,12 +200,16 @@ def cut_to_folder(
     source = Pretrained.of(model)
     config, tokenizer = load_config(source), read_tokenizer(source)
     smaller = None
-    if size.vocabulary is not None:
-        smaller = choose_vocabulary(source, config, tokenizer, data, size.vocabulary)
+    if parts.vocabulary is not None:
+        smaller = choose_vocabulary(source, config, tokenizer, measuring.data, parts.vocabulary)
         tokenizer = smaller.tokenizer
-        layers = layer_count(config) if layers is None and not size.open and isinstance(keep, str) else layers
-        size = replace(size, vocabulary=len(smaller.tokens))
-    kept = choose_parts(source, config, layers, size, keep, data, seed, device, dtype)
+        whole = parts.layers is None and not parts.open and isinstance(parts.keep, str)
+        parts = replace(
+            parts,
+            vocabulary=len(smaller.tokens),
+            layers=layer_count(config) if whole else parts.layers,
+        )
+    kept = choose_parts(source, config, parts, measuring, dtype)
     small = narrowed(read_blocks(source, config, kept.layers, dtype), kept)
     if smaller is not None:
         keep_tokens(small, smaller.tokens)
@@ -246,73 +233,63 @@ def cut_to_folder(
 def choose_parts(
     model: Pretrained | PreTrainedModel,
     config: PretrainedConfig,
-    layers: int | None,
-    size: Size,
-    keep: str | Sequence[int],
-    data: str | Path | None,
-    seed: int,
-    device: str | torch.device | None,
+    parts: Parts,
+    measuring: Measuring,
     dtype: torch.dtype | str,
 ) -> Kept:
-    """Which layers to keep of a model, and what of their width; arguments as of `inherit`."""
-    if size.open:
-        if (
-            layers is not None
-            or keep not in ("auto", "measured")
-            or size.narrower
-            or size.narrow != "importance"
-        ):
-            raise UserError(
-                "for a number of parameters or bytes a shape is searched for: leave out layers, keep, hidden, heads, "
-                "mlp and narrow"
-            )
-        return choose_shape_of(model, config, size, data, seed, device, dtype)
-    if not size.narrower:
-        return choose_layers_of(model, config, layers, keep, data, seed, device)
-    width = narrower(config, size.hidden, size.heads, size.mlp)
+    """Which layers to keep of a model, and what of their width."""
+    if parts.open:
+        return choose_shape_of(model, config, parts, measuring, dtype)
+    if not parts.narrower:
+        return choose_layers_of(model, config, parts, measuring)
+    width = narrower(config, parts.hidden, parts.heads, parts.mlp)
     width_config(config, width)  # what cannot be is refused before anything is read
-    text = None if data is None else text_for(model, config, data)
-    if text is None and size.narrow == "importance" and width != width_of(config):
+    text = None if measuring.data is None else text_for(model, config, measuring.data)
+    if text is None and parts.narrow == "importance" and width != width_of(config):
         raise UserError(
             "to choose the width by importance takes text to measure on: give token shards or a text file, or keep "
             "the `first` heads, channels and dimensions (narrow)"
         )
-    if layers is None and isinstance(keep, str):
-        layers, keep = layer_count(config), "first"
-    kept = choose_layers_of(model, config, layers, keep, data, seed, device)
+    if parts.layers is None and isinstance(parts.keep, str):
+        parts = replace(parts, layers=layer_count(config), keep="first")
+    kept = choose_layers_of(model, config, parts, measuring)
     if isinstance(model, PreTrainedModel):
         cut = assemble(model, kept.layers)
     else:
-        cut = read_blocks(model, config, kept.layers, torch.float32).to(choose_device(device))
-    return keep_width(kept, cut, width, size.narrow, text, seed)
+        cut = read_blocks(model, config, kept.layers, torch.float32).to(choose_device(measuring.device))
+    return keep_width(kept, cut, width, parts.narrow, text, measuring.seed)
 
 
 def choose_shape_of(
     model: Pretrained | PreTrainedModel,
     config: PretrainedConfig,
-    size: Size,
-    data: str | Path | None,
-    seed: int,
-    device: str | torch.device | None,
+    parts: Parts,
+    measuring: Measuring,
     dtype: torch.dtype | str,
 ) -> Kept:
-    """The layers and the width of a model of at most a certain size; arguments as of `inherit`."""
-    if size.parameters is not None and size.memory is not None:
+    """The layers and the width of a model of at most a certain size."""
+    fixed = parts.layers is not None or parts.keep not in ("auto", "measured")
+    if fixed or parts.narrower or parts.narrow != "importance":
+        raise UserError(
+            "for a number of parameters or bytes a shape is searched for: leave out layers, keep, hidden, heads, "
+            "mlp and narrow"
+        )
+    if parts.parameters is not None and parts.memory is not None:
         raise UserError("give either a number of parameters or the memory of the weights")
-    if data is None:
+    if measuring.data is None:
         raise UserError("which shape is best is measured on text: give token shards or a text file")
     if dtype == "auto":
-        dtype = model.dtype if isinstance(model, PreTrainedModel) else config.dtype or torch.float32
+        dtype = config.dtype or torch.float32
     bytes_each = getattr(torch, str(dtype).removeprefix("torch.")).itemsize
-    tokens = size.vocabulary if isinstance(size.vocabulary, int) else None
-    target = Target(size.parameters, size.memory, bytes_each, tokens)
+    tokens = parts.vocabulary if isinstance(parts.vocabulary, int) else None
+    target = Target(parts.parameters, parts.memory, bytes_each, tokens)
     shapes(config, target)  # what cannot be is refused before anything is read
-    text = text_for(model, config, data)
+    text = text_for(model, config, measuring.data)
     if isinstance(model, PreTrainedModel):
         large = assemble(model, range(layer_count(config)), dtype=torch.float32)
     else:
-        large = load_model(model, config=config).to(choose_device(device))
-    return choose_shape(large, target, text, seed)
+        large = load_model(model, config=config).to(choose_device(measuring.device))
+    return choose_shape(large, target, text, measuring.seed)
 
 
 @dataclass(frozen=True)
@@ -380,16 +357,10 @@ def choose_vocabulary(
 
 
 def choose_layers_of(
-    model: Pretrained | PreTrainedModel,
-    config: PretrainedConfig,
-    layers: int | None,
-    keep: str | Sequence[int],
-    data: str | Path | None,
-    seed: int,
-    device: str | torch.device | None,
+    model: Pretrained | PreTrainedModel, config: PretrainedConfig, parts: Parts, measuring: Measuring
 ) -> Kept:
-    """Which layers to keep of a model; arguments as of `inherit`."""
-    depth = layer_count(config)
+    """Which layers to keep of a model."""
+    depth, layers, keep, data = layer_count(config), parts.layers, parts.keep, measuring.data
     if layers is None:
         if isinstance(keep, str):
             raise UserError("say how many layers to keep, or list them")
@@ -405,10 +376,10 @@ def choose_layers_of(
     def ready() -> PreTrainedModel:
         if isinstance(model, PreTrainedModel):
             return model
-        return load_model(model, config=config).to(choose_device(device))
+        return load_model(model, config=config).to(choose_device(measuring.device))
 
     text = None if data is None else text_for(model, config, data)
-    return choose_kept(keep, layers, depth, text, ready, seed)
+    return choose_kept(keep, layers, depth, text, ready, measuring.seed)
 
 
 def text_for(

@@ -138,7 +138,7 @@ class RoundFigures(Record):
     kept: list[int] | None = None
     """Which of the reference's layers it has, counted from 0; None in runs of versions that kept the first ones."""
     predicted: float | None = None
-    """The loss that was foretold of this depth (`start_layers: auto`)."""
+    """The loss that was predicted of this depth (`start_layers: auto`)."""
     also: dict[str, Difference] = {}
     """On other text, by the name of that."""
     worth: Worth | None = None

@@ -3,7 +3,7 @@
 1. The curve: which layers a cut to each depth keeps, and its loss as it is, before any training.
 2. Probes: cuts to two depths, half and about three quarters of the reference's, are trained for 5% and for 10% of the
    steps, each with a schedule that ends with it.
-3. The loss of each depth after all steps is foretold from these (`foretell`), and the smallest depth that should
+3. The loss of each depth after all steps is predicted from these (`predict`), and the smallest depth that should
    reach the reference's is the start.
 
 The forecast is written when the curve is known, and again in the end, so a run that is killed resumes in its probe.
@@ -22,7 +22,7 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from inheritune import UserError
-from inheritune.analysis.forecast import FORECAST, Forecast, Foretold, Probe, load_forecast
+from inheritune.analysis.forecast import FORECAST, Forecast, Prediction, Probe, load_forecast
 from inheritune.analysis.kept import Kept, save
 from inheritune.analysis.layers import kept_at
 from inheritune.analysis.result import FILE, load_analyses
@@ -112,7 +112,7 @@ def first_depth(this: Run, reference: Reference, train_small: Callable[..., Outc
         world.on_first(shutil.rmtree, this.folder.path / probe.directory / MODEL, ignore_errors=True)
     this.summary.probe_flops = sum(probe.flops for probe in forecast.probes)
     assert forecast.start is not None, "it was concluded"
-    # Layers that are put back between trained ones have had more training than was foretold.
+    # Layers that are put back between trained ones have had more training than was predicted.
     told = [one for one in forecast.depths if recipe.grow.mode == "reinherit" or one.layers == forecast.start]
     this.summary.predicted = {one.layers: one.loss for one in told}
     return forecast.start
@@ -149,11 +149,11 @@ def shortened(training: Training, steps: int) -> Training:
 
 
 def conclude(path: Path, forecast: Forecast, probes: Sequence[Probe]) -> Forecast:
-    """Foretell, choose, and write it down; the directories of the probes are beside that of the forecast."""
-    run, depths, start = path.parent.parent, list[Foretold](), len(forecast.curve[0].layers)
+    """Predict, choose, and write it down; the directories of the probes are beside that of the forecast."""
+    run, depths, start = path.parent.parent, list[Prediction](), len(forecast.curve[0].layers)
     if probes:
         losses = [WindowLosses.load(run / probe.directory / "validation.json").losses for probe in probes]
-        depths = foretell(forecast, probes, losses)
+        depths = predict(forecast, probes, losses)
         good = [one.layers for one in depths if one.loss <= forecast.target]
         start = good[0] if good else depths[-1].layers
         if not good:
@@ -167,7 +167,7 @@ def conclude(path: Path, forecast: Forecast, probes: Sequence[Probe]) -> Forecas
     return done
 
 
-def foretell(forecast: Forecast, probes: Sequence[Probe], losses: Sequence[np.ndarray]) -> list[Foretold]:
+def predict(forecast: Forecast, probes: Sequence[Probe], losses: Sequence[np.ndarray]) -> list[Prediction]:
     """The loss of each depth after a whole training.
 
     A probe depth's is extrapolated in tokens from its two lengths. The others are on the straight line through both
@@ -194,7 +194,7 @@ def foretell(forecast: Forecast, probes: Sequence[Probe], losses: Sequence[np.nd
         return [interval_of(float(row.mean()), standard_error(row))[side] for row in after(exponent)]
 
     rows = zip(cuts, after(EXPONENT).mean(1).tolist(), bounds(0, 0), bounds(2 * EXPONENT, 1), strict=True)
-    return [Foretold(layers=layers, loss=loss, low=low, high=high) for layers, loss, low, high in rows]
+    return [Prediction(layers=layers, loss=loss, low=low, high=high) for layers, loss, low, high in rows]
 
 
 def gain(times: float, exponent: float) -> float:
@@ -203,7 +203,7 @@ def gain(times: float, exponent: float) -> float:
 
 
 def tell_how_far_off(figures: RoundFigures) -> None:
-    """After a round: what was foretold, and what came."""
+    """After a round: what was predicted, and what came."""
     if figures.predicted is not None:
         say(
             f"round {figures.round}: a loss of {figures.predicted:.3f} was predicted for {figures.layers} layers, "

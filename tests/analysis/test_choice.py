@@ -20,7 +20,7 @@ from inheritune.analysis.kept import load_kept
 from inheritune.analysis.layers import choose_kept, losses_on, recorded, searched, windows_of
 from inheritune.analysis.sequences import text_of
 from inheritune.data.shards import open_split
-from inheritune.initialization import append, select
+from inheritune.initialization import append, choose, select
 from inheritune.runtime.progress import ProgressBar
 from inheritune.training.loss import NextTokenLoss
 from tiny_data import write_shards
@@ -117,14 +117,13 @@ def test_where_all_choices_are_measured_the_search_is_exhaustive(seed: int, dept
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_no_sweep_makes_a_choice_worse(seed: int) -> None:
-    losses = random_table(12, 16, seed)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(choice_module, "SWEEPS", 1)
-        once = search(losses, 4)
-    for size, choice in search(losses, 4).items():
+def test_no_choice_is_worse_than_that_of_a_rule(seed: int) -> None:
+    losses = random_table(12, 4, seed)
+    found = search(losses, 4, rules=lambda size: [tuple(choose(f"ends {size}", 12))])
+    assert set(found) == set(range(4, 12))
+    for size, choice in found.items():
         assert len(choice) == size and sorted(set(choice)) == list(choice)
-        assert losses.mean(choice) <= losses.mean(once[size])
+        assert losses.mean(choice) <= losses.mean(tuple(choose(f"ends {size}", 12)))
 
 
 def test_a_race_finds_the_best_of_choices_that_differ_clearly() -> None:
@@ -140,8 +139,7 @@ def test_a_race_finds_the_best_of_choices_that_differ_clearly() -> None:
 
 def test_dear_blocks_are_not_measured_at_every_size(monkeypatch) -> None:
     monkeypatch.setattr(choice_module, "ALL", 0)
-    monkeypatch.setattr(choice_module, "NEAR", (2,))
-    monkeypatch.setattr(choice_module, "SWEEPS", 1)
+    monkeypatch.setattr(choice_module, "NEAR", 2)
     seen: list[tuple[int, ...]] = []
 
     def of(choice: tuple[int, ...]) -> np.ndarray:

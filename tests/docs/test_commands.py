@@ -367,7 +367,6 @@ def test_a_page_can_be_followed(
     monkeypatch.setattr(quickstart, "quickstart_recipe", _short_quickstart(quickstart.quickstart_recipe))
     monkeypatch.setattr("inheritune.analysis.layers.WINDOWS", 8)  # 30 layers are many, however small
     monkeypatch.setattr("inheritune.analysis.layers.LENGTH", 32)
-    monkeypatch.setattr("inheritune.analysis.choice.SWEEPS", 1)
     monkeypatch.setattr("inheritune.analysis.shape.STEPS", 2)
     follower = Follower(page, monkeypatch)
     for line in BEFORE.get(page.relative_to(ROOT).as_posix(), []):

@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from inheritune import UserError
-from inheritune.cut import cut_to_folder
+from inheritune.cut import Parts, cut_to_folder
 from inheritune.models.architecture import blocks
 from inheritune.models.load import load_model
 from tiny_checkpoints import INDEX, WEIGHTS, write_checkpoint
@@ -88,7 +88,7 @@ def outcome(folder: Path, output: Path) -> tuple[Tensor | None, Tensor | None]:
     """Logits of the cut that was written, and of the whole; None where there is one good sentence instead."""
     short = whole = None
     try:
-        cut_to_folder(str(folder), LAYERS, output)
+        cut_to_folder(str(folder), Parts(LAYERS), output)
         short = logits(AutoModelForCausalLM.from_pretrained(output).eval())
     except UserError as error:
         assert len(str(error).splitlines()) == 1 and len(str(error)) > 20, error
@@ -185,7 +185,7 @@ def test_any_configuration_gives_one_sentence_or_a_model(
             shutil.copytree(originals[kind][0], folder)
             (folder / "config.json").write_text(json.dumps(values))
             try:
-                cut_to_folder(str(folder), LAYERS, Path(place) / "small")
+                cut_to_folder(str(folder), Parts(LAYERS), Path(place) / "small")
             except UserError as error:
                 assert len(str(error).splitlines()) == 1, error
                 assert not (Path(place) / "small").exists()

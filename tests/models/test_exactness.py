@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from inheritune import UserError, inherit
-from inheritune.cut import cut_to_folder
+from inheritune.cut import Parts, cut_to_folder
 from inheritune.initialization import append, select
 from inheritune.models import layer_fields
 from inheritune.models.architecture import blocks
@@ -203,7 +203,7 @@ def test_making_a_cut_takes_no_random_numbers(tmp_path: Path) -> None:
 def test_short_dtypes_are_cut_exactly(dtype: str, tmp_path: Path) -> None:
     reference = shaken(tiny_model("mixtral")).to(torch.bfloat16)
     reference.save_pretrained(tmp_path / "large")
-    cut_to_folder(str(tmp_path / "large"), 2, tmp_path / "small", dtype=dtype)
+    cut_to_folder(str(tmp_path / "large"), Parts(2), tmp_path / "small", dtype=dtype)
     small = load_model(tmp_path / "small", dtype="auto")
     assert small.dtype == (torch.float32 if dtype == "float32" else torch.bfloat16)
     weights = reference.state_dict()
@@ -216,12 +216,12 @@ def test_depth_in_a_factor_is_mended_and_found_if_it_is_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tiny_of_type("minicpm3").save_pretrained(tmp_path / "large")
-    cut_to_folder(str(tmp_path / "large"), 1, tmp_path / "small")
+    cut_to_folder(str(tmp_path / "large"), Parts(1), tmp_path / "small")
     kept = json.loads((tmp_path / "small/config.json").read_text())["scale_depth"]
     assert kept == pytest.approx(1.4 / 2)
     monkeypatch.setattr(layer_fields, "RULES", ())
     with pytest.raises(UserError, match="hidden state after layer 1 would be off by 0"):
-        cut_to_folder(str(tmp_path / "large"), 1, tmp_path / "wrong")
+        cut_to_folder(str(tmp_path / "large"), Parts(1), tmp_path / "wrong")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "small"]
 
 
@@ -239,7 +239,7 @@ def test_what_reads_back_as_another_model_is_not_left_behind(
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", forgetful)
     with pytest.raises(UserError, match="hidden state after layer 1 would be off"):
-        cut_to_folder(str(tmp_path / "large"), 2, tmp_path / "small")
+        cut_to_folder(str(tmp_path / "large"), Parts(2), tmp_path / "small")
     assert [path.name for path in tmp_path.iterdir()] == ["large"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from inheritune.analysis.forecast import Forecast, Foretold, Probe
+from inheritune.analysis.forecast import Forecast, Prediction, Probe
 from inheritune.analysis.kept import Kept, Measurement, save
 from inheritune.cli.console import console, print_result
 from inheritune.report import figures, write_report
@@ -294,7 +294,7 @@ def test_long_metrics_do_not_make_a_long_page(run: Path) -> None:
 
 
 def add_choices(run: Path) -> None:
-    """What `keep: measured` and `start_layers: auto` leave in a run, of which the second round was foretold."""
+    """What `keep: measured` and `start_layers: auto` leave in a run, of which the second round was predicted."""
     measured = Measurement(data="data", identity=None, windows=32, window=256, seed=0)
     path = (*((0, 1, 2, 3, 4, 5, 7), (0, 1, 2, 3, 5, 7), (0, 1, 2, 5, 7)), (0, 1, 2, 7))
     cut = {7: 3.61, 6: 3.82, 5: 4.27, 4: 5.13}
@@ -319,7 +319,8 @@ def add_choices(run: Path) -> None:
         for s in (30, 60)
     )
     depths = tuple(
-        Foretold(layers=n, loss=3.6 - 0.05 * n, low=3.5 - 0.05 * n, high=3.7 - 0.05 * n) for n in range(4, 8)
+        Prediction(layers=n, loss=3.6 - 0.05 * n, low=3.5 - 0.05 * n, high=3.7 - 0.05 * n)
+        for n in range(4, 8)
     )
     curve = [kept(layers) for layers in range(4, 8)]
     forecast = Forecast(curve=curve, steps=600, target=3.43, probes=probes, depths=depths, start=4)
@@ -328,7 +329,7 @@ def add_choices(run: Path) -> None:
     change_summary(run, rounds=rounds, probe_flops=4e13)
 
 
-def test_layers_that_were_kept_their_search_and_what_was_foretold(run: Path) -> None:
+def test_layers_that_were_kept_their_search_and_what_was_predicted(run: Path) -> None:
     assert "Which of the reference" not in Page(write_report(run).read_text("utf-8")).text
     add_choices(run)
     page = Page(write_report(run).read_text("utf-8"))

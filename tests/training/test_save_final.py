@@ -17,7 +17,7 @@ import tiny_data
 from inheritune import UserError, analyze
 from inheritune.algorithm import run
 from inheritune.config import EvaluationSettings, Recipe, Training, TrainRecipe
-from inheritune.cut import cut_to_folder, inherit
+from inheritune.cut import Parts, cut_to_folder, inherit
 from inheritune.data.loader import open_data
 from inheritune.evaluation.evaluate import default_directory, evaluate
 from inheritune.evaluation.subjects import check_memory, find_subjects
@@ -267,7 +267,7 @@ def test_a_directory_of_a_training_stands_for_its_model(tmp_path: Path, words: P
     assert analyze(
         tmp_path / "one/model", tmp_path / "text.txt", window=16, sequences=2, device="cpu"
     ).windows
-    cut_to_folder(str(tmp_path / "one/model"), 1, tmp_path / "cut")
+    cut_to_folder(str(tmp_path / "one/model"), Parts(1), tmp_path / "cut")
     assert load_tokenizer(tmp_path / "cut") is not None
 
 

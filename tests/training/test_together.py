@@ -292,12 +292,12 @@ def test_algorithm_1_together(data: Path, tmp_path: Path, start: int | str) -> N
         assert ours == pytest.approx(its, rel=1e-5)
         assert (tmp_path / layout / "final/model.safetensors").exists()
     if start == "auto":
-        foretold = [load_forecast(tmp_path / layout / "reference/forecast.json") for layout in layouts]
-        for theirs in foretold[1:]:
-            assert theirs.start == foretold[0].start and len(theirs.probes) == 4
+        predicted = [load_forecast(tmp_path / layout / "reference/forecast.json") for layout in layouts]
+        for theirs in predicted[1:]:
+            assert theirs.start == predicted[0].start and len(theirs.probes) == 4
             for kind in ("probes", "depths", "curve"):
                 found = [one.loss for one in getattr(theirs, kind)]
-                assert found == pytest.approx([one.loss for one in getattr(foretold[0], kind)], rel=1e-4)
+                assert found == pytest.approx([one.loss for one in getattr(predicted[0], kind)], rel=1e-4)
 
 
 def test_validation_of_the_same_model_is_identical(data: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""How good a cut will be after its training, foretold from short ones; and the file that says so.
+"""How good a cut will be after its training, predicted from short ones; and the file that says so.
 
 `forecast.json`, in the directory of a run's reference, holds the loss of the best cut at each depth, the probes that
-were trained, and what they foretell (`start_layers: auto`).
+were trained, and what they predict (`start_layers: auto`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Probe(Record):
     directory: str
 
 
-class Foretold(Record):
+class Prediction(Record):
     """Validation loss of a depth after a whole training, nats per token."""
 
     layers: int
@@ -39,7 +39,7 @@ class Foretold(Record):
 
 
 class Forecast(Record):
-    """What a run foretells of each depth before its first round."""
+    """What a run predicts of each depth before its first round."""
 
     format: Literal[1] = 1
     curve: list[Kept]
@@ -49,7 +49,7 @@ class Forecast(Record):
     target: float
     """The validation loss to reach: the reference's, and the margin."""
     probes: tuple[Probe, ...] = ()
-    depths: tuple[Foretold, ...] = ()
+    depths: tuple[Prediction, ...] = ()
     start: int | None = None
     """Layers of the first round; None before the probes have been trained."""
 

@@ -34,8 +34,8 @@ WINDOWS = 32
 LENGTH = 256
 """Choices are compared on so many windows of so many tokens."""
 
-RACE = 4 * WINDOWS
-"""About so many windows are read to find the best choice of a size (a `choice.race` of twelve)."""
+RACE = 120
+"""About so many windows are read to find the best choice of a size."""
 
 SHORTEST = 16
 """Tokens of a window that says anything."""

@@ -80,28 +80,26 @@ def inherit_command(
     """
     from inheritune.cli.console import console, print_line, quiet
     from inheritune.config import Pretrained
-    from inheritune.cut import Size, cut_to_folder
+    from inheritune.cut import Measuring, Parts, cut_to_folder
     from inheritune.quantities import parse_count, parse_memory
     from inheritune.report.layers_report import shape_table
 
     quiet()
     if data is not None and text is not None:
         raise UserError("give either --data (token shards) or --text (a text file)")
-    most = parse_count(parameters) if parameters else None
-    bytes_at_most = parse_memory(memory) if memory else None
-    cut = cut_to_folder(
-        Pretrained(model, revision, trust_remote_code),
-        layers,
-        output,
-        size=Size(
-            hidden, heads, mlp, cast("Narrow", narrow), most, bytes_at_most, parse_vocabulary(vocabulary)
-        ),
+    parts = Parts(
+        layers=layers,
         keep=parse_keep(keep),
-        data=data or text,
-        seed=seed,
-        device=device,
-        dtype=dtype,
+        hidden=hidden,
+        heads=heads,
+        mlp=mlp,
+        narrow=cast("Narrow", narrow),
+        parameters=parse_count(parameters) if parameters else None,
+        memory=parse_memory(memory) if memory else None,
+        vocabulary=parse_vocabulary(vocabulary),
     )
+    source = Pretrained(model, revision, trust_remote_code)
+    cut = cut_to_folder(source, parts, output, Measuring(data or text, seed, device), dtype=dtype)
     kept = cut.kept
     if kept.trials:
         console.print(shape_table(kept.trials))

@@ -30,7 +30,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from inheritune import UserError
-from inheritune.data.tokenizer import AUTO, NONE, bos_id, load_tokenizer, tokens_in_front
+from inheritune.data.tokenizer import AUTO, NONE, bos_id, named_tokenizer, tokens_in_front
 from inheritune.plain_yaml import shown
 from inheritune.runtime import files
 
@@ -275,14 +275,14 @@ def _bos(directory: Path, manifest: Manifest, bos: str) -> int | None:
         raise UserError(
             f"{directory} has no tokenizer in which the beginning-of-text token {shown(bos)} could be looked up"
         )
-    return bos_id(load_tokenizer(str(directory / TOKENIZER)), bos)
+    return bos_id(named_tokenizer(str(directory / TOKENIZER)), bos)
 
 
 @cache
 def _warn_of_bos(directory: Path) -> None:
     """Say once that a manifest does not name the token which its tokenizer adds."""
     try:
-        tokenizer = load_tokenizer(str(directory / TOKENIZER))
+        tokenizer = named_tokenizer(str(directory / TOKENIZER))
         front = tokens_in_front(tokenizer)
     except UserError:  # such as a tokenizer that comes with code: nothing is known of it
         return

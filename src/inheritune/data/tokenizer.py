@@ -47,7 +47,7 @@ class Encoder:
         bos: str = AUTO,
         trust_remote_code: bool = False,
     ) -> None:
-        self.tokenizer = load_tokenizer(str(directory), trust_remote_code)
+        self.tokenizer = named_tokenizer(str(directory), trust_remote_code)
         self.end_of_text = _end_of_text_id(self.tokenizer, end_of_text)
         self.bos = bos_id(self.tokenizer, bos)  # before the backend is set up, as asking for it changes that
         self.vocabulary = vocabulary_size(self.tokenizer)
@@ -104,7 +104,7 @@ def pieces(text: str, length: int = PIECE) -> Iterator[str]:
 
 def save(name: str, directory: Path, trust_remote_code: bool = False) -> None:
     """Copy a tokenizer (hub id or folder) to a directory that needs nothing else."""
-    tokenizer = load_tokenizer(name, trust_remote_code)
+    tokenizer = named_tokenizer(name, trust_remote_code)
     _save_checked(tokenizer, directory, trust_remote_code)
 
 
@@ -127,7 +127,7 @@ def train(texts: Iterable[str], vocabulary: int, directory: Path) -> None:
     _save_checked(tokenizer, directory)
 
 
-def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
+def named_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a hub id or folder. Raises UserError if there is none, or if its vocabulary is empty."""
     from transformers import AutoTokenizer
 
@@ -218,7 +218,7 @@ def _save_checked(tokenizer: Any, directory: Path, trust_remote_code: bool = Fal
     """Save, and make sure that what was saved gives the same ids."""
     with files.directory(directory) as temporary:
         tokenizer.save_pretrained(temporary)
-        again = load_tokenizer(str(temporary), trust_remote_code)
+        again = named_tokenizer(str(temporary), trust_remote_code)
         same = again.get_vocab() == tokenizer.get_vocab() and again.encode(_PROBE) == tokenizer.encode(_PROBE)
         if not same:
             raise UserError(

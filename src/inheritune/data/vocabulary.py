@@ -26,7 +26,7 @@ import numpy as np
 
 from inheritune import UserError
 from inheritune.data.shards import Split
-from inheritune.data.tokenizer import load_tokenizer, tokens_in_front
+from inheritune.data.tokenizer import named_tokenizer, tokens_in_front
 
 Wanted = int | Literal["used"]
 """How many tokens to keep, or all that occur."""
@@ -137,7 +137,7 @@ def prune(tokenizer: Any, kept: Sequence[int], trust_remote_code: bool = False) 
         (Path(folder) / "tokenizer.json").write_text(
             json.dumps(content, ensure_ascii=False), encoding="utf-8"
         )
-        small = load_tokenizer(folder, trust_remote_code)
+        small = named_tokenizer(folder, trust_remote_code)
     if small.get_vocab() != {token: new[old] for token, old in tokenizer.get_vocab().items() if old in new}:
         raise UserError(
             f"cannot take tokens out of this {type(tokenizer).__name__}: it gives those that are kept other numbers"

@@ -1,6 +1,6 @@
 """What each layer of a model is worth and what cuts cost: tables, pictures, and the files that are left.
 
-And which layers the rounds of a run kept, the search for them, and what was foretold of each depth.
+And which layers the rounds of a run kept, the search for them, and what was predicted of each depth.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def kept_table(choices: Mapping[int, Kept]) -> Table:
 
 
 def kept_blocks(run: Path, summary: Summary) -> list[Block]:
-    """Which layers the rounds of a run kept, the search for them, and what was foretold of each depth."""
+    """Which layers the rounds of a run kept, the search for them, and what was predicted of each depth."""
     choices = choices_of(run)
     path = run / "reference" / FORECAST
     blocks: list[Block] = [kept_table(choices)] if choices else []
@@ -147,7 +147,7 @@ def kept_blocks(run: Path, summary: Summary) -> list[Block]:
 
 
 def forecast_blocks(forecast: Forecast, summary: Summary) -> list[Block]:
-    """What was foretold of each depth, from which probes, and what the rounds found."""
+    """What was predicted of each depth, from which probes, and what the rounds found."""
     if not forecast.depths:
         return []
     found = {entry.layers: entry.loss for entry in summary.rounds if entry.predicted is not None}
