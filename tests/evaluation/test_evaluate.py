@@ -20,7 +20,7 @@ from inheritune.algorithm import run
 from inheritune.config import EvaluationSettings, Recipe, Training
 from inheritune.data.shards import open_split
 from inheritune.evaluation import evaluate as evaluation
-from inheritune.evaluation import harness, subjects
+from inheritune.evaluation import harness, speed, subjects
 from inheritune.evaluation.evaluate import default_directory, evaluate
 from inheritune.evaluation.harness import Scorer, ask
 from inheritune.evaluation.result import load_evaluation
@@ -512,6 +512,8 @@ def test_what_was_finished_before_a_stop_is_not_done_again(
     calls: list[str] = []
 
     def watch(name: str, stops: bool) -> None:
+        monkeypatch.setattr(speed, "TURNS", 1)
+        monkeypatch.setattr(speed, "NEW_TOKENS", 2)
         real = getattr(evaluation, name)
 
         def recording(*given: Any) -> Any:

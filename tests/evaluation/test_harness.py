@@ -313,7 +313,7 @@ def test_a_context_that_is_read_once_changes_no_answer(
     rng = random.Random(2)
     asked = []
     for _ in range(9):
-        context = tiny_items.sentence(rng, 1, 9)
+        context = tiny_items.sentence(rng, 1, 15)
         asked += [request(context, " " + tiny_items.phrase(rng, 1, 4)) for _ in range(rng.randint(1, 4))]
     scorer = Scorer(model, tokenizer, None, kind)
     assert scorer.can_share == (kind != "mamba")

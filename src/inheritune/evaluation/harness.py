@@ -37,6 +37,9 @@ SEED = 1234
 LOGIT_BYTES = 2**30
 """Of one batch's logits, in float32."""
 
+SHARED_STEP = 16
+"""Contexts are read once up to a multiple of so many tokens: those that are in one batch have to be of one length."""
+
 GENERATED_AT_ONCE = 64
 """Texts that are written together where no batch size is given."""
 
@@ -157,7 +160,7 @@ class Scorer(HFLM):
             families[tokens[:-scored]].append(Row(tokens, tuple(places), scored))
         found = []
         for context, rows in families.items():
-            shared = len(context) if len(rows) > 1 and self.can_share else 0
+            shared = len(context) // SHARED_STEP * SHARED_STEP if len(rows) > 1 and self.can_share else 0
             longest = max(len(row.tokens) for row in rows)
             found += [(shared, longest, context, replace(row, shared=shared)) for row in rows]
         return [row for *_, row in sorted(found, key=lambda one: one[:3], reverse=True)]
@@ -195,17 +198,18 @@ class Scorer(HFLM):
         inputs_bt = torch.tensor([row.rest + (0,) * (longest - len(row.rest)) for row in batch])
         logits_bkv = self._logits(inputs_bt.to(self.device), kept, self._read_shared(batch)).float()
         indices: list[tuple[int, int, int]] = []
-        places = [(place, row) for row in enumerate(batch) for place in row[1].places]
-        for place, (number, row) in places:
-            answer = requests[place][2]
-            end = kept - longest + len(row.rest)
+        answers = [
+            (place, number, requests[place][2]) for number, row in enumerate(batch) for place in row.places
+        ]
+        for _, number, answer in answers:
+            end = kept - longest + len(batch[number].rest)
             indices += zip(repeat(number), range(end - len(answer), end), answer, strict=False)
         b, k, v = torch.tensor(indices, device=self.device).T
         logs = (logits_bkv[b, k, v] - logits_bkv.logsumexp(-1)[b, k]).tolist()
         greedy = (logits_bkv.argmax(-1)[b, k] == v).tolist()
         begin = 0
-        for place, _ in places:
-            end = begin + len(requests[place][2])
+        for place, _, answer in answers:
+            end = begin + len(answer)
             yield place, (math.fsum(logs[begin:end]), all(greedy[begin:end]))
             begin = end
 
