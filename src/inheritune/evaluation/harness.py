@@ -196,7 +196,8 @@ class Scorer(HFLM):
         longest = max(len(row.rest) for row in batch)
         kept = longest - min(len(row.rest) - row.scored for row in batch)
         inputs_bt = torch.tensor([row.rest + (0,) * (longest - len(row.rest)) for row in batch])
-        logits_bkv = self._logits(inputs_bt.to(self.device), kept, self._read_shared(batch)).float()
+        logits_bkv = self._logits(inputs_bt.to(self.device), kept, self._read_shared(batch))
+        logs_bkv = logits_bkv.log_softmax(-1, dtype=torch.float32)
         indices: list[tuple[int, int, int]] = []
         answers = [
             (place, number, requests[place][2]) for number, row in enumerate(batch) for place in row.places
@@ -205,8 +206,8 @@ class Scorer(HFLM):
             end = kept - longest + len(batch[number].rest)
             indices += zip(repeat(number), range(end - len(answer), end), answer, strict=False)
         b, k, v = torch.tensor(indices, device=self.device).T
-        logs = (logits_bkv[b, k, v] - logits_bkv.logsumexp(-1)[b, k]).tolist()
-        greedy = (logits_bkv.argmax(-1)[b, k] == v).tolist()
+        logs = logs_bkv[b, k, v].tolist()
+        greedy = (logs_bkv.argmax(-1)[b, k] == v).tolist()
         begin = 0
         for place, _, answer in answers:
             end = begin + len(answer)
