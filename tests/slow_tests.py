@@ -85,6 +85,8 @@ SAMPLED = {
     "tests/data/test_prepare.py::test_rows_without_text_are_counted_once_after_an_interruption": 3,
     "tests/evaluation/test_evaluate.py::test_other_settings_ask_again": 3,
     "tests/evaluation/test_harness.py::test_guessing_gives_chance": 3,
+    "tests/evaluation/test_harness.py::test_what_is_written_is_what_the_harness_has_it_write": 2,
+    "tests/evaluation/test_harness.py::test_a_context_that_is_read_once_changes_no_answer": 6,
     "tests/evaluation/test_harness.py::test_items_from_a_folder_are_asked_as_the_harness_asks_those_of_the_hub": 5,
     "tests/initialization/test_half_width.py::test_every_tensor_is_a_part_of_its_own": 4,
     "tests/initialization/test_half_width.py::test_saved_and_read_again_it_gives_the_same_logits": 4,

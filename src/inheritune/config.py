@@ -488,8 +488,8 @@ class EvaluationSettings(Settings):
     """What to find out about a reference and a small model once they are trained."""
 
     tasks: tuple[Word, ...] = ()
-    """Names of lm-evaluation-harness (needs the extra `eval`), its task YAMLs, or `zero-shot`, `perplexity` and
-    `low-data`, the paper's tables."""
+    """Names of lm-evaluation-harness (needs the extra `eval`), its task YAMLs, or `zero-shot`, `zero-shot-7`,
+    `perplexity` and `low-data`, the paper's tables, or `generation`."""
     data: Location | None = None
     """Folder with the tasks' items; by default the harness gets them from the hub."""
     skip_missing: bool = False
@@ -498,8 +498,8 @@ class EvaluationSettings(Settings):
     """Worked examples before every item; by default as each task has it."""
     limit: Count | None = None
     """Ask only the first so many items of each task; for trying things out."""
-    batch_size: Count = 32
-    """Requests in one forward pass."""
+    batch_size: Count | None = None
+    """Requests in one forward pass; by default as many as have 16,384 tokens on a GPU, 8,192 on a CPU."""
     validation: Location | None = None
     """Folder with token shards, for the loss on all windows of their validation split."""
     window: Count | None = None

@@ -19,7 +19,8 @@ from evaluation import tiny_items
 from inheritune.algorithm import run
 from inheritune.config import EvaluationSettings, Recipe, Training
 from inheritune.data.shards import open_split
-from inheritune.evaluation import harness, subjects
+from inheritune.evaluation import evaluate as evaluation
+from inheritune.evaluation import harness, speed, subjects
 from inheritune.evaluation.evaluate import default_directory, evaluate
 from inheritune.evaluation.harness import Scorer, ask
 from inheritune.evaluation.result import load_evaluation
@@ -137,7 +138,7 @@ def test_the_figures_are_those_of_the_checkpoint_asked_directly(
     found = evaluate(pair, settings(items), **CPU)
     tokenizer = AutoTokenizer.from_pretrained(models / "tokenizer")
     for i, path in enumerate(pair):
-        scorer = Scorer(AutoModelForCausalLM.from_pretrained(path).eval(), tokenizer, 32, "direct")
+        scorer = Scorer(AutoModelForCausalLM.from_pretrained(path).eval(), tokenizer, None, "direct")
         for unit in make_plan(TASKS, items).units:
             direct = ask(scorer, unit, {})
             for name, metric in direct.metrics.items():
@@ -390,7 +391,7 @@ def test_memory_that_runs_out_on_the_way(
 
     monkeypatch.setattr(harness, "ask", full)
     with pytest.raises(
-        ValueError, match=r"large ran out of memory on cpu with 32 requests at once: .*--batch-size"
+        ValueError, match=r"large ran out of memory on cpu with the default number of requests at once: "
     ):
         evaluate(pair, settings(items), **CPU)
 
@@ -500,6 +501,54 @@ def test_speed_and_samples(pair: list[str]) -> None:
     assert [model.checkpoint_bytes for model in found.speed.models] == sizes
     assert [rate.batch for rate in found.speed.models[0].rates] == [1]
     assert found.tasks == []
+
+
+EVERYTHING: dict[str, Any] = {"speed": True, "batches": (1,), "samples": True, "prompts": ("The lamp",)}
+
+
+@pytest.mark.parametrize("stage", ["validate", "side_by_side", "measure_speed"])
+def test_what_was_finished_before_a_stop_is_not_done_again(
+    stage: str, pair: list[str], text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def watch(name: str, stops: bool) -> None:
+        monkeypatch.setattr(speed, "TURNS", 1)
+        monkeypatch.setattr(speed, "NEW_TOKENS", 2)
+        real = getattr(evaluation, name)
+
+        def recording(*given: Any) -> Any:
+            calls.append(name)
+            if stops and calls.count(name) == (2 if name == "validate" else 1):
+                raise KeyboardInterrupt
+            return real(*given)
+
+        monkeypatch.setattr(evaluation, name, recording)
+
+    wanted = EvaluationSettings(validation=text, window=100, **EVERYTHING)
+    stages = ["validate", "side_by_side", "measure_speed"]
+    for name in stages:
+        watch(name, stops=name == stage)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(pair, wanted, tmp_path, **CPU)
+    before = list(calls)
+    calls.clear()
+    monkeypatch.undo()
+    for name in stages:
+        watch(name, stops=False)
+    found = evaluate(pair, wanted, tmp_path, **CPU)
+    # Of the two models' losses the first one's were there.
+    assert [*before[:-1], *calls] == ["validate", "validate", "side_by_side", "measure_speed"]
+    calls.clear()
+    assert evaluate(pair, wanted, tmp_path, **CPU) == found
+    assert not calls
+    others = wanted.model_copy(update={"window": 50, "prompts": ("Ada",), "batches": (2,)})
+    again = evaluate(pair, others, tmp_path, **CPU)
+    assert calls == ["validate", "validate", "side_by_side", "measure_speed"]
+    assert [sample.prompt for sample in again.samples] == ["Ada"]
+    calls.clear()
+    evaluate(pair[::-1], wanted, tmp_path, **CPU)
+    assert calls == ["side_by_side", "measure_speed"], "each model has losses of its own"
 
 
 def without_cache(folder: Path, models: Path) -> None:

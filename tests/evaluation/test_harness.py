@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lm_eval.tasks
 import pytest
 import torch
 from lm_eval import evaluator
@@ -24,9 +23,12 @@ from evaluation import tiny_items
 from inheritune.evaluation import harness
 from inheritune.evaluation.harness import Scorer, ask
 from inheritune.evaluation.statistics import TaskItems
-from inheritune.evaluation.tasks import Unit, local_tasks, make_plan
+from inheritune.evaluation.tasks import GROUPS, Unit, local_tasks, make_plan
+from tiny_models import ARCHITECTURES, shaken, tiny_model
 
 FEW = ("arc_easy", "hellaswag", "lambada_openai", "sciq", "wikitext", "winogrande", "wsc273")
+WRITTEN = tuple(task for task, _ in GROUPS["generation"].columns)
+SCORED = tuple(name for name in local_tasks() if name not in (*WRITTEN, "mmlu"))
 MMLU = tuple(f"mmlu_{subject}" for subject in tiny_items.SUBJECTS)
 
 
@@ -108,9 +110,8 @@ def ask_theirs(
     shots: int | None = None,
 ) -> dict[str, Theirs]:
     """The harness's own tasks, model class and command."""
-    root = Path(lm_eval.tasks.__file__).parent
-    folders = sorted({local_tasks()["mmlu" if n.startswith("mmlu") else n].harness for n in names})
-    manager = TaskManager(include_defaults=False, include_path=[root / folder for folder in folders])
+    folders = sorted({local_tasks()["mmlu" if n.startswith("mmlu") else n].home for n in names})
+    manager = TaskManager(include_defaults=False, include_path=folders)
     results = evaluator.simple_evaluate(
         HFLM(pretrained=model, tokenizer=tokenizer, batch_size=5),
         tasks=list(names),
@@ -179,11 +180,10 @@ def flags(nested: Any) -> list[bool]:
 
 @pytest.fixture(scope="module")
 def theirs(gpt2: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Theirs]:
-    names = tuple(name for name in local_tasks() if name != "mmlu")
-    return {**ask_theirs(gpt2, tokenizer, names), **ask_theirs(gpt2, tokenizer, MMLU, 5)}
+    return {**ask_theirs(gpt2, tokenizer, SCORED), **ask_theirs(gpt2, tokenizer, MMLU, 5)}
 
 
-@pytest.mark.parametrize("name", [name for name in local_tasks() if name != "mmlu"])
+@pytest.mark.parametrize("name", SCORED)
 def test_items_from_a_folder_are_asked_as_the_harness_asks_those_of_the_hub(
     name: str,
     theirs: dict[str, Theirs],
@@ -264,7 +264,8 @@ def test_a_model_that_cannot_leave_out_logits_answers_the_same(
     folder: Path, gpt2: PreTrainedModel, forgetful: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     fast, slow = Scorer(gpt2, tokenizer, 4, "fast"), Scorer(forgetful, tokenizer, 4, "slow")
-    assert (fast.can_keep_few, slow.can_keep_few) == (True, False)
+    assert (fast.can_share, slow.can_share) == (True, False)
+    assert "logits_to_keep" not in slow.options
     for name in (*FEW, "boolq", "truthfulqa_mc2"):
         check_answers(ask_ours(slow, name, folder).found, ask_ours(fast, name, folder).found)
 
@@ -296,10 +297,67 @@ def test_the_size_of_batches_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     alone = ask_ours(Scorer(gpt2, tokenizer, 1, "gpt2"), name, folder).found
-    for size in (3, 32):
+    for size in (3, 32, None):
         check_answers(ask_ours(Scorer(gpt2, tokenizer, size, "gpt2"), name, folder).found, alone)
     monkeypatch.setattr(harness, "LOGIT_BYTES", 20 * 4 * len(tokenizer))
     check_answers(ask_ours(Scorer(gpt2, tokenizer, 32, "gpt2"), name, folder).found, alone)
+
+
+@pytest.mark.parametrize("kind", [*ARCHITECTURES, "mamba"])
+def test_a_context_that_is_read_once_changes_no_answer(
+    kind: str, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every architecture; contexts are longer than its window of attention, if it has one."""
+    small = {"num_hidden_layers": 2} if kind == "mamba" else {}
+    model = shaken(tiny_model(kind, vocab_size=len(tokenizer), **small))
+    rng = random.Random(2)
+    asked = []
+    for _ in range(9):
+        context = tiny_items.sentence(rng, 1, 15)
+        asked += [request(context, " " + tiny_items.phrase(rng, 1, 4)) for _ in range(rng.randint(1, 4))]
+    scorer = Scorer(model, tokenizer, None, kind)
+    assert scorer.can_share == (kind != "mamba")
+    read: list[int] = []
+    handle = model.register_forward_hook(lambda *given: read.append(given[1][0].numel()))
+    try:
+        together = scorer.loglikelihood(asked)
+        shared = sum(read)
+        read.clear()
+        monkeypatch.setattr(scorer, "can_share", False)
+        alone = scorer.loglikelihood(asked)
+    finally:
+        handle.remove()
+    assert [one for _, one in together] == [one for _, one in alone]
+    assert [one for one, _ in together] == pytest.approx([one for one, _ in alone], rel=1e-5, abs=1e-5)
+    assert kind == "mamba" or shared < 0.8 * sum(read)
+
+
+def test_log_likelihoods_of_a_model_in_bfloat16_are_summed_in_float32(
+    gpt2: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """A bfloat16 beyond 64 is a multiple of a half, so that answers of equal rank would be ties."""
+    half = tiny_items.make_model(tokenizer).to(torch.bfloat16)
+    asked = [request("The lamp", " ship and river" * 9)]
+    ((found, _),) = Scorer(half, tokenizer, None, "half").loglikelihood(asked)
+    tokens = tokenizer.encode("The lamp" + " ship and river" * 9)
+    begin = len(tokenizer.encode("The lamp"))
+    with torch.no_grad():
+        logs = half(torch.tensor([tokens[:-1]])).logits[0].float().log_softmax(-1)
+    expected = math.fsum(logs[i - 1, tokens[i]].item() for i in range(begin, len(tokens)))
+    assert found < -64
+    assert found == pytest.approx(expected, abs=0.02)
+
+
+def test_the_bar_counts_requests_and_windows(
+    folder: Path, llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    scorer = Scorer(llama, tokenizer, 3, "llama")
+    for name in ("hellaswag", "wikitext", "lambada_generate"):
+        found = ask_ours(scorer, name, folder).found
+        assert scorer.bar.done == scorer.bar.total
+        assert scorer.bar.total == found.requests or name == "wikitext"
+        assert scorer.bar.total is not None
+        assert scorer.bar.total >= found.requests
 
 
 def check_answers(found: TaskItems, expected: TaskItems) -> None:
@@ -468,6 +526,49 @@ def test_a_model_whose_answers_are_no_numbers_is_refused(
         model.transformer.ln_f.bias.fill_(math.nan)
     with pytest.raises(ValueError, match=f"{name}.* not finite"):
         ask_ours(Scorer(model, tokenizer, 4, "broken"), name, folder)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_is_written_is_what_the_harness_has_it_write(
+    name: str, folder: Path, gpt2: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    theirs = ask_theirs(gpt2, tokenizer, (name,))[name]
+    ours = ask_ours(Scorer(gpt2, tokenizer, 5, "gpt2"), name, folder)
+    assert ours.found.shots == theirs.shots == (5 if name == "gsm8k" else 0)
+    filters = 2 if name == "gsm8k" else 1
+    items = len(theirs.prompts) // filters
+    assert ours.prompts == theirs.prompts[:items]
+    assert ours.found.responses == theirs.responses[:items]
+    assert len(ours.found.metrics) == filters
+    assert {metric for task, metric in GROUPS["generation"].columns if task == name} <= set(
+        ours.found.metrics
+    )
+
+
+class Writer(DummyLM):
+    """Writes what it is given, of items in their order."""
+
+    device = None
+    truncated, requests, title = 0, 0, ""
+
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__()
+        self.texts = texts
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        return self.texts
+
+
+def test_lambada_by_generation_is_right_where_the_first_word_is(tmp_path: Path) -> None:
+    passages = ['It was the "lamp', "He saw don't", "They built the mill", "She sold the ship", "I hid a fox"]
+    tiny_items.write_lines(tmp_path / "lambada_openai/test.jsonl", [{"text": text} for text in passages])
+    written = [' lamp," he said', " don't know", " mills and", "", ' "Fox"']
+    ours = ask_ours(Writer(written), "lambada_generate", tmp_path)
+    assert ours.found.metrics["exact_match"].items == [1, 1, 0, 0, 0]
+    assert ours.found.chance is None
+    ((context, options),) = ours.prompts[1]
+    assert context == "He saw"
+    assert (options["do_sample"], " " in options["until"]) == (False, False)
 
 
 def test_a_task_that_lets_the_model_write_and_reads_it_in_two_ways(

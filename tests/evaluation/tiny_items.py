@@ -90,6 +90,10 @@ def _boolq(rng: random.Random, number: int) -> Record:
     return {"question": phrase(rng, 3, 8), "passage": passage, "idx": number, "label": number % 2}
 
 
+def _gsm8k(rng: random.Random, number: int) -> Record:
+    return {"question": sentence(rng, 5, 12, "?"), "answer": f"{sentence(rng)}\n#### {number * 7:,}"}
+
+
 def _hellaswag(rng: random.Random, number: int) -> Record:
     steps = " [title] ".join(sentence(rng, 3, 6) for _ in range(1 + number % 3))
     endings = [phrase(rng, 2, 8) + rng.choice((".", "  [step] again.", "")) for _ in range(4)]
@@ -239,12 +243,15 @@ def _glue(name: str, make: Callable[[random.Random, int], Record], validation: s
 
 
 THREE = ("train", "validation", "test")
+LAMBADA = Layout(("EleutherAI/lambada_openai", "default"), "lambada_openai", _lambada, ("test",))
 LAYOUTS: dict[str, Layout] = {
     "arc_easy": Layout(("allenai/ai2_arc", "ARC-Easy"), "ai2_arc/ARC-Easy", _arc, THREE),
     "arc_challenge": Layout(("allenai/ai2_arc", "ARC-Challenge"), "ai2_arc/ARC-Challenge", _arc, THREE),
     "boolq": Layout(("aps/super_glue", "boolq"), "boolq", _boolq),
+    "gsm8k": Layout(("openai/gsm8k", "main"), "gsm8k", _gsm8k, ("train", "test")),
     "hellaswag": Layout(("Rowan/hellaswag", None), "hellaswag", _hellaswag),
-    "lambada_openai": Layout(("EleutherAI/lambada_openai", "default"), "lambada_openai", _lambada, ("test",)),
+    "lambada_generate": LAMBADA,
+    "lambada_openai": LAMBADA,
     "logiqa": Layout(("EleutherAI/logiqa", "logiqa"), "logiqa", _logiqa, THREE),
     "mnli": _glue("mnli", _pair("premise", "hypothesis", 3), "validation_matched"),
     "mrpc": _glue("mrpc", _pair("sentence1", "sentence2", 2)),
@@ -382,7 +389,7 @@ def _subject(subject: str, split: str, count: int) -> list[Record]:
 def _texts() -> Iterator[str]:
     for name, layout in LAYOUTS.items():
         for split in layout.splits:
-            if name == "mmlu":
+            if name in ("mmlu", "gsm8k", "lambada_generate"):
                 continue
             for record in local_records(name, split):
                 yield json.dumps(record, ensure_ascii=False)

@@ -60,7 +60,7 @@ def metric(
     p: float | None = 0.04,
 ) -> MetricResult:
     """An accuracy, or with a name of another metric one of which less is better."""
-    higher = name.startswith("acc")
+    higher = name.startswith(("acc", "exact_match"))
     pairs: list[Paired | None] = [None]
     for value in values[1:]:
         pair = paired(value - values[0] if higher else value / values[0] - 1, half, p)

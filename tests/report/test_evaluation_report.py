@@ -138,6 +138,33 @@ def test_a_perplexity_is_compared_by_its_ratio_and_a_task_that_is_there_twice_te
     assert [row[-1] for row in pairs[1:]] == ["no difference seen", "better", "better"]
 
 
+def test_groups_that_the_paper_prints_no_figures_of() -> None:
+    tasks = [
+        task("winogrande", metric("acc", (0.5, 0.6))),
+        task("gsm8k", metric("exact_match,strict-match", (0.02, 0.01)), shots=5),
+        task("lambada_generate", metric("exact_match", (0.2028, 0.23))),
+    ]
+    groups = [
+        GroupResult(
+            name="zero-shot-7",
+            columns=[Cell(task="winogrande", metric="acc")],
+            average=metric("acc", (0.5, 0.6), p=None),
+        ),
+        GroupResult(
+            name="generation",
+            columns=[Cell(task=one.task, metric=one.metrics[0].metric) for one in tasks[1:]],
+        ),
+    ]
+    text = to_markdown(only(tasks=tasks, groups=groups))
+    seven, _, written, *_ = markdown_tables(text)
+    assert seven[0] == ["Model", "winogrande acc", "average"]
+    assert seven[2][1].split()[0] == seven[2][2].split()[0] == "60.00"
+    assert written[0] == ["Model", "gsm8k exact_match,strict-match, 5-shot", "lambada_generate exact_match"]
+    assert [cell.split()[0] for cell in written[1][1:]] == ["2.00", "20.28"], "in percent"
+    assert PAPER_HEADING not in text
+    assert "average 60.00 against 50.00" in text
+
+
 def test_tasks_of_no_group_validation_and_speed_have_their_tables() -> None:
     tables = {tuple(table[0]): table for table in markdown_tables(to_markdown(evaluation()))}
     other = next(table for head, table in tables.items() if head[0] == "Task" and "Chance" in head)

@@ -23,8 +23,8 @@ def evaluate_command(
     tasks: Annotated[
         list[str] | None,
         typer.Option(
-            help="Tasks of lm-evaluation-harness, task YAMLs, or zero-shot, perplexity, low-data (the paper's "
-            "tables); repeat it, or separate them by commas."
+            help="Tasks of lm-evaluation-harness, task YAMLs, or zero-shot, zero-shot-7, perplexity, low-data (the "
+            "paper's tables), or generation; repeat it, or separate them by commas."
         ),
     ] = None,
     data: Annotated[
@@ -35,7 +35,9 @@ def evaluate_command(
     ] = False,
     shots: Annotated[int | None, typer.Option(min=0, help="Worked examples before every item.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Ask only so many items of each task.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Requests in one forward pass.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Requests in one forward pass; by default as fit some tokens.")
+    ] = None,
     val: Annotated[
         Path | None, typer.Option(help="Folder with token shards: loss on their validation split.")
     ] = None,

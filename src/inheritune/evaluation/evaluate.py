@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
+from pydantic import TypeAdapter
 from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import UserError, __version__
@@ -38,6 +42,7 @@ from inheritune.evaluation.subjects import (
 )
 from inheritune.evaluation.tasks import Plan, check_names, make_plan
 from inheritune.models.architecture import context_length
+from inheritune.runtime import files
 from inheritune.runtime.hardware import Hardware, choose_device, describe
 from inheritune.training.checks import check_tokens
 from inheritune.training.loss import NextTokenLoss
@@ -59,7 +64,7 @@ class Work:
     device: torch.device
     dtype: torch.dtype | str
     items: Path | None
-    """Where every model's answers are kept."""
+    """Where what is finished is kept."""
 
 
 def evaluate(
@@ -80,8 +85,8 @@ def evaluate(
         models: Hugging Face ids, folders of checkpoints, or directories of finished runs, which stand for their
             reference and their final model, and of finished trainings; each may be given as NAME=MODEL.
         settings: what to find out.
-        directory: where to write `evaluation.json` and every model's answers; a second call resumes with the
-            answers that are there.
+        directory: where to write `evaluation.json`, and in `items` each thing that is finished: a second call
+            resumes with what is there.
         tokenizer: for models that come without one.
         device: by default a GPU if there is one.
         dtype: of the weights; "auto" keeps the checkpoint's.
@@ -97,7 +102,7 @@ def evaluate(
     )
     work = _prepare(subjects, settings, directory, choose_device(device), dtype)
     figures, answers, losses = zip(*(_measure(work, subject) for subject in subjects), strict=True)
-    speed, samples = _side_by_side(work, subjects)
+    speed, samples = _side_by_side(work, subjects, figures)
     names = [subject.name for subject in subjects]
     tasks = [task_result(unit, names, [one[unit.name] for one in answers]) for unit in work.plan.units]
     evaluation = Evaluation(
@@ -215,33 +220,84 @@ def _measure(work: Work, subject: Subject) -> tuple[ModelFigures, dict[str, Task
     try:
         answers = _answers(work, subject, model, figures, folder)
         if work.text is not None:
-            hardware = Hardware(work.device, bf16=False, compile=False)
-            losses = validate(NextTokenLoss(model), work.text, work.window, hardware)
+            losses = _losses(work, model, figures, folder)
     except torch.OutOfMemoryError as error:
+        at_once = work.settings.batch_size or "the default number of"
         raise UserError(
-            f"{subject.name} ran out of memory on {work.device} with {work.settings.batch_size} requests at once: "
+            f"{subject.name} ran out of memory on {work.device} with {at_once} requests at once: "
             "give a smaller --batch-size"
         ) from error
-    if losses is not None and folder is not None:
-        losses.save(folder / "validation.json")
     return figures, answers, losses
 
 
-def _side_by_side(work: Work, subjects: Sequence[Subject]) -> tuple[SpeedResult | None, list[Sample]]:
-    """What needs all models at once."""
-    settings = work.settings
-    if not (settings.speed or settings.samples):
-        return None, []
-    models = [subject.load(work.device, work.dtype) for subject in subjects]
+def _losses(work: Work, model: PreTrainedModel, figures: ModelFigures, folder: Path | None) -> WindowLosses:
+    """A model's losses on the text: those that are in the folder, or new ones."""
+    assert work.text is not None
+    hardware = Hardware(work.device, bf16=False, compile=False)
+    key = {
+        "weights": figures.weights,
+        "dtype": figures.dtype,
+        "text": work.text.identity.model_dump(mode="json"),
+        "window": work.window,
+        "device": work.device.type,
+    }
+    path = _kept_at(folder, "validation", key)
+    if path is not None and path.is_file():
+        return WindowLosses.load(path)
+    losses = validate(NextTokenLoss(model), work.text, work.window, hardware)
+    if path is not None:
+        losses.save(path)
+    return losses
+
+
+def _side_by_side(
+    work: Work, subjects: Sequence[Subject], figures: Sequence[ModelFigures]
+) -> tuple[SpeedResult | None, list[Sample]]:
+    """What needs all models at once: what is kept of it, or new."""
+    settings, prompts = work.settings, list(work.settings.prompts or PROMPTS)
+    models = cache(lambda: [subject.load(work.device, work.dtype) for subject in subjects])
+    tokenizers = [subject.tokenizer for subject in subjects if subject.tokenizer is not None]
+    key = {
+        "models": [(one.weights, one.dtype) for one in figures],
+        "where": describe(Hardware(work.device, bf16=False, compile=False)),
+    }
+
+    def write() -> list[Sample]:
+        return side_by_side(models(), tokenizers, prompts)
+
+    def time() -> SpeedResult:
+        pairs = zip(subjects, models(), strict=True)
+        sizes = [checkpoint_bytes(s.source) or memory_bytes(m) for s, m in pairs]
+        return measure_speed(models(), sizes, settings.batches)
+
     speed, samples = None, []
     if settings.samples:
-        tokenizers = [subject.tokenizer for subject in subjects if subject.tokenizer is not None]
-        samples = side_by_side(models, tokenizers, settings.prompts or PROMPTS)
+        said = {**key, "prompts": prompts, "tokenizers": [tokenizer_hash(one) for one in tokenizers]}
+        samples = _keep(_kept_at(work.items, "samples", said), TypeAdapter(list[Sample]), write)
     if settings.speed:
-        pairs = zip(subjects, models, strict=True)
-        sizes = [checkpoint_bytes(s.source) or memory_bytes(m) for s, m in pairs]
-        speed = measure_speed(models, sizes, settings.batches)
+        timed = {**key, "batches": settings.batches}
+        speed = _keep(_kept_at(work.items, "speed", timed), TypeAdapter(SpeedResult), time)
     return speed, samples
+
+
+def _kept_at(folder: Path | None, name: str, key: Mapping[str, Any]) -> Path | None:
+    """Where something is kept, by everything that it depends on."""
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return None if folder is None else folder / f"{name}-{digest}.json"
+
+
+Result = TypeVar("Result")
+
+
+def _keep(path: Path | None, kind: TypeAdapter[Result], make: Callable[[], Result]) -> Result:
+    """What is in the file, or what is made now and written there."""
+    if path is not None and path.is_file():
+        return kind.validate_json(path.read_bytes())
+    made = make()
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(path, kind.dump_json(made).decode() + "\n")
+    return made
 
 
 def _answers(
@@ -267,6 +323,7 @@ def _answers(
             "harness": version("lm_eval"),
             "device": work.device.type,
             "batch_size": work.settings.batch_size,
+            "logits": "float32",  # in which they are summed up; earlier answers are of the weights' type
         }
         path = None if folder is None else folder / f"{_slug(unit.name)}.json"
         known = None if path is None else TaskItems.load(path, key)

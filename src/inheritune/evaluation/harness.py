@@ -7,6 +7,9 @@ import inspect
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -14,8 +17,10 @@ from lm_eval import evaluator
 from lm_eval.api import metrics as harness_metrics
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
@@ -24,12 +29,19 @@ from inheritune.evaluation.tasks import Unit
 from inheritune.models.architecture import context_length
 from inheritune.runtime.progress import ProgressBar
 from inheritune.training.checks import check_ids
+from inheritune.training.validation import BATCH_TOKENS
 
 SEED = 1234
 """Of worked examples and of sampling: the harness's own."""
 
 LOGIT_BYTES = 2**30
 """Of one batch's logits, in float32."""
+
+SHARED_STEP = 16
+"""Contexts are read once up to a multiple of so many tokens: those that are in one batch have to be of one length."""
+
+GENERATED_AT_ONCE = 64
+"""Texts that are written together where no batch size is given."""
 
 KINDS: dict[Any, Kind] = {
     harness_metrics.mean: "mean",
@@ -39,48 +51,84 @@ KINDS: dict[Any, Kind] = {
 }
 
 
-def _with_bar(name: str) -> Any:
-    """The method of `HFLM` with this name, with our progress bar instead of its own."""
+@dataclass(frozen=True)
+class Row:
+    """What the model reads for the requests whose tokens are the same but for the last."""
 
-    def answers(scorer: Scorer, requests: list[Instance], disable_tqdm: bool = True) -> list[Any]:
-        with scorer.progress(requests):
-            return getattr(HFLM, name)(scorer, requests, disable_tqdm=True)
+    tokens: tuple[int, ...]
+    places: tuple[int, ...]
+    """Of the requests. Their answers end the row, without their last tokens."""
+    scored: int
+    """Positions at the end that foretell the longest of these answers."""
+    shared: int = 0
+    """Tokens at the beginning that are read once for all rows that have them."""
 
-    return answers
+    @property
+    def rest(self) -> tuple[int, ...]:
+        """The tokens behind the shared ones."""
+        return self.tokens[self.shared :]
 
 
 class Scorer(HFLM):
-    """The harness's way to score with a model of transformers', with our progress bar, and with what it cut counted.
+    """The harness's questions to a model of transformers', answered in few forward passes, with our progress bar.
+
+    Log-likelihoods are the harness's own but for rounding: what is computed is only what is read. Requests of one
+    length are in one batch; the context that several answers share is read once, where the model's cache allows it;
+    logits are those of the answers' positions, and their softmax is in float32 whatever the type of the weights.
 
     Args:
         model: in evaluation mode, where it is to compute.
         tokenizer: its own.
-        batch_size: requests in one forward pass.
+        batch_size: requests in one forward pass; by default as many as have `BATCH_TOKENS`.
         name: of the model, for the progress bar.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, name: str
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int | None, name: str
     ) -> None:
-        context = context_length(model.config)
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=context)
+        context, generated = context_length(model.config), batch_size or GENERATED_AT_ONCE
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=generated, max_length=context)
         self.name, self.truncated, self.requests, self.title = name, 0, 0, ""
-        self.can_keep_few = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.kept_logits = 0
+        self.rows_at_once = batch_size or math.inf
+        self.options = inspect.signature(model.forward).parameters
 
-    loglikelihood = _with_bar("loglikelihood")
-    loglikelihood_rolling = _with_bar("loglikelihood_rolling")
-    generate_until = _with_bar("generate_until")
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Of every answer after its context: its log-likelihood, and whether it is what greedy decoding writes."""
+        with self.progress(requests):
+            answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+            return answers
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Of every text, in windows of the context's length, each of whose tokens is foretold once."""
+        windows = [
+            [
+                (None, *make_disjoint_window(window))
+                for window in get_rolling_token_windows(
+                    self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, context_len=1
+                )
+            ]
+            for request in requests
+        ]
+        with self.progress(requests):
+            answers = iter(self._loglikelihood_tokens([window for text in windows for window in text]))
+        return [sum(next(answers)[0] for _ in text) for text in windows]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """What the model writes after every context, as the harness does it."""
+        with self.progress(requests) as bar:
+            self.cache_hook = _Ticker(bar)
+            texts: list[str] = super().generate_until(requests, disable_tqdm=True)
+            return texts
 
     def _loglikelihood_tokens(
         self, requests: list[Any], disable_tqdm: bool = True, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """The harness's own scoring, a batch at a time, so that logits are computed only where they are read.
+        """Answers to tokens, a batch at a time.
 
         Args:
             requests: (texts, context, continuation) each, the latter two as tokens.
             disable_tqdm: not used: the bar is ours.
-            override_bs: not used: the batch size is fixed.
+            override_bs: not used: batches are ours.
         """
         for texts, context, continuation in requests:
             text, answer = texts or ("", "")
@@ -93,51 +141,117 @@ class Scorer(HFLM):
             check_ids(max((*context, *continuation), default=0), self.model.config, where, self.name)
             self.truncated += len(context) + len(continuation) > self.max_length + 1
         answers: list[Any] = [None] * len(requests)
-        for batch, kept in self._batches(requests):
-            self.kept_logits = kept
-            found = super()._loglikelihood_tokens([requests[i] for i in batch], disable_tqdm=True)
-            for place, answer in zip(batch, found, strict=True):
+        done = 0
+        for batch in self._batches(self._rows(requests)):
+            for place, answer in self._score(batch, requests):
                 answers[place] = answer
+                done += 1
+            self.bar.update(done, total=len(requests))
         return answers
 
-    def _model_call(self, inps: Tensor, attn_mask: Any = None, labels: Any = None) -> Tensor:
-        """Logits of the last positions of a batch, [batch, kept, vocabulary]."""
-        if not self.can_keep_few:
-            return super()._model_call(inps)
-        with torch.no_grad():
-            return self.model(inps, logits_to_keep=min(self.kept_logits, inps.shape[1])).logits
-
-    def _batches(self, requests: list[Any]) -> Iterator[tuple[list[int], int]]:
-        """Places of requests that are computed together, and how many positions at the end hold all their answers.
-
-        The longest come first. Answers that differ in their last token only cost one row, as in the harness; logits
-        of a batch stay within `LOGIT_BYTES`.
-        """
-        rows: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    def _rows(self, requests: list[Any]) -> list[Row]:
+        """What is read, in the order in which it is: with the same shared length side by side, the longest first."""
+        same: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for place, (_, context, continuation) in enumerate(requests):
-            rows[*context, *continuation[:-1]].append(place)
-        per_position = self.model.config.get_text_config().vocab_size * 4
-        batch: list[int] = []
-        longest = first = count = 0
-        for tokens, places in sorted(rows.items(), key=lambda row: -len(row[0])):
-            length = min(len(tokens), self.max_length)
-            begin = length - max(len(requests[place][2]) for place in places)
-            size = (count + 1) * (longest - min(first, begin)) * per_position
-            if batch and (count == self.batch_size or size > LOGIT_BYTES):
-                yield batch, longest - first
-                batch, count = [], 0
+            same[(*context, *continuation)[-self.max_length - 1 : -1]].append(place)
+        families: dict[tuple[int, ...], list[Row]] = defaultdict(list)
+        for tokens, places in same.items():
+            scored = max(len(requests[place][2]) for place in places)
+            families[tokens[:-scored]].append(Row(tokens, tuple(places), scored))
+        found = []
+        for context, rows in families.items():
+            shared = len(context) // SHARED_STEP * SHARED_STEP if len(rows) > 1 and self.can_share else 0
+            longest = max(len(row.tokens) for row in rows)
+            found += [(shared, longest, context, replace(row, shared=shared)) for row in rows]
+        return [row for *_, row in sorted(found, key=lambda one: one[:3], reverse=True)]
+
+    def _batches(self, rows: list[Row]) -> Iterator[list[Row]]:
+        """Rows of one shared length that are computed together, within `BATCH_TOKENS` and `LOGIT_BYTES`."""
+        most_tokens = BATCH_TOKENS[self.device.type]
+        most_logits = LOGIT_BYTES / (4 * self.model.config.get_text_config().vocab_size)
+        batch: list[Row] = []
+        longest = kept = 0
+        for row in rows:
+            if batch:
+                first = min(longest - kept, len(row.rest) - row.scored)
+                length, count = max(longest, len(row.rest)), len(batch) + 1
+                if (
+                    row.shared != batch[0].shared
+                    or count > self.rows_at_once
+                    or count * (row.shared + length) > most_tokens
+                    or count * (length - first) > most_logits
+                ):
+                    yield batch
+                    batch = []
             if not batch:
-                longest, first = length, begin
-            batch, count, first = batch + places, count + 1, min(first, begin)
+                length, first = len(row.rest), len(row.rest) - row.scored
+            batch.append(row)
+            longest, kept = length, length - first
         if batch:
-            yield batch, longest - first
+            yield batch
+
+    @torch.inference_mode()
+    def _score(self, batch: list[Row], requests: list[Any]) -> Iterator[tuple[int, tuple[float, bool]]]:
+        """Place and answer of every request of a batch."""
+        longest = max(len(row.rest) for row in batch)
+        kept = longest - min(len(row.rest) - row.scored for row in batch)
+        inputs_bt = torch.tensor([row.rest + (0,) * (longest - len(row.rest)) for row in batch])
+        logits_bkv = self._logits(inputs_bt.to(self.device), kept, self._read_shared(batch))
+        logs_bkv = logits_bkv.log_softmax(-1, dtype=torch.float32)
+        indices: list[tuple[int, int, int]] = []
+        answers = [
+            (place, number, requests[place][2]) for number, row in enumerate(batch) for place in row.places
+        ]
+        for _, number, answer in answers:
+            end = kept - longest + len(batch[number].rest)
+            indices += zip(repeat(number), range(end - len(answer), end), answer, strict=False)
+        b, k, v = torch.tensor(indices, device=self.device).T
+        logs = logs_bkv[b, k, v].tolist()
+        greedy = (logs_bkv.argmax(-1)[b, k] == v).tolist()
+        begin = 0
+        for place, _, answer in answers:
+            end = begin + len(answer)
+            yield place, (math.fsum(logs[begin:end]), all(greedy[begin:end]))
+            begin = end
+
+    def _read_shared(self, batch: list[Row]) -> Cache | None:
+        """Keys and values of what every row of a batch shares with others; None where that is nothing."""
+        if not batch[0].shared:
+            return None
+        numbers: dict[tuple[int, ...], int] = {}
+        chosen = [numbers.setdefault(row.tokens[: row.shared], len(numbers)) for row in batch]
+        inputs_bt = torch.tensor(list(numbers), device=self.device)
+        options = {"logits_to_keep": 1} if "logits_to_keep" in self.options else {}
+        past: Cache = self.model(inputs_bt, use_cache=True, **options).past_key_values
+        past.batch_select_indices(torch.tensor(chosen, device=self.device))
+        return past
+
+    def _logits(self, inputs_bt: Tensor, kept: int, past: Cache | None) -> Tensor:
+        """Logits of the last positions of a batch, [batch, kept, vocabulary]."""
+        options: dict[str, Any] = {"use_cache": past is not None} if "use_cache" in self.options else {}
+        if past is not None:
+            options["past_key_values"] = past
+        if "logits_to_keep" in self.options:
+            options["logits_to_keep"] = kept
+        logits_btv: Tensor = self.model(inputs_bt, **options).logits
+        return logits_btv[:, -kept:]
+
+    @cached_property
+    def can_share(self) -> bool:
+        """Whether the model's cache is keys and values alone, so that more than one token may follow them."""
+        if not {"past_key_values", "use_cache"} <= self.options.keys():
+            return False
+        with torch.inference_mode():
+            found = self.model(torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=True)
+        layers = getattr(getattr(found, "past_key_values", None), "layers", [])
+        kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+        return bool(layers) and all(type(layer) in kinds for layer in layers)
 
     def progress(self, requests: Sequence[Instance]) -> ProgressBar:
-        """A bar that the harness moves on as it caches the answer to every request."""
+        """A bar that shows how many requests, or windows of texts, are answered."""
         self.requests += len(requests)
-        bar = ProgressBar(f"{self.name}: {self.title}", len(requests), "requests")
-        self.cache_hook = _Ticker(bar)
-        return bar
+        self.bar = ProgressBar(f"{self.name}: {self.title}", len(requests), "requests")
+        return self.bar
 
 
 class _Ticker:

@@ -1,7 +1,8 @@
 """Which tasks there are, and making the harness's tasks ready to be asked, with items of its own or local ones.
 
-A task is named as in lm-evaluation-harness. Three groups are the paper's tables. `tasks.yaml` beside this file says
-where the local items of a task are, as JSON lines, and what fields they have.
+A task is named as in lm-evaluation-harness. Four groups are the paper's tables; a fifth has the model write.
+`tasks.yaml` beside this file says where the local items of a task are, as JSON lines, and what fields they have;
+`own_tasks` has the definition of the task that is not the harness's.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from inheritune.data.documents import one_line
 from inheritune.runtime import files
 
 SUFFIXES = (".jsonl", ".jsonl.xz")
+OWN_TASKS = Path(__file__).parent / "own_tasks"
 ROLES = {
     "train": "training_split",
     "validation": "validation_split",
@@ -41,7 +43,7 @@ EVALUATED = ("test_split", "validation_split")
 
 @dataclass(frozen=True)
 class Group:
-    """A table of the paper: (task, metric) of each column, and whether their mean is one of its figures."""
+    """A table: (task, metric) of each column, and whether their mean is one of its figures."""
 
     columns: tuple[tuple[str, str], ...]
     average: bool = False
@@ -56,6 +58,19 @@ GROUPS: Mapping[str, Group] = {
             ("sciq", "acc"),
             ("hellaswag", "acc_norm"),
             ("lambada_openai", "acc"),
+        ),
+        average=True,
+    ),
+    # The same table in the paper's latest version, with its average.
+    "zero-shot-7": Group(
+        (
+            ("arc_easy", "acc"),
+            ("piqa", "acc"),
+            ("sciq", "acc"),
+            ("hellaswag", "acc_norm"),
+            ("lambada_openai", "acc"),
+            ("winogrande", "acc"),
+            ("boolq", "acc"),
         ),
         average=True,
     ),
@@ -80,6 +95,8 @@ GROUPS: Mapping[str, Group] = {
             ("wsc273", "acc"),
         )
     ),
+    # What a model writes: what a cut loses first and training brings back last (arXiv 2602.01997).
+    "generation": Group((("gsm8k", "exact_match,strict-match"), ("lambada_generate", "exact_match"))),
 }
 
 
@@ -176,7 +193,7 @@ def _load(name: str, data: Path | None, shots: int | None) -> list[Unit]:
         return [replace(unit, checksums={name: files.sha256(Path(name))}) for unit in units]
     entry = local_tasks().get(name)
     if entry is not None:
-        manager = _manager(only=(entry.harness,))
+        manager = _manager(only=(entry.home,))
         asked = entry.shots if shots is None else shots
         return (
             _from_harness(manager, name, asked)
@@ -254,21 +271,19 @@ def _evaluated(splits: Iterable[str]) -> str:
     return next(by_role[role] for role in EVALUATED if role in by_role)
 
 
-def _manager(only: Sequence[str] | None = None) -> Any:
+def _manager(only: Sequence[Path] | None = None) -> Any:
     """The harness's index of tasks; reading all of its 14,000 takes many seconds, reading a folder none."""
-    from lm_eval import tasks
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     if only is None:
         return TaskManager()
-    root = Path(tasks.__file__).parent
-    return TaskManager(include_defaults=False, include_path=[root / folder for folder in only] or None)
+    return TaskManager(include_defaults=False, include_path=list(only) or None)
 
 
 def _check_known(name: str, manager: Any) -> None:
     if name not in manager.task_index:
-        known = [*GROUPS, *manager.all_tasks]
+        known = [*GROUPS, *local_tasks(), *manager.all_tasks]
         near = get_close_matches(name, known, n=5, cutoff=0.6)
         hint = f"the nearest names are {', '.join(near)}" if near else "`lm_eval ls tasks` lists them"
         raise UserError(f"there is no task {name!r}: {hint}")
@@ -310,8 +325,8 @@ class LocalTask(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    harness: str
-    """Folder of the harness in which the task is defined."""
+    harness: str | None = None
+    """Folder of the harness in which the task is defined; none where it is ours."""
     data: str
     """Folder of the items, below the one that the user gives."""
     splits: tuple[str, ...]
@@ -327,6 +342,13 @@ class LocalTask(BaseModel):
     changes: dict[str, Any] = {}
     """Settings of the harness's task that go with a layout of items which is not the hub's."""
     note: str | None = None
+
+    @property
+    def home(self) -> Path:
+        """The folder with the task's definition."""
+        from lm_eval import tasks
+
+        return OWN_TASKS if self.harness is None else Path(tasks.__file__).parent / self.harness
 
 
 class NoDataError(UserError):

@@ -190,7 +190,7 @@ def verdict_words(evaluation: Evaluation) -> list[str]:
 
 def is_accuracy(metric: str) -> bool:
     """Whether a metric is a share of items, which is shown in percent."""
-    return metric.startswith("acc") or metric in ("exact_match", "em")
+    return metric.startswith("acc") or metric.partition(",")[0] in ("exact_match", "em")
 
 
 def is_perplexity(metric: str) -> bool:
