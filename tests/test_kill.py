@@ -20,9 +20,9 @@ from inheritune.run_directory import RunDirectory
     ("verb", "kills", "first"),
     [
         ("prepare", 8, 0),
-        ("run", 8, 8),  # the first operations make a directory a run
-        ("probes", 6, 0),
-        ("yardsticks", 6, 0),
+        ("run", 6, 6),  # the first operations make a directory a run
+        ("probes", 4, 0),
+        ("yardsticks", 4, 0),
         ("train", 5, 4),
         ("study", 5, 0),
         ("evaluate", 5, 0),
