@@ -28,9 +28,9 @@ def added() -> Iterator[dict[str, str]]:
         cut, measured = cuts.get(entry.label, {}), of.get((f"measured-{layers}", entry.seed))
         assert entry.losses is not None
         paired = compare(entry.losses, untouched)
-        beside = compare(entry.losses, measured.losses) if measured and measured.losses else None
-        if measured is entry:
-            beside = None
+        beside = None
+        if measured is not None and measured is not entry and measured.losses is not None:
+            beside = compare(entry.losses, measured.losses)
         yield {
             "keep": keep,
             "blocks": cut.get("blocks", ""),

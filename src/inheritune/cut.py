@@ -252,7 +252,7 @@ def choose_parts(
         )
     if parts.layers is None and isinstance(parts.keep, str):
         parts = replace(parts, layers=layer_count(config), keep="first")
-    kept = choose_layers_of(model, config, parts, measuring)
+    kept = choose_layers_of(model, config, parts, measuring, text)
     if isinstance(model, PreTrainedModel):
         cut = assemble(model, kept.layers)
     else:
@@ -357,9 +357,13 @@ def choose_vocabulary(
 
 
 def choose_layers_of(
-    model: Pretrained | PreTrainedModel, config: PretrainedConfig, parts: Parts, measuring: Measuring
+    model: Pretrained | PreTrainedModel,
+    config: PretrainedConfig,
+    parts: Parts,
+    measuring: Measuring,
+    text: Text | None = None,
 ) -> Kept:
-    """Which layers to keep of a model."""
+    """Which layers to keep of a model; `text` is that of the data, where it is open already."""
     depth, layers, keep, data = layer_count(config), parts.layers, parts.keep, measuring.data
     if layers is None:
         if isinstance(keep, str):
@@ -378,7 +382,8 @@ def choose_layers_of(
             return model
         return load_model(model, config=config).to(choose_device(measuring.device))
 
-    text = None if data is None else text_for(model, config, data)
+    if text is None and data is not None:
+        text = text_for(model, config, data)
     return choose_kept(keep, layers, depth, text, ready, measuring.seed)
 
 

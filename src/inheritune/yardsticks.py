@@ -36,7 +36,6 @@ def open_texts(recipe: Recipe, data: TrainingData, world: World) -> dict[str, Sp
     Raises:
         UserError: there is none in a folder, it is damaged, too short or of other tokens.
     """
-
     settings, own, folders = recipe.data, data.validation, recipe.parity.also
     for name, folder in folders.items():
         if not folder.is_dir():

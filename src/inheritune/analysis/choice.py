@@ -56,7 +56,7 @@ def _worse(losses: np.ndarray, others: np.ndarray) -> bool:
 
 
 def promising(
-    losses: ChoiceLosses, base: Choice, moves: Sequence[Choice], last: dict[int, float], count: int
+    losses: ChoiceLosses, base: Choice, moves: Sequence[Choice], last: dict[int, float]
 ) -> list[Choice]:
     """The moves that are worth a race: those that were the best when they were last measured, at a neighbouring size.
 
@@ -68,7 +68,6 @@ def promising(
         base: what a block is dropped from.
         moves: what is left of it.
         last: block -> change of the loss by its move where it was last measured; brought up to date.
-        count: how many are wanted.
     """
     windows = min(FEWEST, len(losses.windows))
     by_block = {block: move for move in moves for block in set(base) ^ set(move)}
@@ -79,7 +78,7 @@ def promising(
 
     if new := [block for block in by_block if block not in last]:
         measure(new)
-    near = sorted(by_block, key=last.__getitem__)[:count]
+    near = sorted(by_block, key=last.__getitem__)[:NEAR]
     measure(near)
     return [by_block[block] for block in near]
 
@@ -117,7 +116,7 @@ def search(
     for size in range(len(whole) - 1, fewest - 1, -1):
         tell(size - fewest + 1)
         base = found[size + 1]
-        near = [*promising(losses, base, without_each(base), last, NEAR), *rules(size)]
+        near = [*promising(losses, base, without_each(base), last), *rules(size)]
         found[size] = race(losses, combinations(whole, size) if math.comb(len(whole), size) <= ALL else near)
     del found[len(whole)]
     return found
