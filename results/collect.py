@@ -1,7 +1,8 @@
 """Turn the run directories of a study into the files that are kept: python results/collect.py RUNS... -o STUDY.
 
 RUNS is the directory of `inheritune study`, or directories of `inheritune run` and `inheritune train`. README.md of
-this folder says what is written; tables and pictures are those of publish.py.
+this folder says what is written; tables and pictures are those of publish.py. With `--add`, RUNS are those of further
+rows of a study of trainings that STUDY has already, with its `study.yaml`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import tables
 from publish import publish
@@ -46,6 +48,24 @@ def read_runs(runs: Sequence[Path]) -> tuple[list[Entry], str, Path]:
     return entries, reference, root
 
 
+def add(runs: Path, folder: Path, root: Path) -> list[Entry]:
+    """The models that a study has, and those of these runs, which are put beside each other in `root`.
+
+    Rows of the study that are in neither are left out, and a run takes the place of what the study had in its row.
+
+    Raises:
+        UserError: a run is damaged, or the folder has no study.
+    """
+    study = load_recipe(folder / "study.yaml", Study)
+    tables.unpack(folder, root)
+    for recipe in runs.glob("seed-*/*/recipe.yaml"):
+        place = root / recipe.parent.relative_to(runs)
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(recipe.parent, place, ignore=shutil.ignore_patterns("*.safetensors", "checkpoints"))
+    there = [row for row in rows_of(study) if (row.folder(root) / "validation.json").is_file()]
+    return study_entries(study, there, root)
+
+
 def collect(entries: Sequence[Entry], reference: str, root: Path, folder: Path) -> None:
     """Write the files of a study into `folder`; the entries' paths are below `root`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,9 +89,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="STUDY")
+    parser.add_argument("--add", action="store_true", help="to the rows that STUDY has already")
     arguments = parser.parse_args()
     try:
-        collect(*read_runs(arguments.runs), arguments.output)
+        if not arguments.add:
+            collect(*read_runs(arguments.runs), arguments.output)
+        elif len(arguments.runs) != 1:
+            raise UserError("with --add give the directory of one study")
+        else:
+            with TemporaryDirectory() as root:
+                entries = add(arguments.runs[0], arguments.output, Path(root))
+                reference = load_recipe(arguments.output / "study.yaml", Study).reference
+                collect(entries, reference, Path(root), arguments.output)
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -24,9 +24,10 @@ from inheritune.data.shards import DataIdentity
 from inheritune.recipe_file import flatten
 from inheritune.report.comparison import RunComparison, pair, to_csv
 from inheritune.report.runs import COLUMNS, Entry, MetricColumns
-from inheritune.run_directory import read_starts
+from inheritune.run_directory import STARTS, read_starts
 from inheritune.runtime import files
 from inheritune.training import metrics
+from inheritune.training.final_model import MODEL
 from inheritune.training.validation import WindowLosses
 
 TABLE, CURVES, WINDOWS, PROVENANCE = "table.csv", "curves.parquet", "windows.parquet", "provenance.json"
@@ -139,6 +140,41 @@ def read_provenance(folder: Path) -> dict[str, dict[str, Any]]:
     """Path of a run -> everything that `write_provenance` knew of it."""
     found = json.loads((folder / PROVENANCE).read_text("utf-8"))
     return {path: found["shared"] | own for path, own in found["runs"].items()}
+
+
+def unpack(folder: Path, root: Path) -> None:
+    """Write run directories of single trainings again, as far as the files of a study know them.
+
+    That is what `write_*` read: recipe, starts, metrics without the machine's rates, losses and costs. There are no
+    weights: `model` is an empty folder.
+    """
+    provenance = read_provenance(folder)
+    for entry in read_study(folder).entries:
+        assert entry.losses is not None, "only finished models are collected"
+        run = root / entry.path
+        known = _unflatten(provenance[entry.path.as_posix()])
+        starts = [*known.get("earlier_starts", []), known["start"]]
+        rows = _read_parquet(folder / CURVES)[entry.label, entry.seed].drop_columns(list(KEY)).to_pylist()
+        rows = [{key: value for key, value in row.items() if value is not None} for row in rows]
+        seconds = max(row.get("seconds", 0.0) for row in rows)
+        (run / MODEL).mkdir(parents=True)
+        files.write_text(run / "recipe.yaml", yaml.safe_dump(known["recipe"]))
+        files.write_text(run / STARTS, "".join(f"{json.dumps(start)}\n" for start in starts))
+        files.write_text(run / metrics.FILE, "".join(f"{json.dumps(row)}\n" for row in rows))
+        entry.losses.save(run / "validation.json")
+        cost = {key: getattr(entry, key) for key in ("steps", "tokens", "flops", "layers", "parameters")}
+        files.write_json(run / "training.json", {**cost, "seconds": seconds})
+
+
+def _unflatten(values: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        *places, last = key.split(".")
+        where = found
+        for place in places:
+            where = where.setdefault(place, {})
+        where[last] = value
+    return found
 
 
 def read_curves(folder: Path, entry: Entry, kind: str) -> dict[str, np.ndarray]:

@@ -473,3 +473,37 @@ def test_a_smaller_picture_has_its_corners_within_a_tenth() -> None:
     numbers = re.findall(r"-?[\d.]+", small[small.index('d="M') : small.index("z")])
     found = np.array(numbers, dtype=float).reshape(-1, 2)
     assert np.abs(found - corners).max() < 0.051
+
+
+def test_rows_are_added_to_those_that_are_there(tmp_path: Path) -> None:
+    """A study without one of its rows, and that row: together the study."""
+    whole, root, folder = RESULTS / "real-model", tmp_path / "root", tmp_path / "study"
+    tables.unpack(whole, root)
+    row = root / "seed-0/mlp-30"
+    more = tmp_path / "more/seed-0"
+    more.mkdir(parents=True)
+    row.rename(more / row.name)
+    folder.mkdir()
+    (folder / "study.yaml").write_bytes((whole / "study.yaml").read_bytes())
+    study = load_recipe(folder / "study.yaml", Study)
+    there = [one for one in rows_of(study) if one.folder(root).is_dir()]
+    collect.collect(collect.study_entries(study, there, root), study.reference, root, folder)
+    assert "mlp-30" not in {entry.label for entry in tables.read_study(folder).entries}
+
+    entries = collect.add(more.parent, folder, tmp_path / "again")
+    collect.collect(entries, study.reference, tmp_path / "again", folder)
+    assert tables.read_provenance(folder) == tables.read_provenance(whole)
+    for found, wanted in zip(by_key(folder), by_key(whole), strict=True):
+        assert (found.label, found.seed, found.flops) == (wanted.label, wanted.seed, wanted.flops)
+        assert found.losses is not None and wanted.losses is not None
+        assert found.losses.losses.tolist() == wanted.losses.losses.tolist()
+        for kind in ("train", "validation"):
+            ours, theirs = tables.read_curves(folder, found, kind), tables.read_curves(whole, wanted, kind)
+            assert {key: value.tolist() for key, value in ours.items()} == {
+                key: value.tolist() for key, value in theirs.items()
+            }
+
+
+def by_key(folder: Path) -> list[tables.Entry]:
+    """The models of a study, sorted."""
+    return sorted(tables.read_study(folder).entries, key=lambda entry: (entry.label, entry.seed))
