@@ -50,6 +50,11 @@ def race(losses: ChoiceLosses, candidates: Iterable[Choice]) -> Choice:
         windows = min(2 * windows, enough)
 
 
+def _best(losses: ChoiceLosses, choices: Sequence[Choice]) -> Choice:
+    measured = losses(choices, min(ENOUGH, len(losses.windows)))
+    return choices[int(measured.mean(1).argmin())]
+
+
 def _worse(losses: np.ndarray, others: np.ndarray) -> bool:
     difference = losses - others
     return bool(difference.mean() > CLEAR * standard_error(difference))
@@ -98,8 +103,8 @@ def search(
     Args:
         losses: of the model's choices.
         fewest: blocks to stop at.
-        rules: choices of a size by simple rules, which race too: a few blocks that are dropped one after the other
-            may cost more than as many that follow each other.
+        rules: choices of a size by simple rules, one of which is taken where it is better: a few blocks that are
+            dropped one after the other may cost more than as many that follow each other.
         tell: is called before each race with how many are left, as far as is known.
 
     Raises:
@@ -116,8 +121,12 @@ def search(
     for size in range(len(whole) - 1, fewest - 1, -1):
         tell(size - fewest + 1)
         base = found[size + 1]
-        near = [*promising(losses, base, without_each(base), last), *rules(size)]
-        found[size] = race(losses, combinations(whole, size) if math.comb(len(whole), size) <= ALL else near)
+        if math.comb(len(whole), size) <= ALL:
+            found[size] = race(losses, combinations(whole, size))
+            continue
+        dropped = race(losses, promising(losses, base, without_each(base), last))
+        # Choices that have little in common differ by more than a few windows tell: these are compared on enough.
+        found[size] = _best(losses, [dropped, *rules(size)])
     del found[len(whole)]
     return found
 
