@@ -40,16 +40,8 @@ RECIPES = {
     "evaluation": RESULTS / "evaluation/recipe.yaml",
 }
 LEFT_OUT = (
-    *(
-        "measured-24",
-        "influence-20",
-        "influence-24",
-        "spread-24",
-        "first-24",
-        "reference-continued",
-        "gradual-24",
-    ),
-    *("gradual-20", "gradual-15", "heads-and-mlp-30", "mlp-30-first", "mlp-24", "vocabulary-20"),
+    *("measured-24", "contiguous-24", "influence-20", "influence-24", "spread-24", "first-24"),
+    *("gradual-24", "gradual-20", "gradual-15", "heads-and-mlp-30", "mlp-24", "vocabulary-20"),
 )
 UNFINISHED = {
     "real-model": lambda row: (
@@ -94,6 +86,7 @@ def test_every_study_is_complete() -> None:
     assert {folder.name for folder in STUDIES} == {
         "attention",
         "evaluation",
+        "healing",
         "low-data",
         "real-model",
         "study-cpu",

@@ -1,4 +1,7 @@
-"""Add what was known of each cut before training to table.csv: python results/real-model/cuts.py"""
+"""Add what was known of each cut before training to table.csv, and the difference to the untouched reference.
+
+python results/real-model/cuts.py [STUDY], by default real-model itself; others with its windows are compared too.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,8 @@ import tables  # noqa: E402
 from inheritune.training.validation import WindowLosses, compare  # noqa: E402
 
 
-def added() -> Iterator[dict[str, str]]:
+def added(study: tables.Results) -> Iterator[dict[str, str]]:
     """The columns that README.md explains, for each line of the table."""
-    study = tables.read_study(HERE)
     of = {(entry.label, entry.seed): entry for entry in study.entries}
     untouched = WindowLosses.load(HERE / "untouched.json")
     with (HERE / "cuts.csv").open(newline="", encoding="utf-8") as file:
@@ -47,4 +49,6 @@ def added() -> Iterator[dict[str, str]]:
 
 
 if __name__ == "__main__":
-    tables.write_table(HERE, replace(tables.read_study(HERE), added=tuple(added())))
+    folder = Path(sys.argv[1]) if sys.argv[1:] else HERE
+    found = tables.read_study(folder)
+    tables.write_table(folder, replace(found, added=tuple(added(found))))
