@@ -54,6 +54,12 @@ PAIRS = {
         ("transfer-last", "transfer-random"),
         ("transfer-first", "transfer-last"),
     ],
+    "healing": [
+        ("rate-2-15", "plain-15"),
+        ("rate-4-15", "plain-15"),
+        ("distilled-15", "plain-15"),
+        ("distilled-15", "rate-4-15"),
+    ],
     "real-model": [
         ("influence-15", "measured-15"),
         ("best-run-15", "measured-15"),
@@ -70,6 +76,9 @@ PAIRS = {
         ("contiguous-20", "ends-20"),
         ("greedy-24", "ends-24"),
         ("mlp-30", "measured-20"),
+        ("mlp-30-first", "mlp-30"),
+        ("ends-24", "reference-continued"),
+        ("contiguous-20", "reference-continued"),
     ],
 }
 

@@ -268,8 +268,9 @@ def test_the_columns_of_real_model_follow_from_its_windows_curves_and_searches()
         return [d.mean(), d.mean() - half, d.mean() + half]
 
     for (name, seed), line in lines.items():
-        keep, _, layers = name.rpartition("-")
-        assert (line["keep"], line["layers"], line["six_tasks"]) == (keep, layers, "")
+        layers = line["layers"]
+        keep = name.removesuffix(f"-{layers}")
+        assert (line["keep"], line["six_tasks"]) == (keep, "")
         assert (line["loss_at_cut"], line["blocks"]) == cuts.get(name, ("", ""))
         assert len(line["blocks"].split()) in (0, int(layers))
         first = tables.read_curves(folder, entries[name, seed], "validation")

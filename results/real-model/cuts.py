@@ -26,8 +26,8 @@ def added(study: tables.Results) -> Iterator[dict[str, str]]:
     with (HERE / "cuts.csv").open(newline="", encoding="utf-8") as file:
         cuts = {line["row"]: line for line in csv.DictReader(file)}
     for entry in study.entries:
-        keep, _, layers = entry.label.rpartition("-")
-        cut, measured = cuts.get(entry.label, {}), of.get((f"measured-{layers}", entry.seed))
+        keep = entry.label.removesuffix(f"-{entry.layers}")
+        cut, measured = cuts.get(entry.label, {}), of.get((f"measured-{entry.layers}", entry.seed))
         assert entry.losses is not None
         paired = compare(entry.losses, untouched)
         beside = None
