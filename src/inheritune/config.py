@@ -134,13 +134,14 @@ class Optimizer(Settings):
 
 
 class Schedule(Settings):
-    """Learning rate over the steps: a linear warm-up, then one of two shapes."""
+    """Learning rate over the steps: a linear warm-up, then one of three shapes."""
 
-    kind: Literal["cosine", "warmup-stable-decay"] = "cosine"
+    kind: Literal["cosine", "warmup-stable-decay", "repeated-decay"] = "cosine"
+    """`repeated-decay` is constant too, and decays several times, to ends that are further and further apart."""
     warmup_steps: Annotated[Integer, Field(ge=0)] = 2000
     final_learning_rate: NotNegative = 1e-5
     decay_fraction: Annotated[Number, Field(gt=0, le=1)] = 0.2
-    """Share of the steps that `warmup-stable-decay` spends on its linear decay."""
+    """Share of the steps up to its end that a linear decay takes."""
 
 
 class Validation(Settings):

@@ -14,7 +14,8 @@ from inheritune.config import Optimizer, Training
 from inheritune.runtime.hardware import choose_hardware
 from inheritune.training.loss import NextTokenLoss, chunked_cross_entropy
 from inheritune.training.micro_batch import TOKENS, sizes
-from inheritune.training.optimizer import learning_rate, make_optimizer
+from inheritune.training.optimizer import make_optimizer
+from inheritune.training.schedule import learning_rate
 from inheritune.training.step import NonFiniteError
 from tiny_models import ARCHITECTURES, VOCABULARY, tiny_model, tokens
 from tiny_recipes import make_stepper

@@ -43,6 +43,7 @@ from inheritune.training.float8 import without_float8
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.metrics import Metrics
 from inheritune.training.micro_batch import windows_per_process
+from inheritune.training.schedule import decay_ends
 from inheritune.training.start import start_or_resume
 from inheritune.training.step import NonFiniteError
 from inheritune.training.validation import WindowLosses, validate
@@ -185,7 +186,7 @@ def train(
 
 
 def due_after(step: int, training: Training, data: TrainingData) -> tuple[bool, bool]:
-    """Whether a validation, and whether a checkpoint, is due after so many steps; the end is validated anyway."""
+    """Whether a validation, and whether a checkpoint, is due after so many steps; where a decay ends, one is anyway."""
     validation, twentieth = training.validation, max(1, -(-training.steps // 20))
     saves = twentieth if training.checkpoints.every == "auto" else training.checkpoints.every
     if validation.every == "auto":
@@ -196,7 +197,7 @@ def due_after(step: int, training: Training, data: TrainingData) -> tuple[bool, 
         validates = max(twentieth, round(affordable + 0.5))
     else:
         validates = validation.every
-    return step % validates == 0 or step == training.steps, step % saves == 0
+    return step % validates == 0 or step in decay_ends(training), step % saves == 0
 
 
 def _explain(error: NonFiniteError, directory: Path, data: TrainingData, order: Order) -> str:

@@ -1,4 +1,4 @@
-"""AdamW as the paper uses it, or Muon for the matrices of the blocks beside it; and the learning rate of a step.
+"""AdamW as the paper uses it, or Muon for the matrices of the blocks beside it.
 
 Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024,
 https://kellerjordan.github.io/posts/muon/) orthogonalizes the momentum of a weight matrix before it is added, so
@@ -10,7 +10,6 @@ learning rate and one weight decay serve both.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from inheritune import UserError
-from inheritune.config import Optimizer, Training
+from inheritune.config import Optimizer
 from inheritune.models.architecture import blocks
 
 
@@ -88,24 +87,3 @@ class MuonWithAdamW(torch.optim.Optimizer):
         assert closure is None, "the loop has computed the gradients"
         self.muon.step()
         self.adamw.step()
-
-
-def learning_rate(step: int, training: Training) -> float:
-    """Learning rate of step `step` (0-based) of a training.
-
-    Linear warm-up to the peak, then either a cosine to the final rate at the last step (the paper's), or a
-    constant rate and a linear decay over the last `decay_fraction` of the steps ("warmup-stable-decay", Hu et
-    al., "MiniCPM", 2024).
-    """
-    schedule, peak = training.schedule, training.optimizer.learning_rate
-    if step < schedule.warmup_steps:
-        return peak * (step + 1) / schedule.warmup_steps
-    if schedule.kind == "cosine":
-        start = schedule.warmup_steps
-    else:
-        start = max(schedule.warmup_steps, training.steps - round(schedule.decay_fraction * training.steps))
-    if step < start:
-        return peak
-    progress = min(1.0, (step - start) / max(1, training.steps - 1 - start))
-    share = 0.5 * (1 + math.cos(math.pi * progress)) if schedule.kind == "cosine" else 1 - progress
-    return schedule.final_learning_rate + share * (peak - schedule.final_learning_rate)

@@ -17,7 +17,7 @@ from inheritune.runtime.hardware import Hardware
 from inheritune.runtime.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory, ran_out_of_memory
 from inheritune.training.gradients import QueryKeyGradients
 from inheritune.training.micro_batch import smaller
-from inheritune.training.optimizer import learning_rate
+from inheritune.training.schedule import learning_rate
 from inheritune.training.parallel import Placed, whole
 
 logger = logging.getLogger(__name__)
