@@ -36,8 +36,8 @@ from inheritune.training.loss import NextTokenLoss
 from inheritune.training.metrics import Metrics
 from inheritune.training.micro_batch import TOKENS, sizes
 from inheritune.training.optimizer import make_optimizer
-from inheritune.training.schedule import learning_rate
 from inheritune.training.parallel import place
+from inheritune.training.schedule import learning_rate
 from inheritune.training.step import Stepper
 
 SIZES = [  # layers, hidden size, heads, window, windows per step, vocabulary

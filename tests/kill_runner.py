@@ -102,6 +102,22 @@ def do_probes(work: Path, directory: Path) -> None:
     run(recipe(work / "data", training=long, start_layers="auto", parity={"margin": -100.0}), directory)
 
 
+def do_frugal(work: Path, directory: Path) -> None:
+    """The reference, and three rounds that end when they are decided."""
+    long = training(steps=64, checkpoints={"every": 5})
+    run(
+        recipe(
+            work / "data",
+            training=long,
+            search="frugal",
+            start_layers=1,
+            grow={"layers": 1},
+            parity={"margin": -9},
+        ),
+        directory,
+    )
+
+
 def do_yardsticks(work: Path, directory: Path) -> None:
     """The reference and a round, measured on other text too, and the fair control."""
     parity = {"margin": -100.0, "control": True, "also": {"other": str(work / "other")}}
@@ -141,6 +157,7 @@ VERBS = {
     "prepare": do_prepare,
     "run": do_run,
     "probes": do_probes,
+    "frugal": do_frugal,
     "yardsticks": do_yardsticks,
     "train": do_train,
     "study": do_study,
@@ -166,7 +183,7 @@ def make_inputs(verb: str, work: Path) -> None:
 def result(verb: str, directory: Path) -> str:
     """One SHA-256 over the files that count, with their names; of JSON without what a clock says."""
     names = {"prepare": ("*",), "evaluate": ("evaluation.json", "*/*.json")}.get(
-        verb, ("model.safetensors", "validation*.json", "summary.json", "forecast.json")
+        verb, ("model.safetensors", "validation*.json", "summary.json", "forecast.json", "decisions.json")
     )
     digest = hashlib.sha256()
     left = [str(path) for path in directory.rglob("*.tmp")]

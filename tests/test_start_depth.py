@@ -15,14 +15,14 @@ from handmade_attention import handmade_model
 from inheritune import UserError
 from inheritune.algorithm import run
 from inheritune.analysis.analyze import analyze
-from inheritune.analysis.forecast import Forecast, Probe, load_forecast
+from inheritune.analysis.forecast import SHRINKS, Forecast, Probe, load_forecast
 from inheritune.analysis.kept import Kept, load_kept, save
 from inheritune.analysis.result import save_analyses
 from inheritune.config import Training
 from inheritune.plan import plan
 from inheritune.recipe_file import parse_recipe
 from inheritune.runtime.signals import Interrupted
-from inheritune.start_depth import EXPONENT, conclude, predict, probe_trainings
+from inheritune.start_depth import conclude, predict, probe_trainings
 from inheritune.training.step import Stepper
 from inheritune.training.validation import WindowLosses
 from tiny_data import write_shards
@@ -55,7 +55,7 @@ def test_a_power_law_in_tokens_and_a_line_in_the_loss_at_the_cut_are_predicted_e
     noise = np.random.Generator(np.random.PCG64(0)).normal(size=50)
 
     def truth(layers: int, steps: int) -> np.ndarray:
-        return 2.8 + 0.2 * cuts[layers] + (0.5 + 0.3 * cuts[layers]) * steps**-EXPONENT + noise
+        return 2.8 + 0.2 * cuts[layers] + (0.5 + 0.3 * cuts[layers]) * steps ** np.log2(SHRINKS) + noise
 
     probes = four(20, 15, 22)
     found = predict(a_forecast(cuts), probes, [truth(p.layers, p.steps) for p in probes])

@@ -31,6 +31,7 @@ from inheritune.evaluation.evaluate import check_reference, check_settings, eval
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
 from inheritune.evaluation.result import load_evaluation
 from inheritune.evaluation.samples import write_samples
+from inheritune.frugal import UntilDecided, decisions_in
 from inheritune.initialization import append, select
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.load import load_config, load_model
@@ -258,13 +259,16 @@ def one_round(
     def holds(losses: WindowLosses, of_reference: WindowLosses) -> bool:
         return compare(losses, of_reference.thinned(len(losses.losses)), parity.margin).parity
 
-    def at_parity(step: int, losses: WindowLosses, measure: Callable[[Split], WindowLosses]) -> bool:
-        return (
-            parity.stop_at_parity
-            and holds(losses, reference.losses)
-            and all(holds(measure(split), reference.also[name]) for name, split in this.texts.items())
+    def as_good(losses: WindowLosses, measure: Callable[[Split], WindowLosses]) -> bool:
+        return holds(losses, reference.losses) and all(
+            holds(measure(split), reference.also[name]) for name, split in this.texts.items()
         )
 
+    def at_parity(step: int, losses: WindowLosses, measure: Callable[[Split], WindowLosses]) -> bool:
+        return parity.stop_at_parity and as_good(losses, measure)
+
+    target, frugal = reference.losses.mean + parity.margin, this.recipe.search == "frugal"
+    stop = UntilDecided(this, directory, target, as_good) if frugal else at_parity
     outcome = train_small(
         this,
         reference,
@@ -272,7 +276,7 @@ def one_round(
         this.recipe.training,
         lambda: initial_weights(this, reference, directory, layers, previous),
         f"round {number}, {layers} layers",
-        at_parity,
+        stop,
     )
     also = measure_texts(this, this.recipe.reference.at(directory / "model"), directory)
     return figures_of(this, reference, number, directory, outcome, also)
@@ -303,6 +307,7 @@ def train_small(
         run=this.folder.path,
         loss=objective(this, reference),
         stop=stop,
+        ends=stop.ends if isinstance(stop, UntilDecided) else (),
         dtype=saved_dtype(training, reference.config),
         inherited=this.recipe.reference.pretrained is not None,  # one trained here may have had little time
         trust_remote_code=reference.source.trust_remote_code,
@@ -388,6 +393,7 @@ def figures_of(
         directory=directory.name,
         kept=kept_in(directory, outcome.layers, reference.layers).layers,
         predicted=summary.predicted.get(outcome.layers),
+        decisions=decisions_in(directory),
         also={name: paired(found, reference.also[name], summary.margin) for name, found in also.items()},
         worth=worth_of(directory, comparison.difference, this.recipe.training),
     )

@@ -134,14 +134,13 @@ class Optimizer(Settings):
 
 
 class Schedule(Settings):
-    """Learning rate over the steps: a linear warm-up, then one of three shapes."""
+    """Learning rate over the steps: a linear warm-up, then one of two shapes."""
 
-    kind: Literal["cosine", "warmup-stable-decay", "repeated-decay"] = "cosine"
-    """`repeated-decay` is constant too, and decays several times, to ends that are further and further apart."""
+    kind: Literal["cosine", "warmup-stable-decay"] = "cosine"
     warmup_steps: Annotated[Integer, Field(ge=0)] = 2000
     final_learning_rate: NotNegative = 1e-5
     decay_fraction: Annotated[Number, Field(gt=0, le=1)] = 0.2
-    """Share of the steps up to its end that a linear decay takes."""
+    """Share of the steps that `warmup-stable-decay` spends on its linear decay."""
 
 
 class Validation(Settings):
@@ -538,6 +537,10 @@ class Recipe(Settings):
     training, as short trainings predict it, is the reference's or lower."""
     training: Training = Training()
     """Every round's training; the reference's too, except for what `reference.training` sets."""
+    search: Literal["paper", "frugal"] = "paper"
+    """How the depth is searched for. `paper` trains every round in full (Algorithm 1). `frugal` ends a round as soon
+    as it is decided: the learning rate decays several times, and where it has, the model is the result if it is as
+    good, or grows (by default by `append`) if it is not expected to be as good after all steps."""
     grow: Grow = Grow()
     distillation: Distillation | None = None
     """Train every round with the reference as teacher."""
@@ -557,6 +560,19 @@ class Recipe(Settings):
         return {**values, "keep": "measured" if pretrained else "first"}
 
     @model_validator(mode="after")
+    def _frugal_decides(self) -> Recipe:
+        if self.search == "frugal" and self.parity.stop_at_parity:
+            raise UserError(
+                "`search: frugal` ends rounds at parity by itself: leave `parity.stop_at_parity` out"
+            )
+        if self.search == "frugal" and self.training.schedule.kind == "cosine":
+            raise UserError(
+                "`search: frugal` cools a model several times, so `training.schedule.kind` cannot be cosine: leave it"
+                " out, or set it in `reference.training`"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _growth_keeps_what_there_is(self) -> Recipe:
         if self.grow.mode == "append" and self.keep == "spread":
             raise UserError(
@@ -571,7 +587,10 @@ class Recipe(Settings):
     @model_validator(mode="before")
     @classmethod
     def _reference_is_trained_alike(cls, values: Any) -> Any:
-        """Fill `reference.training` with `training`: the paper trains both with the same hyper-parameters."""
+        """Fill `reference.training` with `training`: the paper trains both with the same hyper-parameters.
+
+        Then write down what a frugal search does in its rounds, unless the recipe says otherwise.
+        """
         if not isinstance(values, Mapping) or not isinstance(values.get("reference"), Mapping):
             return values
         reference = values["reference"]
@@ -581,9 +600,15 @@ class Recipe(Settings):
             and isinstance(shared, Mapping)
             and isinstance(own, Mapping)
         ):
-            return {**values, "reference": {**reference, "training": merge(shared, own)}}
-        return values
+            values = {**values, "reference": {**reference, "training": merge(shared, own)}}
+        return merge(FRUGAL, values) if values.get("search") == "frugal" else values
 
+
+FRUGAL = {
+    "grow": {"mode": "append"},
+    "training": {"schedule": {"kind": "warmup-stable-decay", "decay_fraction": 0.4}},
+}
+"""What `search: frugal` stands for beside the search itself, unless a recipe says otherwise."""
 
 DECIDES_WEIGHTS = (
     *(f"data.{name}" for name in ("window", "order", "tokens")),
@@ -592,7 +617,7 @@ DECIDES_WEIGHTS = (
         for model in ("model", "reference")
         for name in ("pretrained", "revision", "architecture")
     ),
-    *("initialization", "keep", "start_layers", "grow", "distillation"),
+    *("initialization", "keep", "start_layers", "search", "grow", "distillation"),
     *("parity.margin", "parity.stop_at_parity", "parity.also"),
     *(f"training.{name}" for name in ("steps", "tokens_per_step", "seed", "float8", "optimizer", "schedule")),
 )

@@ -8,6 +8,7 @@
     reference/validation-NAME.json, round-1-12-layers/validation-NAME.json    losses on other text (`parity.also`)
     reference/forecast.json, probe-12-layers-500-steps/    with `start_layers: auto`: what depths will reach, and why
     round-1-12-layers/     metrics.jsonl; checkpoints/, until it is trained; then validation.json, model/
+    round-1-12-layers/decisions.json    with `search: frugal`: why the round ended when it did
     control/               the reference trained on (`parity.control`): what a round has
     final/                 the result, a Hugging Face checkpoint
     reference/analysis.json, final/analysis.json    attention of both models, if it was analyzed
@@ -118,6 +119,31 @@ class Worth(Record):
     tokens: int
 
 
+class Decision(Record):
+    """What `search: frugal` decided where a round's learning rate had decayed; losses in nats per token."""
+
+    step: int
+    loss: float
+    """On all validation windows."""
+    target: float
+    """The reference's loss, and the margin."""
+    what: Literal["parity", "grow", "train on"]
+    expected: float | None = None
+    """The loss after all steps of the round; None where it is too early to say, or parity holds."""
+    low: float | None = None
+    high: float | None = None
+    """Between these it should be."""
+    next: int | None = None
+    """Steps after which the learning rate has decayed again; None where the round ends."""
+
+    def sentence(self) -> str:
+        """For the terminal."""
+        found = f"step {self.step:,}: loss {self.loss:.4f}, {self.loss - self.target:+.4f} to the target"
+        if self.expected is not None:
+            found += f"; {self.expected:.4f} [{self.low:.4f}, {self.high:.4f}] is expected in the end"
+        return f"{found}: {self.what}" + (f" to step {self.next:,}" if self.next else "")
+
+
 class RoundFigures(Record):
     """One finished round: `difference` is target minus reference, nats per token, over paired windows."""
 
@@ -139,6 +165,8 @@ class RoundFigures(Record):
     """Which of the reference's layers it has, counted from 0; None in runs of versions that kept the first ones."""
     predicted: float | None = None
     """The loss that was predicted of this depth (`start_layers: auto`)."""
+    decisions: list[Decision] = []
+    """What `search: frugal` decided during it."""
     also: dict[str, Difference] = {}
     """On other text, by the name of that."""
     worth: Worth | None = None

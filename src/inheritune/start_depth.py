@@ -12,7 +12,6 @@ The forecast is written when the curve is known, and again in the end, so a run 
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from inheritune import UserError
-from inheritune.analysis.forecast import FORECAST, Forecast, Prediction, Probe, load_forecast
+from inheritune.analysis.forecast import FORECAST, SHRINKS, Forecast, Prediction, Probe, gain, load_forecast
 from inheritune.analysis.kept import Kept, save
 from inheritune.analysis.layers import kept_at
 from inheritune.analysis.result import FILE, load_analyses
@@ -43,9 +42,6 @@ logger = logging.getLogger(__name__)
 
 SHARE = 0.05
 """Of the steps in the shorter probe of a depth; the longer one has twice as many."""
-
-EXPONENT = 0.28
-"""The loss falls with the tokens T as E + B * T ** -EXPONENT (Hoffmann et al., 2022, arXiv 2203.15556)."""
 
 
 def start_depth(start_layers: int | Literal["half", "auto"], depth: int) -> int:
@@ -183,23 +179,18 @@ def predict(forecast: Forecast, probes: Sequence[Probe], losses: Sequence[np.nda
     deep = cuts[probes[2].layers]
     apart = cuts[probes[0].layers] - deep
 
-    def after(exponent: float) -> np.ndarray:
+    def after(ratio: float) -> np.ndarray:
         """[depths, windows]."""
-        more = gain(forecast.steps / probes[1].steps, exponent)
+        more = gain(forecast.steps / probes[1].steps, ratio)
         ends = [losses[i + 1] - more * (losses[i] - losses[i + 1]) for i in (0, 2)]
         shares = [(cut - deep) / apart if apart else 0.0 for cut in cuts.values()]
         return np.stack([ends[1] + share * (ends[0] - ends[1]) for share in shares])
 
-    def bounds(exponent: float, side: int) -> list[float]:
-        return [interval_of(float(row.mean()), standard_error(row))[side] for row in after(exponent)]
+    def bounds(ratio: float, side: int) -> list[float]:
+        return [interval_of(float(row.mean()), standard_error(row))[side] for row in after(ratio)]
 
-    rows = zip(cuts, after(EXPONENT).mean(1).tolist(), bounds(0, 0), bounds(2 * EXPONENT, 1), strict=True)
+    rows = zip(cuts, after(SHRINKS).mean(1).tolist(), bounds(1, 0), bounds(SHRINKS**2, 1), strict=True)
     return [Prediction(layers=layers, loss=loss, low=low, high=high) for layers, loss, low, high in rows]
-
-
-def gain(times: float, exponent: float) -> float:
-    """What `times` as many tokens gain, in units of what the last doubling gained."""
-    return (1 - times**-exponent) / (2**exponent - 1) if exponent else math.log2(times)
 
 
 def tell_how_far_off(figures: RoundFigures) -> None:

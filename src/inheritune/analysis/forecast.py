@@ -6,6 +6,7 @@ were trained, and what they predict (`start_layers: auto`).
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,10 @@ from inheritune.analysis.result import Record
 from inheritune.runtime import files
 
 FORECAST = "forecast.json"
+
+SHRINKS = 2**-0.28
+"""What a doubling of the tokens T gains, in parts of the one before: the loss is E + B * T ** -0.28 (Hoffmann et al.,
+2022, arXiv 2203.15556)."""
 
 
 class Probe(Record):
@@ -65,3 +70,12 @@ def load_forecast(path: Path) -> Forecast:
         UserError: it is something else, or damaged.
     """
     return files.read_record(path, Forecast, "a forecast of format 1")
+
+
+def gain(times: float, ratio: float) -> float:
+    """What `times` as many steps gain, in units of what the last doubling gained.
+
+    Each doubling gains `ratio` times what the one before it gained: 2 ** -e where the loss falls as steps ** -e.
+    """
+    doublings = math.log2(times)
+    return doublings if ratio == 1 else ratio * (ratio**doublings - 1) / (ratio - 1)

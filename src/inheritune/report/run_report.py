@@ -25,7 +25,7 @@ from inheritune.report.figures import Interval, Line, Picture, curves, differenc
 from inheritune.report.layers_report import kept_blocks
 from inheritune.report.runs import Entry, Run, read_run
 from inheritune.report.table import Table
-from inheritune.report.verdict import rounds_table, texts_table, verdict_words
+from inheritune.report.verdict import decisions_table, rounds_table, texts_table, verdict_words
 from inheritune.runtime import files
 
 Axis = Literal["step", "flops"]
@@ -153,8 +153,9 @@ def _round_blocks(run: Run) -> Iterator[pages.Block]:
             "about; its difference is to the untouched reference, and its FLOPs count in no cost."
         )
     yield rounds_table(summary, title, (note,))
-    if (texts := texts_table(summary)) is not None:
-        yield texts
+    for table in (texts_table(summary), decisions_table(summary)):
+        if table is not None:
+            yield table
     lines = []
     for entry in summary.rounds:
         decimals = loss_decimals(entry.interval)

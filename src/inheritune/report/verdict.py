@@ -114,6 +114,34 @@ def texts_table(summary: Summary) -> Table | None:
     return Table("Other text, on all windows of each", headings, rows) if rows else None
 
 
+def decisions_table(summary: Summary) -> Table | None:
+    """What `search: frugal` decided in every round, and what the run had cost by then; None if it did not search."""
+    rows, spent = [], summary.probe_flops
+    for entry in summary.rounds:
+        for one in entry.decisions:
+            expected = [one.expected, one.low, one.high]
+            cost = spent + entry.training_flops * one.step / entry.steps
+            cells = (
+                *(str(entry.round), str(entry.layers), f"{one.step:,}", f"{one.loss:.3f}"),
+                f"{one.loss - one.target:+.3f}",
+                *("" if loss is None else f"{loss:.3f}" for loss in expected),
+                flops(cost),
+                one.what if one.next is None else f"{one.what} to step {one.next:,}",
+            )
+            rows.append(Row(cells, "parity" if one.what == "parity" else ""))
+        spent = entry.total_training_flops
+    headings = (
+        *("<Round", "Layers", "Step", "Loss", "To the target"),
+        *("Expected|in the end", "from", "to", "All FLOPs|so far", "<Decision"),
+    )
+    note = (
+        "Losses of the model where its learning rate had decayed, on all validation windows, in nats per token. "
+        "Expected: after all steps of the round, by what its last doublings gained; a round grows when even the "
+        "lower bound misses the target."
+    )
+    return Table("What was decided, and when", headings, rows, (note,)) if rows else None
+
+
 def terminal_rounds(summary: Summary) -> rich.table.Table:
     """What matters most of `rounds_table`: the cost or, where that is unknown, the FLOPs of all rounds."""
     table = rounds_table(summary)

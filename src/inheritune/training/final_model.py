@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -77,6 +79,20 @@ def round_weights(model: PreTrainedModel, dtype: torch.dtype, world: World) -> N
         )
 
 
+@contextmanager
+def rounded(model: PreTrainedModel, dtype: torch.dtype, world: World) -> Iterator[None]:
+    """For the time of the block, the weights that would be left behind."""
+    parameters = _parameters(model).values()
+    kept = [] if dtype == torch.float32 else [parameter.detach().clone() for parameter in parameters]
+    try:
+        round_weights(model, dtype, world)
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, before in zip(parameters, kept, strict=False):
+                parameter.copy_(before)
+
+
 def save_final(
     directory: Path,
     model: PreTrainedModel,
@@ -102,9 +118,9 @@ def save_final(
     def write() -> None:
         losses.save(directory / "validation.json")
         files.write_json(directory / "training.json", asdict(outcome))
-        rounded = {id(tensor): tensor.to(dtype) for name, tensor in weights.items() if name in parameters}
+        saved = {id(tensor): tensor.to(dtype) for name, tensor in weights.items() if name in parameters}
         left = {
-            name: rounded.get(id(tensor), tensor) for name, tensor in weights.items()
+            name: saved.get(id(tensor), tensor) for name, tensor in weights.items()
         }  # tied ones still one
         tokenizer = tokenizer_in(shards)
         with files.directory(directory / MODEL) as folder:  # last: where it is, the rest is too

@@ -11,8 +11,10 @@ A signal saves a checkpoint and raises `Interrupted`; the same call then resumes
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,7 +31,7 @@ from inheritune.runtime.progress import ProgressBar
 from inheritune.runtime.signals import Interrupted, signals
 from inheritune.runtime.world import World
 from inheritune.training import checkpoint
-from inheritune.training.checkpoint import Saver
+from inheritune.training.checkpoint import Saver, TrainState
 from inheritune.training.checks import warn_if_untrained
 from inheritune.training.final_model import (
     CHECKPOINTS,
@@ -37,13 +39,13 @@ from inheritune.training.final_model import (
     Outcome,
     read_outcome,
     round_weights,
+    rounded,
     save_final,
 )
 from inheritune.training.float8 import without_float8
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.metrics import Metrics
 from inheritune.training.micro_batch import windows_per_process
-from inheritune.training.schedule import decay_ends
 from inheritune.training.start import start_or_resume
 from inheritune.training.step import NonFiniteError
 from inheritune.training.validation import WindowLosses, validate
@@ -64,6 +66,7 @@ def train(
     run: Path | None = None,
     loss: Callable[[PreTrainedModel, World], NextTokenLoss] = NextTokenLoss,
     stop: Stop = lambda step, losses, measure: False,
+    ends: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
     inherited: bool = False,
     trust_remote_code: bool = False,
@@ -84,6 +87,8 @@ def train(
         loss: what is minimised; cross entropy of the next token, or distillation.
         stop: given each validation's step and losses, and what measures the model on another split; True ends the
             training there.
+        ends: steps after which the learning rate has decayed, see `schedule`; `stop` may add some. The model is
+            validated there on all windows, with the weights that would be left behind.
         dtype: of the weights in `model/`; checkpoints are float32.
         inherited: whether the first weights should already know something; if they do not, a warning says so.
         trust_remote_code: for checkpoints of a model that needs it.
@@ -128,27 +133,18 @@ def train(
     )
     bar = ProgressBar(title, training.steps, "steps", state.step)
 
-    def measure_on(split: Split, windows: int | Literal["all"] = training.validation.windows) -> WindowLosses:
-        with without_float8(model) if training.float8 else nullcontext():
-            return validate(stepper.loss, split, data.window, hardware, windows)
-
-    def measure(windows: int | Literal["all"]) -> WindowLosses:
-        losses = measure_on(data.validation, windows)
-        metrics.validated(
-            state, losses.thinned(training.validation.windows)
-        )  # every line is of the same windows
-        return losses
+    validation = Validation(model, stepper.loss, data, training, hardware, metrics, dtype)
 
     with bar, signals() as interrupted, closing(metrics), closing(ahead(batches)) as steps:
         try:
             if state.step == 0:
-                losses = measure(training.validation.windows)
+                losses = validation.measured(state, training.validation.windows)
                 if inherited:
                     warn_if_untrained(losses.mean, model.config)
             began = time.perf_counter()
             for micro_batches in steps:
-                validates, saves = due_after(state.step + 1, training, data)
-                result = stepper(state.step, micro_batches, gradient_norms=validates)
+                validates, saves = due_after(state.step + 1, training, data, ends)
+                result = stepper(state.step, micro_batches, gradient_norms=validates, ends=ends)
                 stopping = world.any(interrupted())
                 if validates or saves or stopping:
                     stepper.check_last()
@@ -157,8 +153,7 @@ def train(
                 metrics.stepped(state, result)
                 bar.update(state.step, metrics.note)
 
-                between = validates and state.step < training.steps
-                if between and stop(state.step, measure(training.validation.windows), measure_on):
+                if validates and state.step < training.steps and validation.ends(state, stop, ends):
                     break
                 if saves or stopping:
                     saver.save(model, stepper.optimizer, state)
@@ -168,7 +163,7 @@ def train(
                 began = time.perf_counter()  # what came after the step is not training time
             saver.wait()
             round_weights(model, dtype, world)
-            losses = measure("all")
+            losses = validation.measured(state, "all")
         except NonFiniteError as error:
             saver.wait()
             raise NonFiniteError(_explain(error, directory, data, order), error.step) from error
@@ -185,8 +180,42 @@ def train(
     return outcome
 
 
-def due_after(step: int, training: Training, data: TrainingData) -> tuple[bool, bool]:
-    """Whether a validation, and whether a checkpoint, is due after so many steps; where a decay ends, one is anyway."""
+@dataclass(frozen=True)
+class Validation:
+    """The validations of a training: what is measured, with what, and where it is written down."""
+
+    model: PreTrainedModel
+    loss: NextTokenLoss
+    data: TrainingData
+    training: Training
+    hardware: Hardware
+    metrics: Metrics
+    dtype: torch.dtype
+    """Of the weights that will be left behind."""
+
+    def on(self, split: Split, windows: int | Literal["all"]) -> WindowLosses:
+        """Losses on a split."""
+        with without_float8(self.model) if self.training.float8 else nullcontext():
+            return validate(self.loss, split, self.data.window, self.hardware, windows)
+
+    def measured(self, state: TrainState, windows: int | Literal["all"]) -> WindowLosses:
+        """Losses on the validation split; every line of the metrics is of the same windows."""
+        losses = self.on(self.data.validation, windows)
+        self.metrics.validated(state, losses.thinned(self.training.validation.windows))
+        return losses
+
+    def ends(self, state: TrainState, stop: Stop, ends: Sequence[int]) -> bool:
+        """Whether the training ends here; where the learning rate has decayed, with the weights it would leave."""
+        cooled = state.step in ends
+        windows: int | Literal["all"] = "all" if cooled else self.training.validation.windows
+        with rounded(self.model, self.dtype, self.hardware.world) if cooled else nullcontext():
+            return stop(state.step, self.measured(state, windows), partial(self.on, windows=windows))
+
+
+def due_after(
+    step: int, training: Training, data: TrainingData, ends: Sequence[int] = ()
+) -> tuple[bool, bool]:
+    """Whether a validation, and whether a checkpoint, is due after so many steps; an end is validated anyway."""
     validation, twentieth = training.validation, max(1, -(-training.steps // 20))
     saves = twentieth if training.checkpoints.every == "auto" else training.checkpoints.every
     if validation.every == "auto":
@@ -197,7 +226,7 @@ def due_after(step: int, training: Training, data: TrainingData) -> tuple[bool, 
         validates = max(twentieth, round(affordable + 0.5))
     else:
         validates = validation.every
-    return step % validates == 0 or step in decay_ends(training), step % saves == 0
+    return step % validates == 0 or step in (*ends, training.steps), step % saves == 0
 
 
 def _explain(error: NonFiniteError, directory: Path, data: TrainingData, order: Order) -> str:

@@ -17,8 +17,8 @@ from inheritune.runtime.hardware import Hardware
 from inheritune.runtime.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory, ran_out_of_memory
 from inheritune.training.gradients import QueryKeyGradients
 from inheritune.training.micro_batch import smaller
-from inheritune.training.schedule import learning_rate
 from inheritune.training.parallel import Placed, whole
+from inheritune.training.schedule import learning_rate
 
 logger = logging.getLogger(__name__)
 
@@ -132,16 +132,23 @@ class Stepper:
         )
         self.bad = torch.zeros((), device=hardware.device)
 
-    def __call__(self, step: int, micro_batches: Sequence[Batch], gradient_norms: bool = False) -> StepResult:
+    def __call__(
+        self,
+        step: int,
+        micro_batches: Sequence[Batch],
+        gradient_norms: bool = False,
+        ends: Sequence[int] = (),
+    ) -> StepResult:
         """Run step `step` (0-based) over micro-batches of equal size, this process's share of the step.
 
         With `gradient_norms` those of query and key weights are taken too, before clipping, if the recipe wants them.
+        `ends` are those of `learning_rate`.
 
         Raises:
             NonFiniteError: for this step or, on a GPU, the one before; the weights are those before that step.
             UserError: there is not enough memory, with what to set.
         """
-        rate = learning_rate(step, self.training)
+        rate = learning_rate(step, self.training, ends)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         backward = self._halving_on_out_of_memory(step, micro_batches, gradient_norms)
