@@ -267,8 +267,8 @@ def one_round(
     def at_parity(step: int, losses: WindowLosses, measure: Callable[[Split], WindowLosses]) -> bool:
         return parity.stop_at_parity and as_good(losses, measure)
 
-    target, frugal = reference.losses.mean + parity.margin, this.recipe.search == "frugal"
-    stop = UntilDecided(this, directory, target, as_good) if frugal else at_parity
+    frugal = this.recipe.search == "frugal"
+    stop = UntilDecided(this, reference, directory, as_good) if frugal else at_parity
     outcome = train_small(
         this,
         reference,

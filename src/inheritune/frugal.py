@@ -1,50 +1,50 @@
 """Rounds that end when they are decided (`search: frugal`), in place of Algorithm 1's, which are paid in full.
 
-The learning rate of a round decays several times (see `training.schedule`), first after a sixteenth of the steps,
-then after twice as many, and so on, so that the model is cooled long before its training is over and can be compared
-with the reference as if it had been planned to end there. At each of these points:
+The loss of a model that is trained at a constant learning rate falls by much when the rate decays, so it cannot be
+compared with the reference before it is cooled. A round is cooled several times (see `training.schedule`):
 
-1. it is as good as the reference: the round ends with parity, and the model is the result;
-2. what the last doublings of the steps gained says that it will not be after all steps either: the round ends, and
-   the next one grows this model (`grow.mode: append`), so that nothing of its training is thrown away;
-3. neither: the round goes on, to twice the steps or to where parity is expected.
+1. after a tenth and after a quarter of the steps. What was gained between the two says what to expect of the whole
+   round: if even the most hopeful answer misses the target, the round ends, and the next one grows this model
+   (`grow.mode: append`), so that nothing of its training is thrown away;
+2. then as soon as a validation at the constant rate, less what the last decay gained, reaches the target;
+3. at the end of the steps.
+
+Where a cooled model is as good as the reference, the round ends with parity, and the model is the result: the same as
+if the training had been planned to end there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from pydantic import TypeAdapter
 
-from inheritune.analysis.forecast import SHRINKS, gain
+from inheritune.analysis.forecast import gain
 from inheritune.config import Training
 from inheritune.data.shards import Split
 from inheritune.run_directory import Decision
 from inheritune.runtime import files
 from inheritune.runtime.progress import say
+from inheritune.training.schedule import next_decay
 from inheritune.training.validation import WindowLosses
 
 if TYPE_CHECKING:
-    from inheritune.algorithm import Run
+    from inheritune.algorithm import Reference, Run
 
 DECISIONS = "decisions.json"
 """In the directory of a round."""
 _LIST = TypeAdapter(list[Decision])
 
-FIRST = 16
-"""The learning rate has decayed first after this part of the steps."""
-LEAST, MOST = 1.15, 2.0
-"""How many times as many steps as the last one the next decay ends after."""
-SURE = 1.02
-"""More steps than are expected to be needed for parity."""
-GAINS = (0.5, 1.4)
-"""What a doubling of the steps may gain, in parts of what the one before gained: the bounds of what is taken from the
-losses so far."""
-OPEN = 1.25
-"""How many times more or less than that the next ones may gain: what the interval of an expected loss stands for."""
+PLANNED = (0.1, 0.25)
+"""After these shares of the steps a round is cooled in any case."""
+AGAIN = 1.15
+"""Times the steps of one end that the next one has at least."""
+RATIOS = (1.4, 1.0, 0.7)
+"""What a doubling of the steps gains, in parts of the one before it: the most hopeful, what is expected, the least.
+A model that was inherited gains more and more at first (`results/frugal/`)."""
 
 Measure = Callable[[Split], WindowLosses]
 
@@ -54,37 +54,51 @@ class UntilDecided:
 
     Args:
         this: the run.
+        reference: what to be as good as.
         directory: of the round.
-        target: the loss to reach on all windows, nats per token.
         as_good: whether parity holds for a cooled model, given its losses and what measures it on other text.
     """
 
     def __init__(
-        self, this: Run, directory: Path, target: float, as_good: Callable[[WindowLosses, Measure], bool]
+        self,
+        this: Run,
+        reference: Reference,
+        directory: Path,
+        as_good: Callable[[WindowLosses, Measure], bool],
     ) -> None:
-        self.world, self.directory, self.target, self.as_good = this.world, directory, target, as_good
-        self.training = this.recipe.training
-        self.decisions: list[Decision] = this.world.on_first(decisions_in, directory)
-        self.ends = [first_end(self.training)]
-        """Steps after which the learning rate has decayed, as far as is decided."""
-        self.ends += [one.next for one in self.decisions if one.next is not None]
+        self.world, self.path, self.as_good = this.world, directory / DECISIONS, as_good
+        self.training, self.margin, self.reference = (
+            this.recipe.training,
+            this.recipe.parity.margin,
+            reference,
+        )
+        self.ends = list[int]()
+        """Steps after which the learning rate has decayed, as far as is decided; the last step is one in any case."""
+        self._remember(this.world.on_first(decisions_in, directory))
 
     def __call__(self, step: int, losses: WindowLosses, measure: Measure) -> bool:
         """Whether the round ends here."""
-        if step not in self.ends:
-            return False
         # A round that was killed decides again what it had decided after its checkpoint.
-        earlier = [one for one in self.decisions if one.step < step]
-        cooled = [*((one.step, one.loss) for one in earlier), (step, losses.mean)]
-        decision = decide(cooled, self.training.steps, self.target, self.as_good(losses, measure))
-        self.decisions = [*earlier, decision]
-        self.ends[:] = [end for end in self.ends if end <= step]
-        if decision.next is not None:
-            self.ends.append(decision.next)
+        self._remember([one for one in self.decisions if one.step < step])
+        target = self.reference.losses.thinned(len(losses.losses)).mean + self.margin
+        if step in self.ends:
+            thinned = losses.thinned(self.training.validation.windows).mean
+            as_good = self.as_good(losses, measure)
+            decision = when_cooled(self.decisions, step, losses.mean, thinned, target, self.training, as_good)
+        elif (found := when_hot(self.decisions, self.ends, step, losses.mean, target, self.training)) is None:
+            return False
+        else:
+            decision = found
+        self._remember([*self.decisions, decision])
         if self.world.first:
-            files.write_json(self.directory / DECISIONS, _LIST.dump_python(self.decisions, mode="json"))
+            files.write_json(self.path, _LIST.dump_python(self.decisions, mode="json"))
             say(decision.sentence())
-        return decision.next is None
+        return decision.what in ("parity", "grow")
+
+    def _remember(self, decisions: list[Decision]) -> None:
+        self.decisions = decisions
+        decided = {one.next for one in decisions if one.next is not None}
+        self.ends[:] = sorted({*planned_ends(self.training), *decided} - {self.training.steps})
 
 
 def decisions_in(directory: Path) -> list[Decision]:
@@ -93,49 +107,76 @@ def decisions_in(directory: Path) -> list[Decision]:
     return _LIST.validate_json(path.read_bytes()) if path.exists() else []
 
 
-def first_end(training: Training) -> int:
-    """After how many steps the learning rate has decayed for the first time."""
-    return min(training.steps, max(1, training.steps // FIRST, 2 * training.schedule.warmup_steps))
+def planned_ends(training: Training) -> list[int]:
+    """After how many steps the model is cooled in any case, before the end."""
+    least = training.schedule.warmup_steps + 2
+    found = {max(least, round(share * training.steps)) for share in PLANNED}
+    return sorted(end for end in found if end * AGAIN <= training.steps)
 
 
-def decide(cooled: Sequence[tuple[int, float]], steps: int, target: float, as_good: bool) -> Decision:
-    """What follows from the losses of a model that was cooled several times, the last of them now.
+def when_hot(
+    decisions: Sequence[Decision],
+    ends: Sequence[int],
+    step: int,
+    loss: float,
+    target: float,
+    training: Training,
+) -> Decision | None:
+    """At a validation before or in a decay: whether to cool the model, or None to train on.
 
     Args:
-        cooled: (steps, validation loss on all windows) in the order of steps.
-        steps: of the whole round.
-        target: the loss to reach.
-        as_good: whether parity holds now.
+        decisions: those before.
+        ends: the steps after which the learning rate has decayed, as far as is decided.
+        step: that was done.
+        loss: on some of the validation windows, nats per token.
+        target: the loss to reach on these.
+        training: of the round.
     """
-    now, loss = cooled[-1]
-    decision = Decision(step=now, loss=loss, target=target, what="parity" if as_good else "train on")
-    if as_good:
+    start, end = next_decay(step, training, ends)
+    if step == start:
+        return Decision(step=step, loss=loss, target=target, what="cool down", next=end)
+    gains = [(one.step, one.gain) for one in decisions if one.gain is not None]
+    if step > start or end != training.steps or not gains:
+        return None
+    (last, gained), end = gains[-1], round(step / (1 - training.schedule.decay_fraction))
+    if not AGAIN * last <= end <= training.steps / AGAIN or loss - gained > target:
+        return None
+    return Decision(step=step, loss=loss, target=target, what="cool down", next=end)
+
+
+def when_cooled(
+    decisions: Sequence[Decision],
+    step: int,
+    loss: float,
+    thinned: float,
+    target: float,
+    training: Training,
+    as_good: bool,
+) -> Decision:
+    """Where the learning rate has decayed: whether the round ends.
+
+    Args:
+        decisions: those before.
+        step: that was done.
+        loss: on all validation windows, nats per token.
+        thinned: the loss on those windows that were validated when the decay began.
+        target: the loss to reach on all.
+        training: of the round.
+        as_good: whether parity holds.
+    """
+    hot = [one.loss for one in decisions if one.what == "cool down"]
+    decision = Decision(
+        step=step,
+        loss=loss,
+        target=target,
+        what="parity" if as_good else "train on",
+        gain=hot[-1] - thinned if hot else None,
+    )
+    before = [one for one in decisions if one.what != "cool down"]
+    if as_good or not before:
         return decision
-    following = min(steps, round(MOST * now))
-    if now >= 4 * cooled[0][0]:
-        low, expected, high = (expected_loss(cooled, steps, times) for times in (OPEN, 1.0, 1 / OPEN))
-        decision = decision.model_copy(update={"expected": expected, "low": low, "high": high})
-        if low > target:
-            return decision.model_copy(update={"what": "grow"})
-        sooner = [n for n in range(now + 1, following) if expected_loss(cooled, n) <= target]
-        if sooner:
-            following = min(following, round(SURE * max(sooner[0], LEAST * now)))
-    if following > steps / LEAST:
-        following = steps
-    return decision.model_copy(update={"next": following})
-
-
-def expected_loss(cooled: Sequence[tuple[int, float]], steps: int, times: float = 1.0) -> float:
-    """The loss after so many steps, from what the last two doublings gained.
-
-    Args:
-        cooled: as of `decide`, over at least two doublings.
-        steps: more than the last of them.
-        times: how many times as much as the last two say, each doubling gains relative to the one before it.
-    """
-    logs = np.log2([step for step, _ in cooled])
-    losses = [loss for _, loss in cooled]
-    before, half, now = (float(np.interp(logs[-1] - back, logs, losses)) for back in (2, 1, 0))
-    last = half - now
-    ratio = np.clip(last / (before - half), *GAINS) if before > half else SHRINKS
-    return now - max(last, 0.0) * gain(steps / cooled[-1][0], float(ratio) * times)
+    last = before[-1]
+    doubling = max(0.0, last.loss - loss) / math.log2(step / last.step)
+    low, expected, high = (loss - doubling * gain(training.steps / step, ratio) for ratio in RATIOS)
+    what = "grow" if low > target else "train on"
+    return decision.model_copy(update={"expected": expected, "low": low, "high": high, "what": what})

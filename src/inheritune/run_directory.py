@@ -120,21 +120,23 @@ class Worth(Record):
 
 
 class Decision(Record):
-    """What `search: frugal` decided where a round's learning rate had decayed; losses in nats per token."""
+    """What `search: frugal` decided after a step of a round; losses in nats per token."""
 
     step: int
     loss: float
-    """On all validation windows."""
+    """On all validation windows where the learning rate has decayed, before that on those of every validation."""
     target: float
-    """The reference's loss, and the margin."""
-    what: Literal["parity", "grow", "train on"]
+    """The reference's loss on the same windows, and the margin."""
+    what: Literal["cool down", "train on", "grow", "parity"]
+    next: int | None = None
+    """Where it cools down: the steps after which the learning rate has decayed."""
+    gain: float | None = None
+    """What the decay gained, on the windows of every validation."""
     expected: float | None = None
     """The loss after all steps of the round; None where it is too early to say, or parity holds."""
     low: float | None = None
     high: float | None = None
     """Between these it should be."""
-    next: int | None = None
-    """Steps after which the learning rate has decayed again; None where the round ends."""
 
     def sentence(self) -> str:
         """For the terminal."""

@@ -135,9 +135,9 @@ def decisions_table(summary: Summary) -> Table | None:
         *("Expected|in the end", "from", "to", "All FLOPs|so far", "<Decision"),
     )
     note = (
-        "Losses of the model where its learning rate had decayed, on all validation windows, in nats per token. "
-        "Expected: after all steps of the round, by what its last doublings gained; a round grows when even the "
-        "lower bound misses the target."
+        "Losses in nats per token: on all validation windows where the learning rate had decayed, on those of "
+        "every validation where it begins to. Expected: after all steps of the round, by what was gained between two "
+        "decays; a round grows when even the lower bound misses the target."
     )
     return Table("What was decided, and when", headings, rows, (note,)) if rows else None
 

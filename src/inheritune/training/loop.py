@@ -46,6 +46,7 @@ from inheritune.training.float8 import without_float8
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.metrics import Metrics
 from inheritune.training.micro_batch import windows_per_process
+from inheritune.training.schedule import next_decay
 from inheritune.training.start import start_or_resume
 from inheritune.training.step import NonFiniteError
 from inheritune.training.validation import WindowLosses, validate
@@ -215,7 +216,10 @@ class Validation:
 def due_after(
     step: int, training: Training, data: TrainingData, ends: Sequence[int] = ()
 ) -> tuple[bool, bool]:
-    """Whether a validation, and whether a checkpoint, is due after so many steps; an end is validated anyway."""
+    """Whether a validation, and whether a checkpoint, is due after so many steps.
+
+    The end is validated anyway, and with several decays of the learning rate, the beginning and the end of each.
+    """
     validation, twentieth = training.validation, max(1, -(-training.steps // 20))
     saves = twentieth if training.checkpoints.every == "auto" else training.checkpoints.every
     if validation.every == "auto":
@@ -226,7 +230,8 @@ def due_after(
         validates = max(twentieth, round(affordable + 0.5))
     else:
         validates = validation.every
-    return step % validates == 0 or step in (*ends, training.steps), step % saves == 0
+    turns = (*ends, next_decay(step, training, ends)[0]) if ends else ()
+    return step % validates == 0 or step in (*turns, training.steps), step % saves == 0
 
 
 def _explain(error: NonFiniteError, directory: Path, data: TrainingData, order: Order) -> str:

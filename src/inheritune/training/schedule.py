@@ -28,13 +28,19 @@ def learning_rate(step: int, training: Training, ends: Sequence[int] = ()) -> fl
     schedule, peak = training.schedule, training.optimizer.learning_rate
     if step < schedule.warmup_steps:
         return peak * (step + 1) / schedule.warmup_steps
-    place = bisect.bisect_right(ends, step)
-    end = ends[place] if place < len(ends) else training.steps
-    start = schedule.warmup_steps
-    if schedule.kind == "warmup-stable-decay":
-        start = max(start, *ends[:place], end - round(schedule.decay_fraction * end))
+    start, end = next_decay(step, training, ends)
     if step < start:
         return peak
     progress = min(1.0, (step - start) / max(1, end - 1 - start))
     share = 0.5 * (1 + math.cos(math.pi * progress)) if schedule.kind == "cosine" else 1 - progress
     return schedule.final_learning_rate + share * (peak - schedule.final_learning_rate)
+
+
+def next_decay(step: int, training: Training, ends: Sequence[int] = ()) -> tuple[int, int]:
+    """After how many steps the decay begins that step `step` is in or before, and ends; arguments as above."""
+    schedule, place = training.schedule, bisect.bisect_right(ends, step)
+    end = ends[place] if place < len(ends) else training.steps
+    start = schedule.warmup_steps
+    if schedule.kind == "warmup-stable-decay":
+        start = max(start, *ends[:place], end - round(schedule.decay_fraction * end))
+    return start, end
