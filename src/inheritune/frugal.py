@@ -6,7 +6,7 @@ compared with the reference before it is cooled. A round is cooled several times
 1. after a tenth and after a quarter of the steps. What was gained between the two says what to expect of the whole
    round: if even the most hopeful answer misses the target, the round ends, and the next one grows this model
    (`grow.mode: append`), so that nothing of its training is thrown away;
-2. then as soon as a validation at the constant rate, less what the last decay gained, reaches the target;
+2. then as soon as a validation at the constant rate, less what a decay should gain, reaches the target;
 3. at the end of the steps.
 
 Where a cooled model is as good as the reference, the round ends with parity, and the model is the result: the same as
@@ -138,10 +138,22 @@ def when_hot(
     gains = [(one.step, one.gain) for one in decisions if one.gain is not None]
     if step > start or end != training.steps or not gains:
         return None
-    (last, gained), end = gains[-1], round(step / (1 - training.schedule.decay_fraction))
-    if not AGAIN * last <= end <= training.steps / AGAIN or loss - gained > target:
+    end = round(step / (1 - training.schedule.decay_fraction))
+    if not AGAIN * gains[-1][0] <= end <= training.steps / AGAIN or loss - expected_gain(gains, end) > target:
         return None
     return Decision(step=step, loss=loss, target=target, what="cool down", next=end)
+
+
+def expected_gain(gains: Sequence[tuple[int, float]], end: int) -> float:
+    """What a decay gains that ends after so many steps, from (end, gain) of earlier ones, which were shorter.
+
+    A longer decay gains more: by the last two, as the logarithm of the steps.
+    """
+    (last, gained), earlier = gains[-1], gains[:-1]
+    if not earlier:
+        return gained
+    before, less = earlier[-1]
+    return gained + max(0.0, gained - less) * math.log(end / last) / math.log(last / before)
 
 
 def when_cooled(
