@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,18 @@ from hypothesis import strategies as st
 from inheritune import UserError
 from inheritune.algorithm import run
 from inheritune.config import Recipe, Training, TrainRecipe
-from inheritune.frugal import LEAST, MOST, decide, decisions_in, expected_loss, first_end
+from inheritune.frugal import (
+    AGAIN,
+    RATIOS,
+    decisions_in,
+    expected_gain,
+    planned_ends,
+    when_cooled,
+    when_hot,
+)
 from inheritune.recipe_file import parse_recipe, to_yaml
 from inheritune.report.run_report import write_report
-from inheritune.run_directory import RunDirectory
+from inheritune.run_directory import Decision, RunDirectory
 from inheritune.train import train_model
 from inheritune.training.schedule import learning_rate
 from tiny_data import write_shards
@@ -35,7 +44,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def frugal(data: Path, **changes: Any) -> Recipe:
-    """A run whose first decision is after four steps of 64."""
+    """A run that is cooled after 6, 16 and all of 64 steps."""
     changes = {"grow": {"layers": 1}, "training": training(steps=STEPS), **changes}
     return recipe(data, search="frugal", **changes)
 
@@ -68,68 +77,97 @@ def test_after_an_end_the_rate_is_the_constant_one_again() -> None:
 # what is decided
 
 
-def law(ratio: float, points: Sequence[int] = (16, 32, 64)) -> list[tuple[int, float]]:
-    """Losses of which each doubling gains `ratio` times what the one before did, the last one 0.1."""
-    losses = [3.0]
-    for back in range(len(points) - 1):
-        losses.insert(0, losses[0] + 0.1 / ratio**back)
-    return list(zip(points, losses, strict=True))
+def frugal_training(steps: int = 1000) -> Training:
+    return settings(steps, decay_fraction=0.4, warmup_steps=20)
 
 
-@given(st.floats(0.5, 1.4))
-def test_losses_on_such_a_law_are_expected_exactly(ratio: float) -> None:
-    assert expected_loss(law(ratio), 128) == pytest.approx(3.0 - 0.1 * ratio)
-    assert expected_loss(law(ratio), 256) == pytest.approx(3.0 - 0.1 * (ratio + ratio**2))
+def cooled(step: int, loss: float, **more: Any) -> Decision:
+    return Decision(step=step, loss=loss, target=0.0, what="train on", **more)
 
 
-def test_a_power_law_is_expected_exactly() -> None:
-    cooled = [(n, 2.0 + 5 * n**-0.28) for n in (100, 200, 400)]
-    assert expected_loss(cooled, 3000) == pytest.approx(2.0 + 5 * 3000**-0.28)
+def at(loss: float, target: float, as_good: bool = False, before: Sequence[Decision] = ()) -> Decision:
+    """What follows from a loss after 250 of 1,000 steps."""
+    return when_cooled(before, 250, loss, loss, target, frugal_training(), as_good)
 
 
-def test_a_loss_that_rises_is_not_expected_to_fall() -> None:
-    assert expected_loss([(1, 3.0), (2, 3.1), (4, 3.2)], 1000) == 3.2
+def test_where_it_is_cooled_parity_growth_or_neither() -> None:
+    before = [cooled(125, 3.1)]  # so a doubling gained 0.1, and there are two more
+    assert at(3.0, 3.0, as_good=True, before=before).what == "parity"
+    assert at(3.0, 2.9).expected is None, "one loss says nothing of how it falls"
+    found = at(3.0, 2.9, before=before)
+    assert found.what == "train on"
+    wanted = [3 - 0.1 * (ratio + ratio**2) for ratio in RATIOS]
+    assert [found.low, found.expected, found.high] == pytest.approx(wanted)
+    assert at(3.0, 3 - 0.1 * (1.4 + 1.4**2) + 1e-6, before=before).what == "train on"
+    assert at(3.0, 3 - 0.1 * (1.4 + 1.4**2) - 1e-6, before=before).what == "grow"
+    assert at(3.0, 2.9, before=[cooled(125, 2.9)]).what == "grow", "it does not fall"
+
+
+def test_what_the_decay_gained_is_on_the_same_windows() -> None:
+    hot = Decision(step=150, loss=3.4, target=0.0, what="cool down", next=250)
+    found = when_cooled([hot], 250, 3.0, 3.1, 2.0, frugal_training(), False)
+    assert found.gain == pytest.approx(0.3) and found.loss == 3.0
+
+
+def test_a_longer_decay_gains_more() -> None:
+    assert expected_gain([(100, 0.2)], 900) == 0.2
+    assert expected_gain([(100, 0.2), (200, 0.25)], 800) == pytest.approx(0.35)
+    assert expected_gain([(100, 0.2), (200, 0.15)], 800) == 0.15
 
 
 @pytest.mark.parametrize(
-    ("target", "as_good", "what", "following"),
+    ("step", "loss", "following"),
     [
-        (3.2, True, "parity", None),
-        (2.0, False, "grow", None),
-        (2.7, False, "train on", 128),
-        # a tenth more than a doubling of gains of 0.1 is needed
-        (2.93, False, "train on", round(1.02 * 104)),
-        (2.999, False, "train on", round(1.02 * LEAST * 64)),
+        (59, 9.0, None),
+        (60, 9.0, 100),  # a planned one begins
+        (80, 0.0, None),  # in its decay
+        (120, 0.0, None),  # the second planned one comes first
+        (150, 9.0, 250),
+        (300, 3.2, 500),  # 0.2 is gained by then, and 3.0 the target
+        (300, 3.201, None),
+        (160, 0.0, None),  # in the second
+        (535, 0.0, None),  # the last decay is as near
+        (600, 9.0, 1000),
     ],
 )
-def test_parity_growth_or_more_steps(target: float, as_good: bool, what: str, following: int | None) -> None:
-    found = decide(law(1.0), 1000, target, as_good)
-    assert (found.what, found.next) == (what, following)
-
-
-def test_it_is_too_early_to_say_before_two_doublings() -> None:
-    found = decide([(16, 9.0), (32, 8.9)], 1000, 1.0, False)
-    assert (found.what, found.next, found.expected) == ("train on", 64, None)
+def test_while_it_is_hot(step: int, loss: float, following: int | None) -> None:
+    earlier = [cooled(100, 4.0, gain=0.2), cooled(250, 3.9, gain=0.2)]
+    found = when_hot(
+        [one for one in earlier if one.step < step], [100, 250], step, loss, 3.0, frugal_training()
+    )
+    assert (None if found is None else (found.what, found.next)) == (following and ("cool down", following))
 
 
 @given(
-    st.lists(st.floats(-0.5, 0.5), min_size=1, max_size=8), st.floats(0, 5), st.integers(0, 40), st.booleans()
+    st.integers(20, 3000),
+    st.floats(0.0, 3.5),
+    st.floats(0.1, 0.9),
+    st.integers(0, 18),
+    st.floats(0, 0.6),
 )
-def test_a_round_always_comes_to_its_end(drops: list[float], target: float, warmup: int, odd: bool) -> None:
-    steps = 1000 + odd
-    end, cooled, loss = first_end(settings(steps, warmup_steps=warmup)), list[tuple[int, float]](), 4.0
-    for drop in [*drops, *[0.1] * 60]:
-        loss -= drop
-        cooled.append((end, loss))
-        if end == steps:
-            return
-        found = decide(cooled, steps, target, loss <= target)
-        if found.next is None:
-            return
-        assert end < found.next <= steps and found.next <= MOST * end + 1
-        assert found.next == steps or steps - found.next >= (1 - 1 / LEAST) * steps - 1
-        end = found.next
-    pytest.fail("it never ends")
+def test_a_round_always_ends(steps: int, target: float, share: float, warmup: int, gained: float) -> None:
+    """Of a loss that falls as a power of the steps, and by as much more in a decay."""
+    training = settings(steps, decay_fraction=share, warmup_steps=warmup)
+    decisions, ends = list[Decision](), planned_ends(training)
+    for step in range(1, steps):
+        loss = 2.0 + step**-0.2
+        if step in ends:
+            found = when_cooled(decisions, step, loss, loss, target, training, loss <= target)
+        else:
+            before = when_hot(decisions, ends, step, loss + gained, target, training)
+            if before is None:
+                continue
+            found = before
+        if found.what == "cool down" and found.next not in ends and found.next != steps:
+            assert found.next is not None and step < found.next < steps
+            ends = sorted([*ends, found.next])
+        decisions.append(found)
+        if found.what in ("parity", "grow"):
+            break
+    assert len(decisions) < 60
+    cooled_at = [one.step for one in decisions if one.what != "cool down"]
+    assert all(later >= AGAIN * earlier - 1 for earlier, later in pairwise(cooled_at[2:]))
+    assert learning_rate(steps - 1, training, ends) == pytest.approx(training.schedule.final_learning_rate)
 
 
 # runs
@@ -141,15 +179,15 @@ def test_what_is_left_is_a_training_that_was_planned_to_end_there(data: Path, tm
         frugal(data, parity=ALWAYS, training=training(steps=STEPS, dtype="bfloat16")), tmp_path / "run"
     )
     only = summary.rounds[0]
-    assert summary.verdict == "parity" and only.steps == 4 and only.layers == 2
-    assert [(one.step, one.what, one.next) for one in only.decisions] == [(4, "parity", None)]
-    assert only.decisions[0].loss == only.loss, "it was measured with the weights that are left"
+    assert summary.verdict == "parity" and only.steps == 6 and only.layers == 2
+    assert [(one.step, one.what) for one in only.decisions] == [(4, "cool down"), (6, "parity")]
+    assert only.decisions[1].loss == only.loss, "it was measured with the weights that are left"
     same = {
         "data": {"path": str(data), "window": 32},
         "model": {"pretrained": str(tmp_path / "run/reference/model")},
         "initialization": {"layers": "first 2"},
         "training": training(
-            steps=4,
+            steps=6,
             dtype="bfloat16",
             schedule={
                 **training()["schedule"],
@@ -170,9 +208,9 @@ def test_growth_keeps_what_was_trained(data: Path, tmp_path: Path) -> None:
     summary = run(frugal(data, start_layers=1, parity=NEVER), tmp_path / "run")
     assert summary.verdict == "no parity" and [entry.layers for entry in summary.rounds] == [1, 2, 3]
     for entry in summary.rounds:
-        *before, last = entry.decisions
-        assert [one.step for one in entry.decisions] == [4, 8, 16], "two doublings, then it is hopeless"
-        assert {one.what for one in before} == {"train on"} and last.what == "grow"
+        last = entry.decisions[-1]
+        whats = [(one.step, one.what) for one in entry.decisions]
+        assert whats == [(4, "cool down"), (6, "train on"), (10, "cool down"), (16, "grow")]
         assert entry.steps == 16 and entry.decisions == decisions_in(tmp_path / "run" / entry.directory)
         assert last.low is not None and last.high is not None and last.expected is not None
         assert last.low <= last.expected <= last.high
@@ -180,16 +218,17 @@ def test_growth_keeps_what_was_trained(data: Path, tmp_path: Path) -> None:
     assert second.total_training_flops == first.training_flops + second.training_flops
     assert second.loss < first.loss
     page = write_report(tmp_path / "run").read_text("utf-8")
-    assert "What was decided, and when" in page and page.count("train on to step") == 6
+    assert "What was decided, and when" in page and page.count("cool down to step") == 6
 
 
 def test_the_steps_of_a_round_are_its_most(data: Path, tmp_path: Path) -> None:
     """With growth out of question it trains to its end, cooled there as well."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inheritune.frugal.OPEN", 1e6)
+        patch.setattr("inheritune.frugal.RATIOS", (1e3, 1.0, 0.7))
         summary = run(frugal(data, start_layers=3, parity={"margin": -1.5}), tmp_path / "run")
     assert summary.rounds[0].steps == STEPS
-    assert [one.step for one in summary.rounds[0].decisions] == [4, 8, 16, 32]
+    whats = [(one.step, one.what) for one in summary.rounds[0].decisions]
+    assert whats[-2:] == [(16, "train on"), (38, "cool down")]
 
 
 def test_a_recipe_writes_down_what_frugal_stands_for(data: Path) -> None:
