@@ -75,6 +75,7 @@ def collect(entries: Sequence[Entry], reference: str, root: Path, folder: Path) 
     ]
     tables.write_windows(folder, entries)
     tables.write_curves(folder, entries, root)
+    tables.write_decisions(folder, entries, root)
     tables.write_provenance(folder, dict.fromkeys(entry.run for entry in entries), root)
     tables.write_table(folder, tables.Results(folder.resolve().name, tuple(entries), reference))
     data = {run.get("recipe.data.path") for run in tables.read_provenance(folder).values()}

@@ -60,6 +60,7 @@ PAIRS = {
         ("distilled-15", "plain-15"),
         ("distilled-15", "rate-4-15"),
     ],
+    "twelve-layers": [(f"{keep}-6", "first-6") for keep in ("measured", "contiguous", "ends", "spread")],
     "real-model": [
         ("influence-15", "measured-15"),
         ("best-run-15", "measured-15"),

@@ -21,10 +21,11 @@ import yaml
 
 from inheritune import UserError
 from inheritune.data.shards import DataIdentity
+from inheritune.frugal import decisions_in
 from inheritune.recipe_file import flatten
 from inheritune.report.comparison import RunComparison, pair, to_csv
 from inheritune.report.runs import COLUMNS, Entry, MetricColumns
-from inheritune.run_directory import STARTS, read_starts
+from inheritune.run_directory import STARTS, Decision, read_starts
 from inheritune.runtime import files
 from inheritune.training import metrics
 from inheritune.training.final_model import MODEL
@@ -111,6 +112,19 @@ def write_curves(folder: Path, entries: Sequence[Entry], root: Path) -> None:
             lines.append({"name": entry.label, "seed": entry.seed, **kept})
     names = dict.fromkeys(name for line in lines for name in line)
     _write_parquet(folder / CURVES, {name: [line.get(name) for line in lines] for name in names})
+
+
+def write_decisions(folder: Path, entries: Sequence[Entry], root: Path) -> None:
+    """`decisions.csv`: what each round of a frugal search decided, if there was one."""
+    decided = [(entry, one) for entry in entries for one in decisions_in(root / entry.path)]
+    if not decided:
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*KEY, "layers", *Decision.model_fields])
+    for entry, one in decided:
+        writer.writerow([entry.label, entry.seed, entry.layers, *one.model_dump().values()])
+    files.write_text(folder / "decisions.csv", text.getvalue())
 
 
 def write_provenance(folder: Path, runs: Iterable[Path], root: Path) -> None:
