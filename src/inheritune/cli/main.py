@@ -22,6 +22,7 @@ from inheritune.cli.prepare import prepare_command
 from inheritune.cli.quickstart import quickstart_command
 from inheritune.cli.report import report_command
 from inheritune.cli.run import run_command
+from inheritune.cli.schema import schema_command
 from inheritune.cli.study import study_command
 from inheritune.cli.train import train_command
 from inheritune.runtime.files import FULL
@@ -54,6 +55,7 @@ app.command("study")(study_command)
 app.command("evaluate")(evaluate_command)
 app.command("report")(report_command)
 app.command("compare")(compare_command)
+app.command("schema")(schema_command)
 
 
 def _show_version(wanted: bool) -> None:
