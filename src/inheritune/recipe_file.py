@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from inheritune import UserError, plain_yaml
-from inheritune.config import DECIDES_WEIGHTS, Recipe, Settings, Study, Training, TrainRecipe
+from inheritune.config import DECIDES_WEIGHTS, Recipe, Settings, Study, Training, TrainRecipe, merge
 from inheritune.plain_yaml import shown
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Settings)
@@ -19,18 +19,23 @@ MOST_MISTAKES = 5
 """In one message."""
 
 
-def load_recipe(path: Path, kind: type[AnyRecipe]) -> AnyRecipe:
+def load_recipe(path: Path, kind: type[AnyRecipe], settings: Sequence[str] = ()) -> AnyRecipe:
     """Read and check a recipe file.
+
+    Args:
+        path: of the file.
+        kind: what it should be.
+        settings: `KEY=VALUE` that take the place of what the file says, as `with_settings` has them.
 
     Raises:
         UserError: one sentence that names the file, the key, and what would be right.
     """
-    return parse_recipe(plain_yaml.read(path), kind, origin=str(path))
+    return parse_recipe(with_settings(plain_yaml.read(path), settings), kind, origin=str(path))
 
 
-def load_any(path: Path) -> Recipe | TrainRecipe | Study:
+def load_any(path: Path, settings: Sequence[str] = ()) -> Recipe | TrainRecipe | Study:
     """Read and check a file that is a recipe of any kind, recognized by `rows`, `model` or neither of them."""
-    values = plain_yaml.read(path)
+    values = with_settings(plain_yaml.read(path), settings)
     keys = values if isinstance(values, Mapping) else ()
     kind: type[Recipe | TrainRecipe | Study] = (
         Study if "rows" in keys else TrainRecipe if "model" in keys else Recipe
@@ -48,6 +53,37 @@ def parse_recipe(values: Mapping[str, Any], kind: type[AnyRecipe], origin: str =
         return kind.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{origin}: {_explain(error, kind)}") from None
+
+
+def with_settings(values: Any, settings: Sequence[str]) -> Any:
+    """Plain values of a recipe with some of them set.
+
+    Args:
+        values: of the recipe.
+        settings: `KEY=VALUE` each: the full key, such as `training.optimizer.beta1`, and a value in YAML.
+
+    Raises:
+        UserError: one is not of this form; what it sets is checked with the recipe.
+    """
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        if not sign or not all(key.split(".")):
+            raise UserError(f"--set {shown(setting)} is no KEY=VALUE, such as training.steps=1000")
+        value = plain_yaml.parse_named(text, f"--set {shown(setting)} has no value in YAML")
+        if isinstance(values, Mapping):
+            values = merge(values, _nested(key, value, values))
+    return values
+
+
+def _nested(key: str, value: Any, known: Any) -> dict[str, Any]:
+    """The value at its place; a name of a row may have dots in it."""
+    parts = key.split(".")
+    heads = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    head = next((head for head in heads if isinstance(known, Mapping) and head in known), parts[0])
+    rest = key[len(head) + 1 :]
+    return {
+        head: _nested(rest, value, known.get(head) if isinstance(known, Mapping) else None) if rest else value
+    }
 
 
 def to_yaml(recipe: BaseModel) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from inheritune import UserError
-from inheritune.cli.options import RecipeFile
+from inheritune.cli.options import RecipeFile, Set
 
 if TYPE_CHECKING:
     from inheritune.plan import StageMemory
@@ -32,6 +32,7 @@ def plan_command(
         str | None,
         typer.Option("--device", help="cpu or cuda: for whose memory to plan; by default what is here."),
     ] = None,
+    changes: Set = None,
 ) -> None:
     """Parameters, tokens, FLOPs, memory and hours of every stage, before anything runs."""
     from rich.table import Table
@@ -49,7 +50,7 @@ def plan_command(
         raise UserError(f"--processes is {processes}, but must be at least 1")
     if device not in (None, "cpu", "cuda"):
         raise UserError(f"--device is {device!r}, but must be cpu or cuda")
-    settings = load_any(recipe)
+    settings = load_any(recipe, changes or ())
     planned = plan(settings)
     needs = plan_memory(planned, processes, device)
     if measure and isinstance(settings, Study):
