@@ -12,7 +12,7 @@ repeat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -52,7 +52,7 @@ from inheritune.run_directory import (
 from inheritune.runtime.hardware import Hardware, choose_hardware
 from inheritune.runtime.world import World, check_same, joined
 from inheritune.start_depth import check_measurable, first_depth, start_depth, tell_how_far_off
-from inheritune.train import check_source, environment, open_together, scratch_config
+from inheritune.train import check_inputs, check_source, environment, open_together, scratch_config
 from inheritune.training import metrics
 from inheritune.training.checks import check_room, check_tied
 from inheritune.training.distillation import distilled_from
@@ -112,7 +112,7 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
         Interrupted: a signal asked to stop; everything is saved.
         PeerLostError: another process ended; everything that was saved is good.
     """
-    with joined(recipe.training) as world, closing(RunDirectory(directory)) as folder:
+    with joined(recipe.training) as world, RunDirectory(directory) as folder:
         check_same(world, recipe)
         hardware = choose_hardware(recipe.training, world)
         if recipe.evaluation is not None:
@@ -122,6 +122,7 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
             world.on_first(check_finished, recipe, folder)
             summary = folder.read_summary()
         else:
+            world.on_first(check_inputs, recipe)
             data = open_together(recipe.data, world)
             texts = open_texts(recipe, data, world)
             world.on_first(lambda: folder.open(recipe, environment(hardware, command), data.identities))

@@ -143,7 +143,9 @@ class Schedule(Settings):
 
     kind: Literal["cosine", "warmup-stable-decay"] = "cosine"
     warmup_steps: Annotated[Integer, Field(ge=0)] = 2000
+    """Where it is left out and there are 2,000 steps or fewer, a tenth of them."""
     final_learning_rate: NotNegative = 1e-5
+    """Where it is left out and `optimizer.learning_rate` is below it, a tenth of that."""
     decay_fraction: Annotated[Number, Field(gt=0, le=1)] = 0.2
     """Share of the steps that `warmup-stable-decay` spends on its linear decay."""
 
@@ -256,15 +258,26 @@ class Training(Settings):
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Training:
-        if self.schedule.warmup_steps >= self.steps:
-            raise UserError(
-                f"schedule.warmup_steps ({self.schedule.warmup_steps}) must be below steps ({self.steps})"
-            )
-        if self.schedule.final_learning_rate > self.optimizer.learning_rate:
-            raise UserError(
-                f"schedule.final_learning_rate ({self.schedule.final_learning_rate}) must not be above "
-                f"optimizer.learning_rate ({self.optimizer.learning_rate})"
-            )
+        schedule, peak = self.schedule, self.optimizer.learning_rate
+        fitting: dict[str, float] = {}
+        mistakes = []
+        if schedule.warmup_steps >= self.steps:
+            fitting["warmup_steps"] = self.steps // 10
+            if "warmup_steps" in schedule.model_fields_set:
+                mistakes.append(
+                    f"schedule.warmup_steps ({schedule.warmup_steps}) must be below steps ({self.steps})"
+                )
+        if schedule.final_learning_rate > peak:
+            fitting["final_learning_rate"] = peak / 10
+            if "final_learning_rate" in schedule.model_fields_set:
+                mistakes.append(
+                    f"schedule.final_learning_rate ({schedule.final_learning_rate}) must not be above "
+                    f"optimizer.learning_rate ({peak})"
+                )
+        if mistakes:
+            raise UserError("; ".join(mistakes))
+        # Written down, so that a resolved recipe says what was done.
+        object.__setattr__(self, "schedule", schedule.model_copy(update=fitting))
         return self
 
 

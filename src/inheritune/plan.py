@@ -22,7 +22,7 @@ from inheritune.models.presets import from_config
 from inheritune.models.size import flops_per_token, on_meta, training_memory
 from inheritune.runtime.hardware import choose_hardware, computes_in_bf16
 from inheritune.start_depth import probe_trainings, start_depth
-from inheritune.study import recipe_of, rows_of
+from inheritune.study import check_rows, recipe_of, rows_of
 from inheritune.train import (
     affordable_steps,
     initial_config,
@@ -132,7 +132,9 @@ def plan_study(study: Study, known: Mapping[str, PretrainedConfig] = MappingProx
     def config_of(source: ModelSource) -> PretrainedConfig:
         return configs[source.pretrained] if source.pretrained in configs else source_config(source)
 
-    for row in [row for row in rows_of(study) if row.seed == study.seeds[0]]:
+    rows = [row for row in rows_of(study) if row.seed == study.seeds[0]]
+    check_rows(study, rows, place)
+    for row in rows:
         recipe = recipe_of(study, row, place)
         data = _data(recipe.data, warnings)
         if row.flops_of and isinstance(recipe, TrainRecipe):

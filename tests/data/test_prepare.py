@@ -590,6 +590,13 @@ def test_a_folder_that_is_no_tokenizer(tmp_path, files):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("folder", ["./nothing", "runs/nothing/model", "/nothing", "no thing"])
+def test_a_folder_of_a_tokenizer_that_is_not_there(tmp_path, folder):
+    with pytest.raises(UserError, match=f"^there is no tokenizer at {folder}: the folder does not exist$"):
+        prepare([TEXTS], tmp_path / "out", tokenizer=folder)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_tokenizer_that_cannot_be_reached(tmp_path):
     with pytest.raises(
         ValueError, match="the tokenizer 'someone/nothing' is no local folder, and it cannot be loaded"

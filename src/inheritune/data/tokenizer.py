@@ -129,8 +129,15 @@ def train(texts: Iterable[str], vocabulary: int, directory: Path) -> None:
 
 def named_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a hub id or folder. Raises UserError if there is none, or if its vocabulary is empty."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
     from transformers import AutoTokenizer
 
+    if not Path(name).exists():
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise UserError(f"there is no tokenizer at {name}: the folder does not exist") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # OSError, KeyError, bare Exception of tokenizers: whatever the files are not
