@@ -54,7 +54,7 @@ from inheritune.runtime.world import World, check_same, joined
 from inheritune.start_depth import check_measurable, first_depth, start_depth, tell_how_far_off
 from inheritune.train import check_inputs, check_source, environment, open_together, scratch_config
 from inheritune.training import metrics
-from inheritune.training.checks import check_room, check_tied
+from inheritune.training.checks import check_room, check_tied, tell_at_the_cut
 from inheritune.training.distillation import distilled_from
 from inheritune.training.final_model import Outcome, saved_dtype
 from inheritune.training.loop import Stop, train
@@ -289,11 +289,16 @@ def train_small(
     stop: Stop = lambda step, losses, measure: False,
 ) -> Outcome:
     """Train a small model in this directory, a round's or a probe's."""
+    pretrained = this.recipe.reference.pretrained is not None
 
     def first_weights() -> PreTrainedModel:
         model = initial()
         check_tied(model)
         return model
+
+    def begins(losses: WindowLosses) -> None:
+        whole = reference.losses.thinned(len(losses.losses)).mean
+        tell_at_the_cut(title, losses.mean, whole, reference.config, pretrained=pretrained)
 
     return train(
         first_weights,
@@ -305,7 +310,7 @@ def train_small(
         loss=objective(this, reference),
         stop=stop,
         dtype=saved_dtype(training, reference.config),
-        inherited=this.recipe.reference.pretrained is not None,  # one trained here may have had little time
+        begins=begins,
         trust_remote_code=reference.source.trust_remote_code,
         title=title,
     )

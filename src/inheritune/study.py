@@ -270,7 +270,7 @@ def run_study(
             files.remove_leftovers(place)
         files.write_text(directory / FILE, to_yaml(study))
         runner = Runner(study, folder, rows, jobs, tell)
-        with signals() as interrupted:
+        with signals(runner.ending) as interrupted:
             while runner.waiting or runner.running:
                 if interrupted():
                     runner.stop()
@@ -355,6 +355,11 @@ class Runner:
                 self._succeed(row)
             else:
                 self._fail(row, f"failed with exit code {process.returncode}{self._last_words(row)}")
+
+    def ending(self) -> str:
+        """What stopping will wait for."""
+        rows = ", ".join(f"{row.name} (seed {row.seed})" for row in self.running) or "no row"
+        return f"waiting for {rows} to save and end"
 
     def stop(self) -> None:
         """Ask every row to save and end, and wait until it has."""

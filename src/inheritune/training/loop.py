@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,8 +30,7 @@ from inheritune.runtime.progress import ProgressBar
 from inheritune.runtime.signals import Interrupted, signals
 from inheritune.runtime.world import World
 from inheritune.training import checkpoint
-from inheritune.training.checkpoint import Saver
-from inheritune.training.checks import warn_if_untrained
+from inheritune.training.checkpoint import Saver, TrainState
 from inheritune.training.final_model import (
     CHECKPOINTS,
     MODEL,
@@ -64,7 +64,7 @@ def train(
     loss: Callable[[PreTrainedModel, World], NextTokenLoss] = NextTokenLoss,
     stop: Stop = lambda step, losses, measure: False,
     dtype: torch.dtype = torch.float32,
-    inherited: bool = False,
+    begins: Callable[[WindowLosses], None] = lambda losses: None,
     trust_remote_code: bool = False,
     title: str = "training",
 ) -> Outcome:
@@ -84,7 +84,7 @@ def train(
         stop: given each validation's step and losses, and what measures the model on another split; True ends the
             training there.
         dtype: of the weights in `model/`; checkpoints are float32.
-        inherited: whether the first weights should already know something; if they do not, a warning says so.
+        begins: is called with the losses of the first weights.
         trust_remote_code: for checkpoints of a model that needs it.
         title: of the progress bar.
 
@@ -138,12 +138,15 @@ def train(
         )  # every line is of the same windows
         return losses
 
-    with bar, signals() as interrupted, closing(metrics), closing(ahead(batches)) as steps:
+    with (
+        bar,
+        signals(partial(_ending, state, training)) as interrupted,
+        closing(metrics),
+        closing(ahead(batches)) as steps,
+    ):
         try:
             if state.step == 0:
-                losses = measure(training.validation.windows)
-                if inherited:
-                    warn_if_untrained(losses.mean, model.config)
+                begins(measure(training.validation.windows))
             began = time.perf_counter()
             for micro_batches in steps:
                 validates, saves = due_after(state.step + 1, training, data)
@@ -163,7 +166,7 @@ def train(
                     saver.save(model, stepper.optimizer, state)
                 if stopping:
                     saver.wait()
-                    raise Interrupted(f"stopped after step {state.step}; the same command resumes from there")
+                _stop_if(stopping, f"step {state.step}")
                 began = time.perf_counter()  # what came after the step is not training time
             saver.wait()
             round_weights(model, dtype, world)
@@ -181,6 +184,7 @@ def train(
         parameters=parameter_count(model),
     )
     save_final(directory, model, dtype, losses, outcome, data.path, world)
+    _stop_if(world.any(interrupted()), f"the end of {title}")
     return outcome
 
 
@@ -197,6 +201,18 @@ def due_after(step: int, training: Training, data: TrainingData) -> tuple[bool, 
     else:
         validates = validation.every
     return step % validates == 0 or step == training.steps, step % saves == 0
+
+
+def _ending(state: TrainState, training: Training) -> str:
+    """What is done yet before a training stops."""
+    if state.step < training.steps:
+        return f"finishing step {state.step + 1}, then saving"
+    return "finishing the last validation, then saving the model"
+
+
+def _stop_if(stopping: bool, after: str) -> None:
+    if stopping:
+        raise Interrupted(f"stopped after {after}; the same command resumes from there")
 
 
 def _explain(error: NonFiniteError, directory: Path, data: TrainingData, order: Order) -> str:
