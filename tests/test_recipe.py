@@ -238,7 +238,7 @@ def test_an_untrained_reference_raises_an_alarm(
     tiny_model("llama").save_pretrained(tmp_path / "llama")
     run(recipe(data, reference={"pretrained": str(tmp_path / "llama")}), tmp_path / "run")
     assert "near or above chance (ln of the vocabulary, 4.57), and so is the reference's, 4." in caplog.text
-    assert "is the text of the kind and language that it was trained on?" in caplog.text
+    assert "is the text of the kind and language it was trained on?" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -388,6 +388,7 @@ def test_a_stopped_study_goes_on_to_the_same_weights(
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 130, errors
+    assert "to save and end; a second signal ends it at once" in errors
     assert "the study stopped; the same command resumes it" in errors
     run_study(load_recipe(file, Study), directory, jobs=2, tell=lambda text: None)
     for name in ("reference", "stacked", "taught", "controlled"):

@@ -151,7 +151,7 @@ def tell_at_the_cut(
     if not pretrained or loss <= chance - NEAR_UNIFORM:
         return
     if reference > chance - NEAR_UNIFORM:
-        why = f"and so is the reference's, {reference:.2f}: is the text of the kind and language that it was trained on?"
+        why = f"and so is the reference's, {reference:.2f}: is the text of the kind and language it was trained on?"
     else:
         why = (
             f"and the reference's is {reference:.2f}, so it is the cut and not the text: more layers, or other ones "
