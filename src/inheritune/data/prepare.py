@@ -58,7 +58,7 @@ from inheritune.runtime.progress import ProgressBar
 HELD_OUT = 100 * 1024
 """Tokens to hold out: on windows of 1,024 the losses of two models differ with a standard deviation of 0.05 to 0.1
 nats (`results/`), so that the mean of 100 of them has a 95% interval of about 0.02 nats to either side."""
-BYTES_PER_TOKEN, COMPRESSED = 4.5, 5
+BYTES_PER_TOKEN, COMPRESSED = 4.5, 3
 """Of a text, and bytes of it in one of a compressed file, to guess how many tokens there will be."""
 SMALLER = (".gz", ".xz", ".zst", ".parquet", ".arrow")
 
@@ -93,9 +93,10 @@ def prepare(
     in `prepare([["one document", "another"]], "data", train_tokenizer=1000)`. Give either `tokenizer` (hub id or
     folder) or `train_tokenizer` (the size of a byte-level BPE to train on the sources). `text_field` may be a path
     into nested fields (`data.text`). `validation` is the fraction of documents held out, by default what
-    `share_held_out` says, `workers` the number of encoding threads (one a core), `save_every` is in seconds. `bos` names the token that models read in front of a
-    text: by default what the tokenizer adds by itself; "none" for none. Documents without text are left out, and with
-    `skip_invalid` rows whose text is null, missing or no text; `Manifest.rows_without_text` counts both.
+    `share_held_out` says, `workers` the number of encoding threads (one a core), `save_every` is in seconds. `bos`
+    names the token that models read in front of a text: by default what the tokenizer adds by itself; "none" for
+    none. Documents without text are left out, and with `skip_invalid` rows whose text is null, missing or no text;
+    `Manifest.rows_without_text` counts both.
 
     A finished directory is left as it is; an unfinished one is resumed. Raises UserError
     for wrong arguments (others than those the directory was started with, too) and for text that cannot be read, and
@@ -178,7 +179,7 @@ def share_held_out(local: Mapping[str, int]) -> float:
 def few_held_out(manifest: Manifest) -> str | None:
     """A warning, if a verdict on what is held out would be a rough one."""
     held = manifest.splits.get("validation")
-    if held is None or held.tokens >= HELD_OUT:
+    if held is None or held.tokens >= HELD_OUT / 2:
         return None
     windows, whole = held.tokens / 1024, held.tokens + manifest.splits["train"].tokens
     enough = math.ceil(100 * min(0.5, HELD_OUT / whole)) / 100
