@@ -17,6 +17,7 @@ from inheritune.cli.analyze import analyze_command
 from inheritune.cli.compare import compare_command
 from inheritune.cli.evaluate import evaluate_command
 from inheritune.cli.inherit import inherit_command
+from inheritune.cli.init import init_command
 from inheritune.cli.plan import plan_command
 from inheritune.cli.prepare import prepare_command
 from inheritune.cli.quickstart import quickstart_command
@@ -48,6 +49,7 @@ app.command("quickstart")(quickstart_command)
 app.command("prepare")(prepare_command)
 app.command("analyze")(analyze_command)
 app.command("inherit")(inherit_command)
+app.command("init")(init_command)
 app.command("plan")(plan_command)
 app.command("run")(run_command)
 app.command("train")(train_command)
