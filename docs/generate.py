@@ -12,7 +12,6 @@ import inspect
 import json
 import posixpath
 import re
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,10 +82,9 @@ def _anchor(part: type[BaseModel]) -> str:
 
 
 def _table(kind: type[BaseModel], schema: dict[str, Any]) -> str:
-    meanings = attribute_docstrings(kind)
     rows = []
     for name, entry in schema["properties"].items():
-        required, meaning = name in schema.get("required", ()), meanings.get(name, "")
+        required, meaning = name in schema.get("required", ()), entry.get("description", "")
         inner = _models_of(kind, name)
         if inner:
             value, default = (
@@ -102,23 +100,6 @@ def _table(kind: type[BaseModel], schema: dict[str, Any]) -> str:
 
 def _about(kind: type) -> str:
     return inspect.cleandoc(kind.__doc__ or "")
-
-
-def attribute_docstrings(kind: type) -> dict[str, str]:
-    """The strings that stand below a class's fields, those of its bases included."""
-    found: dict[str, str] = {}
-    for base in reversed([one for one in kind.__mro__ if one.__module__ == kind.__module__]):
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        assert isinstance(definition, ast.ClassDef)
-        for field, after in zip(definition.body, definition.body[1:], strict=False):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(after, ast.Expr)
-                and isinstance(after.value, ast.Constant)
-            ):
-                found[field.target.id] = inspect.cleandoc(str(after.value.value))
-    return found
 
 
 def _values(entry: dict[str, Any]) -> str:
@@ -143,14 +124,15 @@ def _values(entry: dict[str, Any]) -> str:
     word = "path" if entry.get("format") == "path" else words.get(str(kind), "any")
     limits = [
         f"{sign} {entry[name]:g}"
-        for name, sign in (
-            ("minimum", "≥"),
-            ("exclusiveMinimum", ">"),
-            ("maximum", "≤"),
-            ("exclusiveMaximum", "<"),
+        for sign, names in (
+            ("≥", ("minimum", "ge")),
+            (">", ("exclusiveMinimum", "gt")),
+            ("≤", ("maximum", "le")),
+            ("<", ("exclusiveMaximum", "lt")),
         )
+        for name in names  # pydantic's, behind a validator
         if name in entry
-        and abs(entry[name]) < 10**6  # what is larger guards against overflow, and tells nothing
+        and abs(entry[name]) < 10**4  # what is larger guards against overflow, and tells nothing
     ]
     return " ".join([word, ", ".join(limits)]).strip()
 

@@ -76,7 +76,10 @@ def test_the_reference_is_trained_like_the_rounds_except_for_what_it_sets_itself
             {"training": {"schedule": {"warm-up": 3}}},
             "unknown key `training.schedule.warm-up`; did you mean `w",
         ),
-        ({"training": {"steps": 10}}, "schedule.warmup_steps (2000) must be below steps (10)"),
+        (
+            {"training": {"steps": 10, "schedule": {"warmup_steps": 10}}},
+            "schedule.warmup_steps (10) must be below steps (10)",
+        ),
         ({"data": 3}, "`data` is 3, but should be a valid dictionary"),
         ({"start_layers": "hlf"}, "`start_layers` is 'hlf', but should be a valid integer"),
         ({"start_layers": 0}, "`start_layers` is 0, but should be greater than 0 or 'half'"),
@@ -89,7 +92,7 @@ def test_the_reference_is_trained_like_the_rounds_except_for_what_it_sets_itself
         ({"reference": {"pretrained": "a", "training": {}}}, "takes no `training`"),
         ({"data": {}}, "the key `data.path` is missing"),
         (
-            {"training": {"optimizer": {"learning_rate": 1e-6}}},
+            {"training": {"optimizer": {"learning_rate": 1e-6}, "schedule": {"final_learning_rate": 1e-5}}},
             "schedule.final_learning_rate (1e-05) must not be above optimizer.learning_rate (1e-06)",
         ),
         ({"training": {"optimizer": {"learning_rate": float("inf")}}}, "should be a finite number"),
@@ -156,7 +159,11 @@ def test_mistakes_are_told_in_one_sentence(changes: dict[str, Any], sentence: st
             "integer, unable to parse string as an integer; `parity.margin` is 'y'",
         ),
         ({"refrence": 1, "trainin": 2}, "did you mean `reference`?; unknown key `trainin`; did you mean"),
-        ({"training": dict.fromkeys("abcdefg", 1)}, "(and 2 more)"),
+        (
+            {"training": dict.fromkeys("abcdefghijkl", 1)},
+            "tensorboard, wandb; unknown key `training.b`; unknown",
+        ),
+        ({"training": dict.fromkeys("abcdefghijkl", 1)}, "(and 2 more)"),
     ],
 )
 def test_what_no_recipe_can_mean(changes: dict[Any, Any], sentence: str) -> None:
@@ -166,6 +173,76 @@ def test_what_no_recipe_can_mean(changes: dict[Any, Any], sentence: str) -> None
     assert sentence in message
     assert "\n" not in message
     assert len(message) < 1500
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (
+            {
+                "dat": {"path": "x"},
+                "reference": {"pretraned": "y"},
+                "training": {"stpes": 10, "steps": "ten"},
+            },
+            "unknown key `reference.pretraned`; did you mean `pretrained`?; unknown key `training.stpes`; did you "
+            "mean `steps`?; unknown key `dat`; did you mean `data`?; `training.steps` is 'ten', but should be a "
+            "valid integer, unable to parse string as an integer",
+        ),
+        (
+            {"refrence": {"pretrained": "y"}, "keep": "spread", "grow": {"mode": "append"}},
+            "unknown key `refrence`; did you mean `reference`?; the key `data` is missing",
+        ),
+        (
+            {**MINIMAL, "keep": "spread", "grow": {"mode": "append"}, "trainng": {"steps": 5}},
+            "unknown key `trainng`; did you mean `training`?; `keep: spread` has other layers at each depth, so "
+            "`grow.mode: append` cannot keep them",
+        ),
+        (
+            {
+                **MINIMAL,
+                "training": {
+                    "stps": 5,
+                    "optimizer": {"learning_rate": 1e-6},
+                    "schedule": {"warmup_steps": 5, "final_learning_rate": 1e-5},
+                },
+            },
+            "unknown key `training.stps`; did you mean `steps`?; training: schedule.warmup_steps (5) must be below "
+            "steps (5); schedule.final_learning_rate (1e-05) must not be above optimizer.learning_rate (1e-06)",
+        ),
+    ],
+)
+def test_all_mistakes_are_told_at_once(values: dict[str, Any], sentence: str) -> None:
+    """Those too that could be seen only once a key is spelt right; and no more."""
+    with pytest.raises(UserError) as caught:
+        parse_recipe(values, Recipe)
+    assert str(caught.value) == f"recipe: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("training", "warmup", "final"),
+    [
+        ({}, 2000, 1e-5),
+        ({"steps": 2001}, 2000, 1e-5),
+        ({"steps": 2000}, 200, 1e-5),
+        ({"steps": 5}, 0, 1e-5),
+        ({"steps": 100, "schedule": {"warmup_steps": 30}, "optimizer": {"learning_rate": 2e-6}}, 30, 2e-7),
+    ],
+)
+def test_a_schedule_that_is_left_out_fits_the_steps(
+    training: dict[str, Any], warmup: int, final: float
+) -> None:
+    recipe = parse_recipe({**MINIMAL, "training": training}, Recipe)
+    schedule = recipe.training.schedule
+    assert (schedule.warmup_steps, schedule.final_learning_rate) == (warmup, pytest.approx(final))
+    assert f"warmup_steps: {warmup}\n" in to_yaml(recipe)  # what was done is on record
+
+
+def test_the_references_schedule_fits_its_own_steps() -> None:
+    reference = {"architecture": {"preset": "gpt2-medium"}, "training": {"steps": 500}}
+    recipe = parse_recipe({**MINIMAL, "reference": reference}, Recipe)
+    assert recipe.reference.training is not None
+    assert recipe.reference.training.schedule.warmup_steps == 50
+    assert recipe.training.schedule.warmup_steps == 2000
 
 
 def test_a_recipe_is_a_mapping() -> None:

@@ -21,6 +21,7 @@ from inheritune.recipe_file import parse_recipe
 from inheritune.run_directory import RunDirectory, Summary, read_starts
 from inheritune.train import train_model
 from inheritune.training import metrics
+from inheritune.training.checks import tell_at_the_cut
 from inheritune.training.step import NonFiniteError
 from inheritune.training.validation import WindowLosses
 from tiny_models import tiny_model
@@ -236,7 +237,30 @@ def test_an_untrained_reference_raises_an_alarm(
 ) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "llama")
     run(recipe(data, reference={"pretrained": str(tmp_path / "llama")}), tmp_path / "run")
-    assert "near or above chance (ln of the vocabulary, 4.57)" in caplog.text
+    assert "near or above chance (ln of the vocabulary, 4.57), and so is the reference's, 4." in caplog.text
+    assert "is the text of the kind and language it was trained on?" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("loss", "reference", "words"),
+    [
+        (4.4, 2.0, "so it is the cut and not the text"),
+        (4.4, 4.4, "is the text of the kind"),
+        (3.0, 2.0, None),
+    ],
+)
+def test_a_cut_that_knows_nothing_is_not_blamed_on_the_text(
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    loss: float,
+    reference: float,
+    words: str | None,
+) -> None:
+    config = tiny_model("llama").config
+    tell_at_the_cut("round 1, 2 layers", loss, reference, config, pretrained=True)
+    told = f"round 1, 2 layers: before training its loss is {loss:.2f}, the reference's {reference:.2f} on the same"
+    assert told in capsys.readouterr().err
+    assert (caplog.text == "") if words is None else (words in caplog.text)
 
 
 def test_a_reference_trained_here_for_a_moment_raises_none(

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 
 import tiny_data
@@ -27,6 +28,8 @@ from inheritune.evaluation.evaluate import check_settings
 from inheritune.plain_yaml import parse
 from inheritune.plan import Plan, plan, plan_memory
 from inheritune.recipe_file import load_any, load_recipe, parse_recipe, to_yaml
+from inheritune.recipe_schema import KINDS, schema_of
+from inheritune.study import recipe_of, rows_of
 from inheritune.train import train_model
 from tiny_models import tiny_model
 from tiny_recipes import ARCHITECTURE, training, values
@@ -294,6 +297,14 @@ def do(recipe: Any, directory: Path) -> Any:
     return run(recipe, directory) if isinstance(recipe, Recipe) else train_model(recipe, directory)
 
 
+def loads(recipe: Any) -> bool:
+    """Whether what was read is a recipe to the end: rows of a study are read later."""
+    place = Path("study")
+    return not isinstance(recipe, Study) or not isinstance(
+        attempt(lambda: [recipe_of(recipe, row, place) for row in rows_of(recipe)]), str
+    )
+
+
 NAMES = ("scratch", "pretrained", "llama", "preset", "part", "narrow", "sizes", "evaluation", "study")
 TRAINED = ("scratch", "pretrained", "llama", "preset", "part", "narrow", "sizes")
 
@@ -304,14 +315,19 @@ def test_every_odd_value_at_every_key(place: Path, name: str) -> None:
     kind, base = bases(place)[name]
     paths = places(base)[1:]
     assert len(paths) > 10
+    schemas = {KINDS[verb]: Draft202012Validator(schema_of(verb)) for verb in KINDS}
+    schema = schemas.get(kind)  # there is none of evaluations
     for path in paths:
         for value in (..., *ODD):
             recipe = attempt(lambda p=path, v=value: parse_recipe(changed(base, p, v), kind))
             if isinstance(recipe, str):
                 told = path[0] if path[0] not in ("model", "reference") else "recipe"
                 assert told in recipe, (path, recipe)
-            elif isinstance(value, str) and len(value) < 100:
+                continue
+            if isinstance(value, str) and len(value) < 100:
                 assert parse_recipe(parse(to_yaml(recipe)), kind) == recipe, path
+            if schema is not None and loads(recipe):
+                assert schema.is_valid(changed(base, path, value)), (path, value)
 
 
 # Hypothesis shows what it draws, and Python cannot write a number of so many digits.

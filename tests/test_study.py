@@ -168,6 +168,17 @@ def test_mistakes_of_a_row(data: Path, tmp_path: Path, row: dict[str, Any], sent
     assert not (tmp_path / "study").exists()
 
 
+def test_mistakes_of_all_rows_are_told_at_once(data: Path, tmp_path: Path) -> None:
+    rows = {name: {"model": {"row": "reference"}, name: 1} for name in ("one", "two")}
+    found = study(data, rows={**values(data)["rows"], **rows}, headline=list(rows))
+    for action in (lambda: run_study(found, tmp_path / "study"), lambda: plan_study(found)):
+        with pytest.raises(
+            UserError, match=r"rows\.one: unknown key `one`; .*rows\.two: unknown key `two`"
+        ) as caught:
+            action()
+        assert str(caught.value).count("unknown key") == 2
+
+
 def test_a_name_that_is_no_folder(data: Path) -> None:
     with pytest.raises(ValueError, match=r"a row cannot be called '\.\./up'"):
         rows_of(with_row(data, "../up", {"model": {"row": "reference"}}))
@@ -377,6 +388,7 @@ def test_a_stopped_study_goes_on_to_the_same_weights(
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 130, errors
+    assert "to save and end; a second signal ends it at once" in errors
     assert "the study stopped; the same command resumes it" in errors
     run_study(load_recipe(file, Study), directory, jobs=2, tell=lambda text: None)
     for name in ("reference", "stacked", "taught", "controlled"):

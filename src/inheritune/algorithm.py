@@ -12,7 +12,7 @@ repeat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -53,9 +53,9 @@ from inheritune.run_directory import (
 from inheritune.runtime.hardware import Hardware, choose_hardware
 from inheritune.runtime.world import World, check_same, joined
 from inheritune.start_depth import check_measurable, first_depth, start_depth, tell_how_far_off
-from inheritune.train import check_source, environment, open_together, scratch_config
+from inheritune.train import check_inputs, check_source, environment, open_together, scratch_config
 from inheritune.training import metrics
-from inheritune.training.checks import check_room, check_tied
+from inheritune.training.checks import check_room, check_tied, tell_at_the_cut
 from inheritune.training.distillation import distilled_from
 from inheritune.training.final_model import Outcome, saved_dtype
 from inheritune.training.loop import Stop, train
@@ -113,7 +113,7 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
         Interrupted: a signal asked to stop; everything is saved.
         PeerLostError: another process ended; everything that was saved is good.
     """
-    with joined(recipe.training) as world, closing(RunDirectory(directory)) as folder:
+    with joined(recipe.training) as world, RunDirectory(directory) as folder:
         check_same(world, recipe)
         hardware = choose_hardware(recipe.training, world)
         if recipe.evaluation is not None:
@@ -123,6 +123,7 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
             world.on_first(check_finished, recipe, folder)
             summary = folder.read_summary()
         else:
+            world.on_first(check_inputs, recipe)
             data = open_together(recipe.data, world)
             texts = open_texts(recipe, data, world)
             world.on_first(lambda: folder.open(recipe, environment(hardware, command), data.identities))
@@ -292,11 +293,16 @@ def train_small(
     stop: Stop = lambda step, losses, measure: False,
 ) -> Outcome:
     """Train a small model in this directory, a round's or a probe's."""
+    pretrained = this.recipe.reference.pretrained is not None
 
     def first_weights() -> PreTrainedModel:
         model = initial()
         check_tied(model)
         return model
+
+    def begins(losses: WindowLosses) -> None:
+        whole = reference.losses.thinned(len(losses.losses)).mean
+        tell_at_the_cut(title, losses.mean, whole, reference.config, pretrained=pretrained)
 
     return train(
         first_weights,
@@ -309,7 +315,7 @@ def train_small(
         stop=stop,
         ends=stop.ends if isinstance(stop, UntilDecided) else (),
         dtype=saved_dtype(training, reference.config),
-        inherited=this.recipe.reference.pretrained is not None,  # one trained here may have had little time
+        begins=begins,
         trust_remote_code=reference.source.trust_remote_code,
         title=title,
     )

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -69,6 +69,11 @@ def _storable(value: JsonValue) -> JsonValue:
     return value
 
 
+def _pattern(words: str) -> Any:
+    """For the JSON schema: what a text looks like that a validator takes."""
+    return Field(json_schema_extra={"pattern": f"^({words})$"})
+
+
 LONGEST_NAME = 255
 """Bytes of a file's name."""
 
@@ -94,7 +99,7 @@ TextName = Annotated[str, AfterValidator(_short)]
 class Settings(BaseModel):
     """A part of a recipe: immutable, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Data(Settings):
@@ -138,7 +143,9 @@ class Schedule(Settings):
 
     kind: Literal["cosine", "warmup-stable-decay"] = "cosine"
     warmup_steps: Annotated[Integer, Field(ge=0)] = 2000
+    """Where it is left out and there are 2,000 steps or fewer, a tenth of them."""
     final_learning_rate: NotNegative = 1e-5
+    """Where it is left out and `optimizer.learning_rate` is below it, a tenth of that."""
     decay_fraction: Annotated[Number, Field(gt=0, le=1)] = 0.2
     """Share of the steps that `warmup-stable-decay` spends on its linear decay."""
 
@@ -218,7 +225,9 @@ class Training(Settings):
     """Multiply in float8 in the blocks' `nn.Linear` modules (needs the extra `fp8` and a GPU that can)."""
     parallel: Parallel = Parallel()
     """Also as one word: `parallel: fsdp`."""
-    activation_checkpointing: str | tuple[Block, ...] = "none"
+    activation_checkpointing: Annotated[str, _pattern(f"none|all|{LAYERS.pattern}")] | tuple[Block, ...] = (
+        "none"
+    )
     """Blocks whose activations are made again in the backward pass instead of kept: less memory, a third more
     work. All of them, or some, named as in `initialization.layers`."""
     optimizer: Optimizer = Optimizer()
@@ -233,7 +242,9 @@ class Training(Settings):
     wandb: Word | None = None
     """Project of Weights & Biases to log to (needs the extra `wandb`)."""
 
-    @field_validator("parallel", mode="before")
+    @field_validator(
+        "parallel", mode="before", json_schema_input_type=Parallel | Auto | Literal["ddp", "fsdp"]
+    )
     @classmethod
     def _strategy_alone(cls, value: Any) -> Any:
         return {"strategy": value} if isinstance(value, str) else value
@@ -247,15 +258,26 @@ class Training(Settings):
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> Training:
-        if self.schedule.warmup_steps >= self.steps:
-            raise UserError(
-                f"schedule.warmup_steps ({self.schedule.warmup_steps}) must be below steps ({self.steps})"
-            )
-        if self.schedule.final_learning_rate > self.optimizer.learning_rate:
-            raise UserError(
-                f"schedule.final_learning_rate ({self.schedule.final_learning_rate}) must not be above "
-                f"optimizer.learning_rate ({self.optimizer.learning_rate})"
-            )
+        schedule, peak = self.schedule, self.optimizer.learning_rate
+        fitting: dict[str, float] = {}
+        mistakes = []
+        if schedule.warmup_steps >= self.steps:
+            fitting["warmup_steps"] = self.steps // 10
+            if "warmup_steps" in schedule.model_fields_set:
+                mistakes.append(
+                    f"schedule.warmup_steps ({schedule.warmup_steps}) must be below steps ({self.steps})"
+                )
+        if schedule.final_learning_rate > peak:
+            fitting["final_learning_rate"] = peak / 10
+            if "final_learning_rate" in schedule.model_fields_set:
+                mistakes.append(
+                    f"schedule.final_learning_rate ({schedule.final_learning_rate}) must not be above "
+                    f"optimizer.learning_rate ({peak})"
+                )
+        if mistakes:
+            raise UserError("; ".join(mistakes))
+        # Written down, so that a resolved recipe says what was done.
+        object.__setattr__(self, "schedule", schedule.model_copy(update=fitting))
         return self
 
 
@@ -365,12 +387,14 @@ class Samples(Settings):
 
 Part = Literal["attention", "mlp", "layernorm", "embeddings", "final_norm", "head"]
 """The parts a model's weights belong to: three kinds in every block, and three around the blocks."""
+_PART = "|".join(get_args(Part))
+JoinedParts = Annotated[str, _pattern(rf"({_PART})(\+({_PART}))*")]
 
 
 class Initialization(Settings):
     """Which part of a pretrained model a single model starts from. What is not inherited is random."""
 
-    layers: tuple[Block, ...] | str | None = None
+    layers: tuple[Block, ...] | Annotated[str, _pattern(f"{LAYERS.pattern}|{MEASURED.pattern}")] | None = None
     """Blocks to take, in this order: their numbers from 0; a Python slice, `"0:24:2"`; or one of `first N`, `last N`,
     `middle N`, `ends N` (all but the middle ones), `spread N` (evenly), `every N` (of `every 2` every other one, as
     DistilBERT does); or one that is measured on the training text: `measured N` (a search for the blocks with the
@@ -395,7 +419,7 @@ class Initialization(Settings):
     """Which dimensions, heads and channels are kept: those with the largest activations on the training text
     (`importance`, the default), or the `first` ones."""
 
-    @field_validator("parts", mode="before")
+    @field_validator("parts", mode="before", json_schema_input_type=tuple[Part, ...] | JoinedParts | None)
     @classmethod
     def _split_parts(cls, value: Any) -> Any:
         return value.split("+") if isinstance(value, str) else value
@@ -594,7 +618,8 @@ class Recipe(Settings):
         if not isinstance(values, Mapping) or not isinstance(values.get("reference"), Mapping):
             return values
         reference = values["reference"]
-        shared, own = values.get("training") or {}, reference.get("training") or {}
+        shared, own = values.get("training") or {}, reference.get("training")
+        own = {} if own is None else own
         if (
             reference.get("architecture") is not None
             and isinstance(shared, Mapping)

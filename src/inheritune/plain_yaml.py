@@ -88,14 +88,22 @@ def read(path: Path) -> Any:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise UserError(f"{path} is not a recipe: it is larger than {MOST_BYTES // 2**10} KiB")
+    return parse_named(content, f"{path} is not a YAML file of plain values")
+
+
+def parse_named(content: bytes | str, otherwise: str) -> Any:
+    """As `parse`.
+
+    Raises:
+        UserError: begins with `otherwise`, and says where and why.
+    """
     try:
-        return parse(content.decode("utf-8"))
+        return parse(content.decode("utf-8") if isinstance(content, bytes) else content)
     except RecursionError:
-        raise UserError(f"{path} is nested too deeply") from None
+        raise UserError(f"{otherwise}: it is nested too deeply") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
-        reason = textwrap.shorten(reason, LONGEST_REASON)
-        raise UserError(f"{path} is not a YAML file of plain values: {reason}") from error
+        raise UserError(f"{otherwise}: {textwrap.shorten(reason, LONGEST_REASON)}") from error
 
 
 def parse(text: str) -> Any:

@@ -22,9 +22,10 @@ from inheritune.models.presets import from_config
 from inheritune.models.size import flops_per_token, on_meta, training_memory
 from inheritune.runtime.hardware import choose_hardware, computes_in_bf16
 from inheritune.start_depth import probe_trainings, start_depth
-from inheritune.study import recipe_of, rows_of
+from inheritune.study import check_rows, recipe_of, rows_of
 from inheritune.train import (
     affordable_steps,
+    check_inputs,
     initial_config,
     scratch_config,
     source_config,
@@ -39,6 +40,11 @@ from inheritune.training.micro_batch import choose_micro_batch, fitting_step, st
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.parallel import Strategy, check_strategy, fitting_strategy, place
 from inheritune.training.step import Stepper
+
+BYTES = 4
+"""Of a float32."""
+STATES = 3
+"""Numbers of a checkpoint for each parameter: the weight, and AdamW's two means."""
 
 MEASURED_LAYERS = 2
 MEASURED_STEPS = 3
@@ -98,32 +104,64 @@ class Plan:
     """The stages of a run, as many rounds as it can have; it ends at the first that reaches parity."""
 
     stages: list[Stage]
-    warnings: list[str]
+    validation: Mapping[Path, TrainingData]
+    """What losses are measured on, by the folder of the data."""
+
+    @property
+    def models_on_disk(self) -> int:
+        """Bytes of the models that are left behind, in float32, the last one twice: it is the final one too."""
+        sizes = [BYTES * stage.parameters for stage in self.stages if stage.work]
+        return sum(sizes) + (sizes[-1] if sizes else 0)
+
+    @property
+    def checkpoints_on_disk(self) -> int:
+        """Bytes of the most checkpoints that there are at a time: one is written before another is deleted."""
+        return max(
+            (
+                (stage.work.training.checkpoints.keep + 1) * STATES * BYTES * stage.parameters
+                for stage in self.stages
+                if stage.work
+            ),
+            default=0,
+        )
 
 
-def plan(recipe: Recipe | TrainRecipe | Study) -> Plan:
+def plan(recipe: Recipe | TrainRecipe | Study, *, without_data: bool = False) -> Plan:
     """Cost of every stage. Reads configurations and manifests, no weights.
+
+    Args:
+        recipe: to plan.
+        without_data: go by the recipe alone where its data is not there yet.
 
     Raises:
         UserError: as running it would.
     """
     if isinstance(recipe, Study):
-        return plan_study(recipe)
-    warnings: list[str] = []
-    return Plan(_stages(recipe, _data(recipe.data, warnings), source_config)[0], warnings)
+        return plan_study(recipe, without_data=without_data)
+    if not without_data:
+        check_inputs(recipe)
+    data = _data(recipe.data, without_data)
+    stages, _ = _stages(recipe, data, source_config)
+    return Plan(stages, {recipe.data.path: data} if data else {})
 
 
-def plan_study(study: Study, known: Mapping[str, PretrainedConfig] = MappingProxyType({})) -> Plan:
+def plan_study(
+    study: Study,
+    known: Mapping[str, PretrainedConfig] = MappingProxyType({}),
+    *,
+    without_data: bool = False,
+) -> Plan:
     """Cost of every row of a study: of those with more seeds, of one.
 
     Args:
         study: to plan; rows may start from other rows that are not trained yet.
         known: configurations of pretrained models that need not be looked for.
+        without_data: as of `plan`.
 
     Raises:
         UserError: as running it would.
     """
-    warnings: list[str] = []
+    validation: dict[Path, TrainingData] = {}
     configs = dict(known)
     stages: dict[str, list[Stage]] = {}
     spent: dict[str, float] = {}
@@ -132,9 +170,12 @@ def plan_study(study: Study, known: Mapping[str, PretrainedConfig] = MappingProx
     def config_of(source: ModelSource) -> PretrainedConfig:
         return configs[source.pretrained] if source.pretrained in configs else source_config(source)
 
-    for row in [row for row in rows_of(study) if row.seed == study.seeds[0]]:
+    rows = [row for row in rows_of(study) if row.seed == study.seeds[0]]
+    check_rows(study, rows, place)
+    for row in rows:
         recipe = recipe_of(study, row, place)
-        data = _data(recipe.data, warnings)
+        data = _data(recipe.data, without_data)
+        validation |= {recipe.data.path: data} if data else {}
         if row.flops_of and isinstance(recipe, TrainRecipe):
             budget = sum(spent[name] for name in row.flops_of)
             recipe = recipe_of(study, row, place, affordable_steps(recipe, budget, data, config_of))
@@ -148,15 +189,16 @@ def plan_study(study: Study, known: Mapping[str, PretrainedConfig] = MappingProx
             for stage in found
             if stage.work  # a reference that is another row's is planned there
         ]
-    return Plan([stage for row in stages.values() for stage in row], list(dict.fromkeys(warnings)))
+    return Plan([stage for row in stages.values() for stage in row], validation)
 
 
-def _data(settings: Data, warnings: list[str]) -> TrainingData | None:
+def _data(settings: Data, without_data: bool) -> TrainingData | None:
     try:
         return open_data(settings.model_copy(update={"verify": False}))
-    except NoShardsError as error:
-        warnings.append(f"{error} (the plan goes by the recipe alone)")
-        return None
+    except NoShardsError:
+        if without_data:
+            return None
+        raise
 
 
 def _stages(
@@ -271,11 +313,13 @@ class StageMemory:
         strategy: what the training would use.
         needs: strategy -> bytes; of one process alone too.
         windows: strategy -> windows in one forward pass.
+        room: bytes of a process's device; None of a GPU that is not here.
     """
 
     strategy: Strategy
     needs: Mapping[Strategy, int]
     windows: Mapping[Strategy, int]
+    room: int | None
 
     @property
     def chosen(self) -> int:
@@ -331,6 +375,7 @@ def stage_memory(stage: Stage, processes: int = 1, device: str | None = None) ->
         strategy,
         {each: memory_per_process(steps[each], each, count) for each, count in counts.items()},
         {each: steps[each].micro_batch for each in steps},
+        room,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,27 +11,38 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from inheritune import UserError, plain_yaml
-from inheritune.config import DECIDES_WEIGHTS, Recipe, Settings, Study, Training, TrainRecipe
+from inheritune.config import DECIDES_WEIGHTS, Recipe, Settings, Study, Training, TrainRecipe, merge
 from inheritune.plain_yaml import shown
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Settings)
 
-MOST_MISTAKES = 5
+MOST_MISTAKES = 10
 """In one message."""
 
+UNKNOWN = "extra_forbidden"
+"""Pydantic's word for a key that it does not know."""
 
-def load_recipe(path: Path, kind: type[AnyRecipe]) -> AnyRecipe:
+POSSIBLE, SURE = 0.5, 0.75
+"""Likeness to a known key, from which on an unknown one may be, and must be, that key misspelt."""
+
+
+def load_recipe(path: Path, kind: type[AnyRecipe], settings: Sequence[str] = ()) -> AnyRecipe:
     """Read and check a recipe file.
+
+    Args:
+        path: of the file.
+        kind: what it should be.
+        settings: `KEY=VALUE` that take the place of what the file says, as `with_settings` has them.
 
     Raises:
         UserError: one sentence that names the file, the key, and what would be right.
     """
-    return parse_recipe(plain_yaml.read(path), kind, origin=str(path))
+    return parse_recipe(with_settings(plain_yaml.read(path), settings), kind, origin=str(path))
 
 
-def load_any(path: Path) -> Recipe | TrainRecipe | Study:
+def load_any(path: Path, settings: Sequence[str] = ()) -> Recipe | TrainRecipe | Study:
     """Read and check a file that is a recipe of any kind, recognized by `rows`, `model` or neither of them."""
-    values = plain_yaml.read(path)
+    values = with_settings(plain_yaml.read(path), settings)
     keys = values if isinstance(values, Mapping) else ()
     kind: type[Recipe | TrainRecipe | Study] = (
         Study if "rows" in keys else TrainRecipe if "model" in keys else Recipe
@@ -47,7 +59,38 @@ def parse_recipe(values: Mapping[str, Any], kind: type[AnyRecipe], origin: str =
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{origin}: {_explain(error, kind)}") from None
+        raise UserError(f"{origin}: {_explain(_all_errors(error, values, kind), kind)}") from None
+
+
+def with_settings(values: Any, settings: Sequence[str]) -> Any:
+    """Plain values of a recipe with some of them set.
+
+    Args:
+        values: of the recipe.
+        settings: `KEY=VALUE` each: the full key, such as `training.optimizer.beta1`, and a value in YAML.
+
+    Raises:
+        UserError: one is not of this form; what it sets is checked with the recipe.
+    """
+    for setting in settings:
+        key, sign, text = setting.partition("=")
+        if not sign or not all(key.split(".")):
+            raise UserError(f"--set {shown(setting)} is no KEY=VALUE, such as training.steps=1000")
+        value = plain_yaml.parse_named(text, f"--set {shown(setting)} has no value in YAML")
+        if isinstance(values, Mapping):
+            values = merge(values, _nested(key, value, values))
+    return values
+
+
+def _nested(key: str, value: Any, known: Any) -> dict[str, Any]:
+    """The value at its place; a name of a row may have dots in it."""
+    parts = key.split(".")
+    heads = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    head = next((head for head in heads if isinstance(known, Mapping) and head in known), parts[0])
+    rest = key[len(head) + 1 :]
+    return {
+        head: _nested(rest, value, known.get(head) if isinstance(known, Mapping) else None) if rest else value
+    }
 
 
 def to_yaml(recipe: BaseModel) -> str:
@@ -103,25 +146,48 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
+def _all_errors(error: ValidationError, values: Mapping[str, Any], kind: type[BaseModel]) -> list[Any]:
+    """What is wrong with the values, and what else would be once unknown keys are written as they must be meant.
+
+    A part with an unknown key is not checked any further, and a misspelt key is also a missing one.
+    """
+    unknown = [entry for entry in error.errors() if entry["type"] == UNKNOWN]
+    if not unknown:
+        return list(error.errors())
+    meant = copy.deepcopy(dict(values))
+    for entry in unknown:
+        *places, last = entry["loc"]
+        part: Any = meant
+        for place in places:
+            part = part.get(place) if isinstance(part, dict) else None
+        if not isinstance(part, dict) or last not in part:
+            continue  # in the reference's copy of `training`, which is made of what is meant there
+        value, nearest = part.pop(last), _nearest(last, _keys_at(kind, list(map(str, places))), SURE)
+        if nearest is not None:
+            part.setdefault(nearest, value)
+    try:
+        kind.model_validate(meant)
+    except ValidationError as others:
+        return [*unknown, *others.errors()]
+    return unknown
+
+
+def _explain(errors: Sequence[Any], kind: type[BaseModel]) -> str:
     """The mistakes, in one line."""
     known = _all_keys(kind)
     found: dict[tuple[str, ...], list[Any]] = {}
-    for entry in error.errors():
+    for entry in errors:
         *places, last = map(str, entry["loc"] or ("",))
-        unknown = entry["type"] == "extra_forbidden"
-        path = [part for part in places if part in known] + [last] * (
-            unknown or last in known
-        )  # no union branches
+        ends = [last] * (entry["type"] == UNKNOWN or last in known)
+        path = [part for part in places if part in known] + ends  # no union branches
         found.setdefault(tuple(path), []).append(entry)
     # What is wrong in `training` is wrong in the reference's copy of it too: said once.
     copies = {("reference", *path) for path in found}
-    found = {path: entries for path, entries in found.items() if path not in copies}
-    # A misspelt key is also a missing one: said once, and first.
-    unknowns = [path for path, entries in found.items() if entries[0]["type"] == "extra_forbidden"]
-    passed = ("extra_forbidden", "missing") if unknowns else ()
-    others = [path for path, entries in found.items() if entries[0]["type"] not in passed]
-    mistakes = [_mistake(path, found[path], kind) for path in (*unknowns, *others)]
+    mistakes: list[str] = []
+    for place in (place for place in found if place not in copies):
+        told = _mistake(place, found[place], kind)
+        keys = told.partition("; known keys are ")
+        mistakes.append(keys[0] if any(one.endswith(keys[2]) for one in mistakes) else told)  # listed once
     more = f" (and {len(mistakes) - MOST_MISTAKES} more)" if len(mistakes) > MOST_MISTAKES else ""
     return "; ".join(mistakes[:MOST_MISTAKES]) + more
 
@@ -130,10 +196,10 @@ def _mistake(path: tuple[str, ...], entries: list[Any], kind: type[BaseModel]) -
     """What is wrong with the value of a key, and what would be right."""
     first = entries[0]
     key = ".".join(part if part.isprintable() and len(part) < 80 else shown(part) for part in path)
-    if first["type"] == "extra_forbidden":
+    if first["type"] == UNKNOWN:
         known = _keys_at(kind, path[:-1])
-        nearest = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean `{nearest[0]}`?" if nearest else f"known keys are {', '.join(known)}"
+        nearest = _nearest(path[-1], known, POSSIBLE)
+        hint = f"did you mean `{nearest}`?" if nearest else f"known keys are {', '.join(known)}"
         return f"unknown key `{key}`; {hint}"
     if first["type"] == "missing":
         return f"the key `{key}` is missing"
@@ -144,6 +210,10 @@ def _mistake(path: tuple[str, ...], entries: list[Any], kind: type[BaseModel]) -
         return f"{key}: {message}" if key else message
     wishes = (entry["msg"].removeprefix("Input should be ").split(" or instance of ")[0] for entry in entries)
     return f"`{key}` is {shown(first['input'])}, but should be {' or '.join(wishes)}"
+
+
+def _nearest(key: Any, known: Sequence[str], likeness: float) -> str | None:
+    return next(iter(difflib.get_close_matches(str(key), known, n=1, cutoff=likeness)), None)
 
 
 def _all_keys(kind: type[BaseModel]) -> set[str]:

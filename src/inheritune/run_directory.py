@@ -25,9 +25,10 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from shutil import copytree
+from shutil import copytree, rmtree
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, model_validator
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STARTS = "starts.jsonl"
+BARE = ("recipe.yaml", STARTS, "state.json", "summary.json")
+"""What is in a run's directory before anything is computed."""
 
 Verdict = Literal["parity", "no parity"]
 Phase = Literal["reference", "round", "control", "finished"]
@@ -288,7 +291,11 @@ class State(Record):
 
 
 class RunDirectory:
-    """Names and contents of a run's files."""
+    """Names and contents of a run's files.
+
+    As a context it is closed at the end, and after an error that came before anything was computed, there is no more
+    than before.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -298,6 +305,16 @@ class RunDirectory:
         self.samples = path / "samples.json"
         self.held: int | None = None
         """Descriptor that keeps other processes out; those that get it hold the directory too."""
+        self.made: list[Path] | None = None
+        """By `open`, where no run was before: directories, from the inside to the outside."""
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None and self.made is not None:
+            self._take_back(self.made)
+        self.close()
 
     def round(self, number: int, layers: int) -> Path:
         """Directory of a round."""
@@ -333,6 +350,7 @@ class RunDirectory:
                 self._check_precision(recipe, environment)
         else:
             self.check_place()
+            self.made = [place for place in (self.path, *self.path.parents) if not place.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         self.hold()
         trainings = (
@@ -429,6 +447,18 @@ class RunDirectory:
             os.close(descriptor)
             return
         self.held = descriptor
+
+    def _take_back(self, made: list[Path]) -> None:
+        """Remove what `open` and `record` have written, if there is nothing else."""
+        for path in self.path.rglob("*"):
+            bare = path.parent == self.path and path.name in BARE
+            if not (bare or path.is_dir() or files.is_leftover(path)):
+                return
+        for path in self.path.iterdir():
+            rmtree(path) if path.is_dir() else path.unlink()
+        for place in made:
+            with suppress(OSError):  # somebody else has put something there
+                place.rmdir()
 
     def _has_work(self) -> bool:
         """Whether something was computed that another recipe would spoil; a mistake found at once leaves nothing."""

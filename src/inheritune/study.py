@@ -28,7 +28,7 @@ from inheritune.report.comparison import Entry, RunComparison, read_entries, wri
 from inheritune.run_directory import RunDirectory
 from inheritune.runtime import files
 from inheritune.runtime.signals import STARTED_BY, Interrupted, signals
-from inheritune.train import affordable_steps
+from inheritune.train import affordable_steps, check_inputs
 
 FILE = "study.yaml"
 NAME = re.compile(r"(?!.*\.(yaml|log)$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -189,6 +189,39 @@ def recipe_of(study: Study, row: Row, directory: Path, steps: int | None = None)
     return parse_recipe(values, row.kind, origin=f"rows.{row.name}")
 
 
+def check_rows(study: Study, rows: Sequence[Row], directory: Path) -> None:
+    """Every row has a recipe: mistakes are found before anything runs.
+
+    Raises:
+        UserError: the mistakes of all rows.
+    """
+    mistakes: dict[str, None] = {}
+    for row in rows:
+        try:
+            recipe_of(study, row, directory)
+        except UserError as error:
+            mistakes[str(error)] = None  # once for all seeds
+    if mistakes:
+        raise UserError("; ".join(mistakes))
+
+
+def _check_inputs(study: Study, rows: Sequence[Row], directory: Path) -> None:
+    """Data and models that rows name are there, as far as they are not other rows' and the rows not begun.
+
+    Raises:
+        UserError: what is not there.
+    """
+    missing: dict[str, None] = {}
+    for row in rows:
+        if not row.needs and not row.folder(directory).exists():
+            try:
+                check_inputs(recipe_of(study, row, directory))
+            except UserError as error:
+                missing[str(error)] = None
+    if missing:
+        raise UserError("; ".join(missing))
+
+
 def _training_tokens(study: Study, row: Row, directory: Path) -> int | None:
     """Tokens that made a row's model, if its own recipe alone says so."""
     if row.flops_of or row.starts_from or row.kind is Recipe:
@@ -227,8 +260,8 @@ def run_study(
     if jobs < 1:
         raise UserError(f"--jobs is {jobs}, but should be at least 1")
     rows = rows_of(study, only)
-    for row in rows:
-        recipe_of(study, row, directory)  # a mistake is found before anything runs
+    check_rows(study, rows, directory)
+    _check_inputs(study, rows, directory)
     _check_place(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with closing(RunDirectory(directory)) as folder:
@@ -237,7 +270,7 @@ def run_study(
             files.remove_leftovers(place)
         files.write_text(directory / FILE, to_yaml(study))
         runner = Runner(study, folder, rows, jobs, tell)
-        with signals() as interrupted:
+        with signals(runner.ending) as interrupted:
             while runner.waiting or runner.running:
                 if interrupted():
                     runner.stop()
@@ -322,6 +355,11 @@ class Runner:
                 self._succeed(row)
             else:
                 self._fail(row, f"failed with exit code {process.returncode}{self._last_words(row)}")
+
+    def ending(self) -> str:
+        """What stopping will wait for."""
+        rows = ", ".join(f"{row.name} (seed {row.seed})" for row in self.running) or "no row"
+        return f"waiting for {rows} to save and end"
 
     def stop(self) -> None:
         """Ask every row to save and end, and wait until it has."""

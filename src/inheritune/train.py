@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -11,12 +10,12 @@ import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
-from inheritune import __version__
+from inheritune import UserError, __version__
 from inheritune.analysis.kept import CHOICE, Kept
 from inheritune.analysis.layers import choose_kept, recorded
 from inheritune.analysis.sequences import text_of
 from inheritune.analysis.width import keep_width, narrowed
-from inheritune.config import MEASURED, Data, ModelSource, Training, TrainRecipe
+from inheritune.config import MEASURED, Data, ModelSource, Recipe, Training, TrainRecipe
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.initialization import choose, half_width, select
 from inheritune.initialization.narrow import narrow_config, narrower, width_config
@@ -44,8 +43,9 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
         UserError: something the user can fix, in one sentence.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    with joined(recipe.training) as world, closing(RunDirectory(directory)) as folder:
+    with joined(recipe.training) as world, RunDirectory(directory) as folder:
         check_same(world, recipe)
+        world.on_first(check_inputs, recipe)
         hardware = choose_hardware(recipe.training, world)
         data = open_together(recipe.data, world)
         # What cannot be made is an error before there is a directory of it.
@@ -67,6 +67,25 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
             title=recipe.name,
         )
     return WindowLosses.load(directory / "validation.json")
+
+
+def check_inputs(recipe: Recipe | TrainRecipe) -> None:
+    """The data and the models that a recipe names are there, before minutes go into checksums.
+
+    Raises:
+        UserError: what is not there, or cannot be read, all of it.
+    """
+    settings = recipe.data.model_copy(update={"verify": False})
+    sources = [recipe.reference] if isinstance(recipe, Recipe) else [recipe.model, teacher_of(recipe)]
+    trained = dict.fromkeys(source.trained for source in sources if source is not None and source.trained)
+    errors: list[UserError] = []
+    for check in (partial(open_data, settings), *(partial(load_config, one) for one in trained)):
+        try:
+            check()
+        except UserError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0] if len(errors) == 1 else UserError("; ".join(map(str, errors)))
 
 
 def open_together(settings: Data, world: World) -> TrainingData:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -16,7 +17,9 @@ from transformers import AutoModelForCausalLM
 import tiny_data
 from inheritune.cli import main as cli
 from inheritune.config import Recipe
-from inheritune.recipe_file import load_recipe
+from inheritune.plan import plan
+from inheritune.quantities import count, memory
+from inheritune.recipe_file import load_any, load_recipe
 from inheritune.run_directory import RunDirectory, read_starts
 from tiny_models import tiny_model
 from tiny_recipes import training, values
@@ -214,6 +217,40 @@ def test_plan_tells_every_stage(command, data: Path, tmp_path: Path) -> None:
     assert measured.code == 0, measured.err
     assert "(measured here)" in measured.out
     assert command("plan", path, "--flops-per-second", "-1").code == 2
+
+
+def test_plan_tells_what_the_machine_must_have(
+    command, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", values(data, start_layers=1, grow={"layers": 1}))
+    result = command("plan", path, "--flops-per-second", "1e9")
+    planned = plan(load_any(path))
+    sizes = [stage.parameters for stage in planned.stages]
+    assert (planned.models_on_disk, planned.checkpoints_on_disk) == (
+        4 * (sum(sizes) + sizes[-1]),
+        36 * max(sizes),
+    )
+    assert "It fits this machine: about" in result.out
+    assert f"Validation: 62 windows of 32 tokens in {data}." in result.out
+    assert (
+        f"Disk: up to {memory(planned.models_on_disk)} of models, and {memory(36 * max(sizes))} of"
+        in result.out
+    )
+    tokens, flops = (sum(getattr(stage, name) for stage in planned.stages) for name in ("tokens", "flops"))
+    total = next(line for line in result.out.splitlines() if line.startswith("at most"))
+    assert total.split()[2:4] == [count(tokens), f"{flops:.1e}".replace("e+", "e")]
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2**10))
+    assert "It does not fit this machine: about" in command("plan", path).out
+
+
+def test_plan_without_data(command, data: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "recipe.yaml", values(tmp_path / "void"))
+    refused = command("plan", path)
+    assert (refused.code, refused.err) == (2, f"error: there is no directory {tmp_path / 'void'}\n")
+    planned = command("plan", path, "--without-data")
+    assert planned.code == 0
+    assert "round 1" in planned.out
+    assert "Validation:" not in planned.out
 
 
 def test_plan_tells_the_memory_of_each_process(command, data: Path, tmp_path: Path) -> None:

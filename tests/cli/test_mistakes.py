@@ -18,6 +18,13 @@ MISSING = ("void", "", "file/x", "loop", "x" * 300)
 IN_THE_WAY = ("file", "file/x", "loop", "loop/x", "", "x" * 300, "data")
 """Where nothing can be written."""
 
+LATE = {
+    "run": ("lost.yaml", "homeless.yaml", "too-deep.yaml", "too-long.yaml", "no-text.yaml"),
+    "train": ("lost-alone.yaml", "too-long-alone.yaml", "no-layers.yaml"),
+    "study": ("lost-study.yaml",),
+}
+"""Recipes whose mistakes only show when data and models are looked at."""
+
 RECIPES = {"run": "run.yaml", "train": "train.yaml", "study": "study.yaml"}
 
 CASES: list[tuple[str, ...]] = [
@@ -42,6 +49,12 @@ CASES: list[tuple[str, ...]] = [
     ("quickstart", "--text", "", "-o", "OUT"),
     *(("quickstart", "--text", "text.jsonl", "-o", place) for place in IN_THE_WAY),
     ("study", "study.yaml", "-o", "."),
+    *(
+        (verb, recipe, "-o", place)
+        for verb, recipes in LATE.items()
+        for recipe in recipes
+        for place in ("OUT", "deep/er/OUT")
+    ),
     ("run", "train.yaml"),
     ("train", "run.yaml"),
     ("study", "run.yaml"),
@@ -120,7 +133,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train": single,
         "study": {"reference": "a", "rows": {"a": single}},
     }
-    for name, recipe in recipes.items():
+    lost = {"path": "void", "window": 32}
+    model = {"pretrained": "model"}
+    late = {
+        "lost": values(Path("void"), reference={"pretrained": "./void"}),
+        "homeless": values(Path("data"), reference={"pretrained": "./void"}),
+        "too-deep": values(Path("data"), reference=model, start_layers=9),
+        "too-long": {**values(Path("data"), reference=model), "data": {"path": "data", "window": 128}},
+        "no-text": values(Path("data"), parity={"also": {"wiki": "void"}}),
+        "lost-alone": {**single, "data": lost, "model": {"pretrained": "./void"}},
+        "too-long-alone": {**single, "data": {"path": "data", "window": 128}, "model": model},
+        "no-layers": {**single, "model": model, "initialization": {"layers": "first 9"}},
+        "lost-study": {"reference": "a", "rows": {"a": {**single, "data": lost}}},
+    }
+    for name, recipe in (recipes | late).items():
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
     for path, name in (("own/recipe.yaml", "run"), ("study/study.yaml", "study")):
         (folder / path).parent.mkdir()
@@ -153,3 +179,16 @@ def test_one_sentence_and_nothing_left(
     assert usage or errors.startswith("error: ")
     assert len(errors) < 2000
     assert files(place) == before
+
+
+def test_data_and_model_that_are_not_there_are_told_at_once(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    for verb, recipe in (("run", "lost.yaml"), ("train", "lost-alone.yaml")):
+        monkeypatch.setattr(sys, "argv", ["inheritune", verb, recipe])
+        with pytest.raises(SystemExit):
+            cli.main()
+        errors = capfd.readouterr().err
+        assert "there is no directory void" in errors
+        assert "there is no model at ./void: the folder does not exist" in errors

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from inheritune import UserError
 from inheritune.data import tokenizer as tokenizers
-from inheritune.data.prepare import key_and_hash, prepare
+from inheritune.data.prepare import few_held_out, key_and_hash, prepare, share_held_out
 from inheritune.data.shards import open_split, read_manifest, verify
 from inheritune.data.unfinished import SplitWriter
 
@@ -590,6 +590,13 @@ def test_a_folder_that_is_no_tokenizer(tmp_path, files):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("folder", ["./nothing", "runs/nothing/model", "/nothing", "no thing"])
+def test_a_folder_of_a_tokenizer_that_is_not_there(tmp_path, folder):
+    with pytest.raises(UserError, match=f"^there is no tokenizer at {folder}: the folder does not exist$"):
+        prepare([TEXTS], tmp_path / "out", tokenizer=folder)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_tokenizer_that_cannot_be_reached(tmp_path):
     with pytest.raises(
         ValueError, match="the tokenizer 'someone/nothing' is no local folder, and it cannot be loaded"
@@ -603,7 +610,7 @@ def test_a_tokenizer_that_cannot_be_reached(tmp_path):
 SCRIPT = """
 import sys
 from inheritune.data import prepare as preparation
-from inheritune.data.prepare import prepare
+from inheritune.data.prepare import few_held_out, share_held_out, prepare
 preparation._BATCH_CHARACTERS = 20_000
 print("started", flush=True)
 arguments = {"train_tokenizer": 500} if sys.argv[3] == "train" else {"tokenizer": sys.argv[3]}
@@ -733,3 +740,35 @@ def test_a_text_that_changed_is_noticed(tmp_path, tokenizer):
     for name in ("a", "b"):
         (folder / f"{name}.txt").unlink()
     assert prepare(folder, tmp_path / "out", **arguments) == manifest  # the text is not needed any more
+
+
+def test_enough_is_held_out_of_a_small_text():
+    """To about 100 windows of 1,024 tokens, and a tenth at most."""
+    assert share_held_out({}) == 0.005
+    assert share_held_out({"a.txt": 10**9}) == 0.005
+    assert share_held_out({"a.txt": 10**7, "b.jsonl": 10**7}) == 0.024
+    assert share_held_out({"a.jsonl.xz": 4 * 10**6}) == 0.039
+    assert share_held_out({"a.txt": 1000}) == 0.1
+
+
+def test_the_share_is_recorded_and_a_finished_folder_keeps_its_own(tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"document {n} " * 20}) + "\n" for n in range(200)))
+    made = prepare(texts, tmp_path / "out", train_tokenizer=300)
+    assert made.arguments["validation"] == 0.1
+    assert 5 < made.splits["validation"].documents < 40
+    old = prepare(texts, tmp_path / "old", train_tokenizer=300, validation=0.05)
+    assert prepare(texts, tmp_path / "old", train_tokenizer=300) == old
+
+
+def test_few_windows_are_said_with_what_they_are_worth(tmp_path):
+    made = prepare(
+        [[f"document {n} " * 20 for n in range(200)]], tmp_path / "out", train_tokenizer=300, validation=0.1
+    )
+    warning = few_held_out(made)
+    held = made.splits["validation"].tokens
+    assert warning is not None
+    assert f"only {held:,} tokens are held out" in warning
+    assert "--validation 0.5 into another folder" in warning
+    enough = made.splits["validation"].model_copy(update={"tokens": 102_400})
+    assert few_held_out(made.model_copy(update={"splits": {**made.splits, "validation": enough}})) is None

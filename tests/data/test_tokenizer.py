@@ -86,3 +86,40 @@ def test_the_encoder_writes_no_beginning(tmp_path: Path) -> None:
     plain = make_tokenizer(None)("the <bos> window", split_special_tokens=True).input_ids
     assert BOS not in plain
     assert encoder(["the <bos> window"])[0].tolist() == [*plain, EOS]
+
+
+@pytest.mark.parametrize(
+    ("special", "template", "end", "told"),
+    [
+        (["<|endoftext|>", "<|im_end|>"], None, "<|endoftext|>", "so texts end with <|endoftext|>"),
+        (["</s>", "[/turn]"], "{{ message }}[/turn]", "</s>", "so texts end with </s>"),
+        (["<|im_end|>"], None, "<eos>", "so texts end with <eos>"),
+        (["<|endoftext|>", "[END]"], "{{ message }}{{ eos_token }}", "[END]", None),
+        (["<|endoftext|>", "</s>"], "{{ message }}</s>", "</s>", None),
+    ],
+)
+def test_texts_do_not_end_with_the_end_of_a_turn(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    special: list[str],
+    template: str | None,
+    end: str,
+    told: str | None,
+) -> None:
+    tokenizer = make_tokenizer(None)
+    tokenizer.add_special_tokens({"additional_special_tokens": special, "eos_token": special[-1]})
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    assert Encoder(tmp_path).end_of_text == tokenizer.convert_tokens_to_ids(end)
+    assert caplog.text == "" if told is None else f"{special[-1]} ends turns of a chat, {told}" in caplog.text
+    assert Encoder(tmp_path, end_of_text="<eos>").end_of_text == EOS
+
+
+def test_an_end_of_a_turn_that_is_the_only_end_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizers, "TEXT_ENDS", ())
+    save_tokenizer(tmp_path / "made")
+    monkeypatch.setattr(tokenizers, "CHAT_ENDS", ("<eos>",))
+    assert Encoder(tmp_path / "made").end_of_text == EOS
+    assert "<eos> ends turns of a chat, but it knows no other, so texts end with it too" in caplog.text

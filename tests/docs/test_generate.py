@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import pytest
 import typer
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from docs.markdown import ROOT, generate
 from inheritune.cli.main import app
@@ -16,6 +16,8 @@ from inheritune.recipe_file import parse_recipe, settings_of
 
 class Outer(BaseModel):
     """Docstring."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """A share | of

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from inheritune.models.load import load_model
 from inheritune.recipe_file import differences
 from inheritune.runtime.signals import Interrupted
 from inheritune.runtime.world import ALONE
-from inheritune.training import checkpoint
+from inheritune.training import checkpoint, loop
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.step import Stepper
 from tiny_models import tiny_model, tokens
@@ -46,14 +48,46 @@ def final_weights(directory: Path) -> bytes:
 
 
 def test_a_signal_finishes_the_step_and_saves(
-    data: Path, undisturbed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path,
+    undisturbed: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     settings = recipe(data, parity={"margin": 100.0})
     with monkeypatch.context() as patch:
         stop_after(patch, 7)
         with pytest.raises(Interrupted, match="stopped after step 8; the same command resumes from there"):
             run(settings, tmp_path / "run")
+    assert "finishing step 8, then saving; a second signal ends it at once\n" in capfd.readouterr().err
     assert (tmp_path / "run/reference/checkpoints/step-0000008").is_dir()
+    run(settings, tmp_path / "run")
+    assert final_weights(tmp_path / "run") == undisturbed
+
+
+def test_a_signal_in_the_last_validation_ends_the_training_and_the_run(
+    data: Path,
+    undisturbed: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    settings = recipe(data, parity={"margin": 100.0})
+    with monkeypatch.context() as patch:
+        original = loop.round_weights
+
+        def signalled(*arguments: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            original(*arguments)
+
+        patch.setattr(loop, "round_weights", signalled)
+        with pytest.raises(
+            Interrupted, match="stopped after the end of reference, 4 layers; the same command"
+        ):
+            run(settings, tmp_path / "run")
+    assert "finishing the last validation, then saving the model; a second" in capfd.readouterr().err
+    assert (tmp_path / "run/reference/model").is_dir()
+    assert not list((tmp_path / "run").glob("round-*"))
     run(settings, tmp_path / "run")
     assert final_weights(tmp_path / "run") == undisturbed
 

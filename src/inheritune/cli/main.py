@@ -17,11 +17,13 @@ from inheritune.cli.analyze import analyze_command
 from inheritune.cli.compare import compare_command
 from inheritune.cli.evaluate import evaluate_command
 from inheritune.cli.inherit import inherit_command
+from inheritune.cli.init import init_command
 from inheritune.cli.plan import plan_command
 from inheritune.cli.prepare import prepare_command
 from inheritune.cli.quickstart import quickstart_command
 from inheritune.cli.report import report_command
 from inheritune.cli.run import run_command
+from inheritune.cli.schema import schema_command
 from inheritune.cli.study import study_command
 from inheritune.cli.train import train_command
 from inheritune.runtime.files import FULL
@@ -47,6 +49,7 @@ app.command("quickstart")(quickstart_command)
 app.command("prepare")(prepare_command)
 app.command("analyze")(analyze_command)
 app.command("inherit")(inherit_command)
+app.command("init")(init_command)
 app.command("plan")(plan_command)
 app.command("run")(run_command)
 app.command("train")(train_command)
@@ -54,6 +57,7 @@ app.command("study")(study_command)
 app.command("evaluate")(evaluate_command)
 app.command("report")(report_command)
 app.command("compare")(compare_command)
+app.command("schema")(schema_command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -9,6 +9,14 @@ import typer
 
 ModelName = Annotated[str, typer.Argument(help="Hugging Face model id, or folder of a checkpoint.")]
 RecipeFile = Annotated[Path, typer.Argument(help="Recipe file (YAML).")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Another value for a key of the recipe, such as training.steps=1000; repeat it for more.",
+    ),
+]
 RunFolder = Annotated[
     Path | None, typer.Option("--output", "-o", help="Directory of the run; by default runs/NAME.")
 ]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import shutil
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inheritune import UserError
-from inheritune.cli.options import RecipeFile
+from inheritune.cli.options import RecipeFile, Set
 
 if TYPE_CHECKING:
-    from inheritune.plan import StageMemory
+    from inheritune.plan import Plan, StageMemory
 
 WIDTHS = {"layers": 6, "params": 6, "tokens": 7, "epochs": 6, "FLOPs": 6, "memory": 8, "time": 11}
 """Least columns of a terminal for each figure: in a narrow one the names are folded, not the numbers."""
@@ -32,6 +33,10 @@ def plan_command(
         str | None,
         typer.Option("--device", help="cpu or cuda: for whose memory to plan; by default what is here."),
     ] = None,
+    without_data: Annotated[
+        bool, typer.Option("--without-data", help="Plan by the recipe alone where its data is not there yet.")
+    ] = False,
+    changes: Set = None,
 ) -> None:
     """Parameters, tokens, FLOPs, memory and hours of every stage, before anything runs."""
     from rich.table import Table
@@ -49,8 +54,8 @@ def plan_command(
         raise UserError(f"--processes is {processes}, but must be at least 1")
     if device not in (None, "cpu", "cuda"):
         raise UserError(f"--device is {device!r}, but must be cpu or cuda")
-    settings = load_any(recipe)
-    planned = plan(settings)
+    settings = load_any(recipe, changes or ())
+    planned = plan(settings, without_data=without_data)
     needs = plan_memory(planned, processes, device)
     if measure and isinstance(settings, Study):
         raise UserError("--measure is for a single recipe; give a study's rate with --flops-per-second")
@@ -74,6 +79,12 @@ def plan_command(
             memory(needs[stage.name].chosen) if stage.work else "-",
         ]
         table.add_row(*cells, *([duration(stage.seconds(rate))] if rate else []))
+    if len(needs) > 1:
+        tokens, spent = (
+            sum(getattr(stage, name) for stage in planned.stages) for name in ("tokens", "flops")
+        )
+        total = ["at most", "", "", count(tokens), "", f"{spent:.1e}".replace("e+", "e"), ""]
+        table.add_row(*total, *([duration(spent / rate)] if rate else []), style="bold")
     console.print(table)
     print_line(
         "Rounds end at the first that reaches parity. Memory: about what a process's tensors take at the peak"
@@ -85,8 +96,8 @@ def plan_command(
         print_line(line)
     if rate:
         print_line(f"Times at {rate:.3g} FLOP/s ({whence}).")
-    for warning in planned.warnings:
-        print_line(f"note: {warning}")
+    for line in disk_lines(planned):
+        print_line(line)
 
 
 def memory_lines(needs: dict[str, StageMemory], processes: int) -> list[str]:
@@ -106,6 +117,31 @@ def memory_lines(needs: dict[str, StageMemory], processes: int) -> list[str]:
         lines.append(
             f"In each of {processes} processes about: ddp {each['ddp']}, fsdp {each['fsdp']}; the recipe takes "
             f"{largest.strategy}. One process alone: {each['single']}."
+        )
+    if largest.room is not None:
+        fits = "fits this machine" if largest.chosen <= largest.room else "does not fit this machine"
+        lines.append(f"It {fits}: about {memory(largest.chosen)} of {memory(largest.room)} for each process.")
+    return lines
+
+
+def disk_lines(planned: Plan) -> list[str]:
+    """What is validated on, and what is written, beside the room for it here."""
+    from inheritune.data.prepare import few_held_out
+    from inheritune.data.shards import MANIFEST, read_manifest
+    from inheritune.quantities import memory
+
+    lines = []
+    for path, data in planned.validation.items():
+        lines.append(f"Validation: {windows(data.validation_windows)} of {data.window:,} tokens in {path}.")
+        few = few_held_out(read_manifest(path)) if (path / MANIFEST).exists() else None
+        lines += [f"note: {few}"] if few else []
+    models, checkpoints = planned.models_on_disk, planned.checkpoints_on_disk
+    if models:
+        free = shutil.disk_usage(".").free
+        enough = "" if models + checkpoints <= free else ", which is too little"
+        lines.append(
+            f"Disk: up to {memory(models)} of models, and {memory(checkpoints)} of checkpoints while the largest "
+            f"trains; here {memory(free)} are free{enough}."
         )
     return lines
 

@@ -27,7 +27,12 @@ def prepare_command(
         int | None,
         typer.Option(metavar="N", help="Train a byte-level BPE of N tokens on the sources instead."),
     ] = None,
-    validation: Annotated[float, typer.Option(help="Fraction of the documents to hold out.")] = 0.005,
+    validation: Annotated[
+        float | None,
+        typer.Option(
+            help="Fraction of the documents to hold out; by default 0.005, of a small text up to 0.1."
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Encoding threads; one a core by default.")] = None,
     text_field: Annotated[
         str, typer.Option(help="Field or column that holds the text; `data.text` if it is nested.")
@@ -57,7 +62,7 @@ def prepare_command(
 ) -> None:
     """Tokenize text into shards. Repeat it to resume."""
     from inheritune.cli.console import print_line, quiet
-    from inheritune.data.prepare import prepare, rows_left_out
+    from inheritune.data.prepare import few_held_out, prepare, rows_left_out
     from inheritune.data.shards import MANIFEST
 
     quiet()
@@ -86,3 +91,5 @@ def prepare_command(
         print_line(f"  {name}: {split_record.documents:,} documents, {split_record.tokens:,} tokens{rate}")
     if manifest.rows_without_text:
         print_line(f"  {rows_left_out(manifest.rows_without_text)}")
+    if warning := few_held_out(manifest):
+        print_line(f"note: {warning}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from inheritune.cli.options import RecipeFile, RunFolder
+from inheritune.cli.options import RecipeFile, RunFolder, Set
 
 
 def run_command(
     recipe: RecipeFile,
     output: RunFolder = None,
+    changes: Set = None,
 ) -> None:
     """Inherit, train, compare, grow, until the small model is as good as the large one. Repeat it to resume."""
     from inheritune.algorithm import complete, run
@@ -19,7 +20,7 @@ def run_command(
     from inheritune.runtime.progress import first_process
 
     quiet()
-    settings = load_recipe(recipe, Recipe)
+    settings = load_recipe(recipe, Recipe, changes or ())
     directory = output or Path("runs") / settings.name
     was_complete = complete(settings, directory)
     summary = run(settings, directory, command=command_line())

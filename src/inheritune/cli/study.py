@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from inheritune.cli.options import RunFolder
+from inheritune.cli.options import RunFolder, Set
 
 
 def study_command(
     study: Annotated[Path, typer.Argument(help="Study file (YAML) with `rows`.")],
     output: RunFolder = None,
+    changes: Set = None,
     row: Annotated[
         list[str] | None,
         typer.Option("--row", help="Run only this row and those it needs; may be repeated."),
@@ -26,7 +27,7 @@ def study_command(
     from inheritune.study import compare_rows, run_study
 
     quiet()
-    settings = load_recipe(study, Study)
+    settings = load_recipe(study, Study, changes or ())
     directory = output or Path("runs") / settings.name
     rows = run_study(settings, directory, only=tuple(row or ()), jobs=jobs, tell=print_line)
     print_comparison(compare_rows(settings, rows, directory), directory / "comparison")

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from inheritune.cli.options import RunFolder
+from inheritune.cli.options import RunFolder, Set
 
 
 def train_command(
     recipe: Annotated[Path, typer.Argument(help="Recipe file (YAML) with `model` and `training`.")],
     output: RunFolder = None,
+    changes: Set = None,
 ) -> None:
     """Train one model, from random weights or from a checkpoint. Repeat it to resume."""
     from inheritune.cli.console import command_line, print_line, quiet
@@ -22,7 +23,7 @@ def train_command(
     from inheritune.train import train_model
 
     quiet()
-    settings = load_recipe(recipe, TrainRecipe)
+    settings = load_recipe(recipe, TrainRecipe, changes or ())
     directory = output or Path("runs") / settings.name
     losses = train_model(settings, directory, command=command_line())
     if not first_process():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -17,7 +18,13 @@ from inheritune import UserError
 from inheritune.data.documents import one_line
 from inheritune.runtime import files
 
+logger = logging.getLogger(__name__)
+
 END_OF_TEXT = "<|endoftext|>"
+TEXT_ENDS = (END_OF_TEXT, "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>")
+"""What families of models end their pretraining texts with."""
+CHAT_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eot|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>")
+"""What they end a turn of a chat with."""
 
 # What may be said of the token in front of a text instead of naming it.
 AUTO, NONE = "auto", "none"
@@ -129,8 +136,15 @@ def train(texts: Iterable[str], vocabulary: int, directory: Path) -> None:
 
 def named_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a hub id or folder. Raises UserError if there is none, or if its vocabulary is empty."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
     from transformers import AutoTokenizer
 
+    if not Path(name).exists():
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise UserError(f"there is no tokenizer at {name}: the folder does not exist") from error
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # OSError, KeyError, bare Exception of tokenizers: whatever the files are not
@@ -234,8 +248,20 @@ def _token_id(tokenizer: Any, token: str, role: str) -> int:
 
 
 def _end_of_text_id(tokenizer: Any, token: str | None) -> int:
+    """The token after every text: this one, or what texts ended with when the tokenizer's models were pretrained.
+
+    A chat model's tokenizer may name the end of a turn instead.
+    """
     if token is not None:
         return _token_id(tokenizer, token, "end-of-text")
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-text token: name one with --end-of-text TOKEN")
-    return tokenizer.eos_token_id
+    named = tokenizer.eos_token
+    template = tokenizer.chat_template
+    if named in TEXT_ENDS or not (named in CHAT_ENDS or (isinstance(template, str) and named in template)):
+        return tokenizer.eos_token_id
+    special = {str(added): id for id, added in tokenizer.added_tokens_decoder.items() if added.special}
+    end = next((end for end in TEXT_ENDS if end in special and end != named), None)
+    taken = f"so texts end with {end}" if end else "but it knows no other, so texts end with it too"
+    logger.warning("the tokenizer's %s ends turns of a chat, %s (--end-of-text names another)", named, taken)
+    return tokenizer.eos_token_id if end is None else special[end]

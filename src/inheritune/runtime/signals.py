@@ -8,20 +8,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from inheritune.runtime.progress import first_process
+
 
 class Interrupted(Exception):  # noqa: N818 - it is not an error
     """SIGINT or SIGTERM arrived; the step was finished and a checkpoint written."""
 
 
+STDERR = 2
 STARTED_BY = "INHERITUNE_STARTED_BY"
 """Environment variable with the number of a study's process, for its rows."""
 
 
 @contextmanager
-def signals() -> Iterator[Callable[[], bool]]:
+def signals(ending: Callable[[], str]) -> Iterator[Callable[[], bool]]:
     """Within the block, SIGINT and SIGTERM only set a flag, which the yielded function returns.
 
-    A second signal acts at once, as it would outside. When torchrun or a study is killed, it sends none to the
+    The user is told at once what is being done until then, which `ending` says. A second signal acts at once, as it
+    would outside. When torchrun or a study is killed, it sends none to the
     processes that it started; they stop when they are orphaned.
     """
     study = os.environ.get(STARTED_BY)
@@ -32,6 +36,10 @@ def signals() -> Iterator[Callable[[], bool]]:
     def note(number: int, frame: object) -> None:
         arrived.append(number)
         signal.signal(number, previous[signal.Signals(number)])
+        if first_process():
+            start = "\n" if os.isatty(STDERR) else ""  # below the progress bar
+            # Not `print`: the signal may have come while this thread was writing.
+            os.write(STDERR, f"{start}{ending()}; a second signal ends it at once\n".encode())
 
     try:
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -15,12 +15,13 @@ from inheritune.data.shards import GPT2, Split
 from inheritune.models.architecture import context_length
 from inheritune.models.load import same_tokens, tokenizer_in
 from inheritune.models.size import on_meta, training_memory
+from inheritune.runtime.progress import say
 from inheritune.training.loss import uniform_loss
 
 logger = logging.getLogger(__name__)
 
 NEAR_UNIFORM = 0.3
-"""Nats below ln(vocabulary) within which an inherited model knows suspiciously little."""
+"""Nats below ln(vocabulary) within which a model knows suspiciously little."""
 
 END_OF_TEXT = "<|endoftext|>"
 """GPT-2's, by which shards without a tokenizer (nanoGPT's) are compared with one."""
@@ -131,13 +132,34 @@ def check_tied(model: PreTrainedModel) -> None:
         raise UserError("the model's embedding and head should be tied, but are two tensors")
 
 
-def warn_if_untrained(loss: float, config: PretrainedConfig) -> None:
-    """Say so if a model that inherited its weights predicts no better than chance."""
+def tell_at_the_cut(
+    title: str, loss: float, reference: float, config: PretrainedConfig, *, pretrained: bool
+) -> None:
+    """Say what a small model knows before its training, and whose fault it is if that is nothing.
+
+    Args:
+        title: of the training.
+        loss: of the small model, in nats per token.
+        reference: the reference's on the same windows.
+        config: of either.
+        pretrained: whether the reference was trained elsewhere; one that was trained here may have had little time.
+    """
+    say(
+        f"{title}: before training its loss is {loss:.2f}, the reference's {reference:.2f} on the same windows"
+    )
     chance = uniform_loss(config.get_text_config().vocab_size)
-    if loss > chance - NEAR_UNIFORM:
-        logger.warning(
-            "before training, the inherited model's loss is %.2f, near or above chance (ln of the vocabulary, %.2f): "
-            "is the text of the kind and language that the reference was trained on?",
-            loss,
-            chance,
+    if not pretrained or loss <= chance - NEAR_UNIFORM:
+        return
+    if reference > chance - NEAR_UNIFORM:
+        why = f"and so is the reference's, {reference:.2f}: is the text of the kind and language it was trained on?"
+    else:
+        why = (
+            f"and the reference's is {reference:.2f}, so it is the cut and not the text: more layers, or other ones "
+            "(`keep: measured`), leave more of it"
         )
+    logger.warning(
+        "before training the small model's loss is %.2f, near or above chance (ln of the vocabulary, %.2f), %s",
+        loss,
+        chance,
+        why,
+    )

@@ -32,7 +32,6 @@ from inheritune.runtime.signals import Interrupted, signals
 from inheritune.runtime.world import World
 from inheritune.training import checkpoint
 from inheritune.training.checkpoint import Saver, TrainState
-from inheritune.training.checks import warn_if_untrained
 from inheritune.training.final_model import (
     CHECKPOINTS,
     MODEL,
@@ -69,7 +68,7 @@ def train(
     stop: Stop = lambda step, losses, measure: False,
     ends: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
-    inherited: bool = False,
+    begins: Callable[[WindowLosses], None] = lambda losses: None,
     trust_remote_code: bool = False,
     title: str = "training",
 ) -> Outcome:
@@ -91,7 +90,7 @@ def train(
         ends: steps after which the learning rate has decayed, see `schedule`; `stop` may add some. The model is
             validated there on all windows, with the weights that would be left behind.
         dtype: of the weights in `model/`; checkpoints are float32.
-        inherited: whether the first weights should already know something; if they do not, a warning says so.
+        begins: is called with the losses of the first weights.
         trust_remote_code: for checkpoints of a model that needs it.
         title: of the progress bar.
 
@@ -136,12 +135,15 @@ def train(
 
     validation = Validation(model, stepper.loss, data, training, hardware, metrics, dtype)
 
-    with bar, signals() as interrupted, closing(metrics), closing(ahead(batches)) as steps:
+    with (
+        bar,
+        signals(partial(_ending, state, training)) as interrupted,
+        closing(metrics),
+        closing(ahead(batches)) as steps,
+    ):
         try:
             if state.step == 0:
-                losses = validation.measured(state, training.validation.windows)
-                if inherited:
-                    warn_if_untrained(losses.mean, model.config)
+                begins(validation.measured(state, training.validation.windows))
             began = time.perf_counter()
             for micro_batches in steps:
                 validates, saves = due_after(state.step + 1, training, data, ends)
@@ -160,7 +162,7 @@ def train(
                     saver.save(model, stepper.optimizer, state)
                 if stopping:
                     saver.wait()
-                    raise Interrupted(f"stopped after step {state.step}; the same command resumes from there")
+                _stop_if(stopping, f"step {state.step}")
                 began = time.perf_counter()  # what came after the step is not training time
             saver.wait()
             round_weights(model, dtype, world)
@@ -178,6 +180,7 @@ def train(
         parameters=parameter_count(model),
     )
     save_final(directory, model, dtype, losses, outcome, data.path, world)
+    _stop_if(world.any(interrupted()), f"the end of {title}")
     return outcome
 
 
@@ -232,6 +235,18 @@ def due_after(
         validates = validation.every
     turns = (*ends, next_decay(step, training, ends)[0]) if ends else ()
     return step % validates == 0 or step in (*turns, training.steps), step % saves == 0
+
+
+def _ending(state: TrainState, training: Training) -> str:
+    """What is done yet before a training stops."""
+    if state.step < training.steps:
+        return f"finishing step {state.step + 1}, then saving"
+    return "finishing the last validation, then saving the model"
+
+
+def _stop_if(stopping: bool, after: str) -> None:
+    if stopping:
+        raise Interrupted(f"stopped after {after}; the same command resumes from there")
 
 
 def _explain(error: NonFiniteError, directory: Path, data: TrainingData, order: Order) -> str:
