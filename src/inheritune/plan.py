@@ -15,16 +15,19 @@ from transformers import PretrainedConfig
 
 from inheritune import UserError
 from inheritune.config import Data, ModelSource, Recipe, Study, Training, TrainRecipe
+from inheritune.data.answers import bytes_per_token, read_record
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.data.shards import NoShardsError
 from inheritune.models.architecture import cut_config, layer_count, parameter_count
 from inheritune.models.presets import from_config
 from inheritune.models.size import flops_per_token, on_meta, training_memory
+from inheritune.quantities import memory
 from inheritune.runtime.hardware import choose_hardware, computes_in_bf16
 from inheritune.start_depth import probe_trainings, start_depth
 from inheritune.study import recipe_of, rows_of
 from inheritune.train import (
     affordable_steps,
+    answered,
     initial_config,
     scratch_config,
     source_config,
@@ -35,10 +38,11 @@ from inheritune.training.checks import check_room
 from inheritune.training.distillation import check_teacher
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.memory import memory_per_process
-from inheritune.training.micro_batch import choose_micro_batch, fitting_step, step_of
+from inheritune.training.micro_batch import choose_micro_batch, fitting_step, step_of, windows_per_process
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.parallel import Strategy, check_strategy, fitting_strategy, place
 from inheritune.training.step import Stepper
+from inheritune.training.teacher import asking_flops
 
 MEASURED_LAYERS = 2
 MEASURED_STEPS = 3
@@ -53,29 +57,33 @@ Configs = Callable[[ModelSource], PretrainedConfig]
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage computes with: a model, how it is trained, on windows of so many tokens, and its teacher."""
+    """What a stage computes with: a model, how it is trained, on windows of so many tokens, and its teacher.
+
+    `answers`: whether the teacher was asked before.
+    """
 
     config: PretrainedConfig
     training: Training
     window: int
     teacher: PretrainedConfig | None = None
+    answers: bool = False
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training.
+    """One training, or a teacher that is asked once.
 
     Args:
-        name: "reference", "round 1", or a row of a study.
+        name: "reference", "answers", "round 1", or a row of a study.
         layers: depth of the model.
         parameters: of the model, tied ones once.
         steps: of the training; 0 for a reference that is trained already.
-        tokens: trained on.
+        tokens: trained on, or asked about.
         epochs: over the training windows; None where the data is not there yet, and its size not in the recipe.
         flops: of the training.
         memory: bytes of weights, gradients and optimizer, and of a teacher's weights; activations come on top, for
             which see `stage_memory`.
-        work: what is trained; None of a reference that is trained already.
+        work: what is trained; None of a model that is trained already.
     """
 
     name: str
@@ -110,7 +118,8 @@ def plan(recipe: Recipe | TrainRecipe | Study) -> Plan:
     if isinstance(recipe, Study):
         return plan_study(recipe)
     warnings: list[str] = []
-    return Plan(_stages(recipe, _data(recipe.data, warnings), source_config)[0], warnings)
+    stages = _stages(recipe, _data(recipe.data, warnings), source_config, warnings)[0]
+    return Plan(stages, warnings)
 
 
 def plan_study(study: Study, known: Mapping[str, PretrainedConfig] = MappingProxyType({})) -> Plan:
@@ -138,15 +147,16 @@ def plan_study(study: Study, known: Mapping[str, PretrainedConfig] = MappingProx
         if row.flops_of and isinstance(recipe, TrainRecipe):
             budget = sum(spent[name] for name in row.flops_of)
             recipe = recipe_of(study, row, place, affordable_steps(recipe, budget, data, config_of))
-        found, configs[str(row.model(place))] = _stages(recipe, data, config_of)
+        found, configs[str(row.model(place))] = _stages(recipe, data, config_of, warnings)
         single = isinstance(recipe, TrainRecipe)
         # Of Algorithm 1 up to the first round; how many there are is not known before.
-        paid = [one for one in found if single or one.name == "round 1" or one.name.startswith("probe,")]
+        first = ("answers", "round 1")
+        paid = [one for one in found if single or one.name in first or one.name.startswith("probe,")]
         spent[row.name] = sum(one.flops for one in paid)
         stages[row.name] = [
             replace(stage, name=row.name if single else f"{row.name}, {stage.name}")
             for stage in found
-            if stage.work  # a reference that is another row's is planned there
+            if stage.flops  # a reference that is another row's is planned there
         ]
     return Plan([stage for row in stages.values() for stage in row], list(dict.fromkeys(warnings)))
 
@@ -160,7 +170,7 @@ def _data(settings: Data, warnings: list[str]) -> TrainingData | None:
 
 
 def _stages(
-    recipe: Recipe | TrainRecipe, data: TrainingData | None, config_of: Configs
+    recipe: Recipe | TrainRecipe, data: TrainingData | None, config_of: Configs, warnings: list[str]
 ) -> tuple[list[Stage], PretrainedConfig]:
     """A single training, or the reference and every round that Algorithm 1 can come to; and what is left by it.
 
@@ -171,24 +181,67 @@ def _stages(
         teacher = None if source is None else config_of(source)
         if teacher is not None:
             check_teacher(teacher, config)
-        return [stage(recipe.name, config, recipe.training, recipe.data, data, teacher)], config
+        answers = recipe.distillation is not None and teacher is None
+        if answers:
+            warnings.append(_answers_there(recipe, data))
+        return [stage(recipe.name, config, recipe.training, recipe.data, data, teacher, answers)], config
     config = reference_config(recipe, data, config_of)
     depth = layer_count(config)
     stages = [stage("reference", config, recipe.reference.training, recipe.data, data)]
     first = start_depth(recipe.start_layers, depth)
-    teacher = config if recipe.distillation else None
+    answers = recipe.distillation is not None and recipe.distillation.draws is not None
+    teacher = config if recipe.distillation and not answers else None
+    if answers:
+        stages.append(asking_stage(recipe, config, data, warnings))
     probes = probe_trainings(depth, recipe.training) if recipe.start_layers == "auto" else []
     for layers, training in probes:
         name = f"probe, {layers} layers, {training.steps} steps"
-        stages.append(stage(name, cut_config(config, layers), training, recipe.data, data, teacher))
+        stages.append(stage(name, cut_config(config, layers), training, recipe.data, data, teacher, answers))
     for number in range(recipe.grow.max_rounds):
         layers = first + number * recipe.grow.layers
         if layers < depth:
             cut = cut_config(config, layers)
-            stages.append(stage(f"round {number + 1}", cut, recipe.training, recipe.data, data, teacher))
+            name = f"round {number + 1}"
+            stages.append(stage(name, cut, recipe.training, recipe.data, data, teacher, answers))
     if recipe.parity.control:
         stages.append(stage("control", config, recipe.training, recipe.data, data))
     return stages, cut_config(config, first)
+
+
+def asking_stage(
+    recipe: Recipe, config: PretrainedConfig, data: TrainingData | None, warnings: list[str]
+) -> Stage:
+    """Cost of asking the reference once about all that the rounds read; what it takes on the disk is a warning."""
+    assert recipe.distillation is not None and recipe.distillation.draws is not None
+    model, window, training = on_meta(config), recipe.data.window, recipe.training
+    available = data.windows if data else (recipe.data.tokens or 2**63) // window
+    windows = min(training.steps * windows_per_process(training, window), available)
+    vocabulary = config.get_text_config().vocab_size
+    size = windows * window * bytes_per_token(recipe.distillation.draws, vocabulary)
+    warnings.append(f"the reference's answers take about {memory(size)} on the disk")
+    return Stage(
+        name="answers",
+        layers=layer_count(config),
+        parameters=parameter_count(model),
+        steps=0,
+        tokens=windows * window,
+        epochs=windows / data.windows if data else None,
+        flops=asking_flops(model, window, windows),
+        memory=4 * parameter_count(model),
+    )
+
+
+def _answers_there(recipe: TrainRecipe, data: TrainingData | None) -> str:
+    """What the answers that a recipe names have cost, after checking that they fit."""
+    assert recipe.distillation is not None and recipe.distillation.answers is not None
+    folder = recipe.distillation.answers
+    unverified = recipe.model_copy(update={"data": recipe.data.model_copy(update={"verify": False})})
+    found = None if data is None else answered(unverified, data).answers
+    record = read_record(folder) if found is None else found.record
+    return (
+        f"the answers in {folder} took {record.flops:.1e} FLOPs, once for all that learn from them, and are "
+        f"{memory(record.bytes)}"
+    )
 
 
 def measured_rate(recipe: Recipe | TrainRecipe) -> float:
@@ -242,8 +295,12 @@ def stage(
     settings: Data,
     data: TrainingData | None,
     teacher: PretrainedConfig | None = None,
+    answers: bool = False,
 ) -> Stage:
-    """Cost of one training; of none, if the model is trained already."""
+    """Cost of one training; of none, if the model is trained already.
+
+    `answers`: whether a teacher was asked before.
+    """
     model, window = on_meta(config), settings.window
     steps = training.steps if training else 0
     tokens = steps * training.tokens_per_step if training else 0
@@ -259,7 +316,7 @@ def stage(
         epochs=tokens / available if available and tokens else None,
         flops=training_flops(model, training, window, teacher_shape) if training else 0.0,
         memory=memory,
-        work=Work(config, training, window, teacher) if training else None,
+        work=Work(config, training, window, teacher, answers) if training else None,
     )
 
 
@@ -316,7 +373,7 @@ def stage_memory(stage: Stage, processes: int = 1, device: str | None = None) ->
     automatic = on.type == "cuda" or computes_in_bf16(on)
     bf16 = automatic if training.precision == "auto" else training.precision == "bf16"
     teacher = None if work.teacher is None else on_meta(work.teacher)
-    step = step_of(on_meta(work.config), training, work.window, on, bf16, teacher)
+    step = step_of(on_meta(work.config), training, work.window, on, bf16, teacher, work.answers)
     room = _room(on, processes)
     counts: dict[Strategy, int] = {"single": 1}
     strategy: Strategy = "single"
