@@ -298,14 +298,15 @@ def write_file(
 def finish(directory: Path, record: AnswersRecord, numbers: np.ndarray) -> AnswersRecord:
     """Write the record of a folder that has all its files; what it says if it is finished already."""
     if (directory / RECORD).exists():
-        return read_record(directory)
-    written = []
-    for number, part in enumerate(record.parts(numbers)):
-        path = directory / record.file_of(number)
-        size, digest = path.stat().st_size, files.sha256(path)
-        written.append(AnswersFile(name=path.name, windows=len(part), bytes=size, sha256=digest))
-    record = record.model_copy(update={"files": written})
-    files.write_text(directory / RECORD, record.model_dump_json(indent=2))
+        record = read_record(directory)
+    else:
+        written = []
+        for number, part in enumerate(record.parts(numbers)):
+            path = directory / record.file_of(number)
+            size, digest = path.stat().st_size, files.sha256(path)
+            written.append(AnswersFile(name=path.name, windows=len(part), bytes=size, sha256=digest))
+        record = record.model_copy(update={"files": written})
+        files.write_text(directory / RECORD, record.model_dump_json(indent=2))
     (directory / UNFINISHED).unlink(missing_ok=True)
     return record
 

@@ -94,8 +94,10 @@ def draw(logits_nv: Tensor, random_n: Tensor, draws: int, temperature: float) ->
     # In float64: what is improbable would be lost beside a sum near one.
     cumulated = softened.double().cumsum(-1)
     places_nk = (torch.arange(draws, device=random_n.device) + random_n[:, None]) / draws
-    ids_nk = torch.searchsorted(cumulated, places_nk * cumulated[:, -1:], right=True)
-    return ids_nk.clamp_max(logits_nv.shape[-1] - 1).int(), torch.special.entr(softened).sum(-1)
+    whole = cumulated[:, -1:]
+    places_nk = torch.minimum(places_nk * whole, torch.nextafter(whole, torch.zeros_like(whole)))
+    ids_nk = torch.searchsorted(cumulated, places_nk, right=True).int()
+    return ids_nk, torch.special.entr(softened).sum(-1)
 
 
 def ask(
