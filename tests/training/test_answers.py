@@ -177,7 +177,9 @@ def test_a_models_loss_is_near_that_of_a_live_teacher(
     batch = next(batches(split, np.arange(300), WINDOW, 300, torch.device("cpu"), stored))
     found, expected = ours(*batch), theirs(*batch[:2])
     assert found.item() == pytest.approx(expected.item(), abs=2e-3)
-    gradients = [torch.autograd.grad(loss, student.get_output_embeddings().weight) for loss in (found, expected)]
+    gradients = [
+        torch.autograd.grad(loss, student.get_output_embeddings().weight) for loss in (found, expected)
+    ]
     ours_, theirs_ = (gradient.flatten() for (gradient,) in gradients)
     assert (ours_ - theirs_).norm() < 0.05 * theirs_.norm()
 
@@ -223,7 +225,9 @@ def test_what_is_written_is_read_in_any_order(
     np.testing.assert_array_equal(entropies.numpy(), entropy[order])
 
 
-def test_answers_depend_on_the_window_alone(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_depend_on_the_window_alone(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not on which others are asked about, and of which file they are."""
     monkeypatch.setattr(folder, "FILE_TOKENS", 4 * WINDOW)
     options: dict[str, Any] = {"window": WINDOW, "draws": 20, "device": "cpu", "precision": "fp32"}
@@ -350,7 +354,9 @@ def test_other_answers_do_not_continue_a_training(
         stop_after(patch, 7)
         with pytest.raises(Interrupted):
             train_model(parse(place, {}), tmp_path / "run")
-    with pytest.raises(UserError, match=r"belong to other data: .* with the answers in .* with the answers in"):
+    with pytest.raises(
+        UserError, match=r"belong to other data: .* with the answers in .* with the answers in"
+    ):
         train_model(other, tmp_path / "run")
     (tmp_path / "run/starts.jsonl").unlink()  # the checkpoints know it too
     with pytest.raises(UserError, match="belong to other data"):
@@ -458,7 +464,9 @@ def test_answers_that_do_not_fit_are_refused(
     if "model" in changes:
         recipe |= {"model": changes["model"], "initialization": None}
     told = changes.get("distillation", {})
-    recipe["distillation"] |= {key: places.get(value, value) if isinstance(value, str) else value for key, value in told.items()}
+    recipe["distillation"] |= {
+        key: places.get(value, value) if isinstance(value, str) else value for key, value in told.items()
+    }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     for verb in ("train", "plan"):
         more = ("-o", str(tmp_path / "out")) if verb == "train" else ()
@@ -560,4 +568,6 @@ def test_a_teacher_that_is_broken_is_not_learnt_from(place: Path, tmp_path: Path
         model.lm_head.weight[3] = torch.nan
     save_model(model, tmp_path / "teacher")
     with pytest.raises(UserError, match="predicts in window 0 is not finite"):
-        inheritune.answers(tmp_path / "teacher", place / "data", tmp_path / "out", window=WINDOW, device="cpu")
+        inheritune.answers(
+            tmp_path / "teacher", place / "data", tmp_path / "out", window=WINDOW, device="cpu"
+        )
