@@ -3,7 +3,7 @@
     python benchmarks/answers.py MODEL DATA [--layers 6 --window 64 --windows 16 --steps 60 --draws 10 50]
 
 Students that are cut from the teacher learn the same windows in the same order: from its logits (`live`), from K
-stored draws (`draws`), from K that are drawn independently (`independent`), and from its K most probable tokens, whose
+stored draws (`draws`), from K independent ones (`independent`), and from its K most probable tokens, whose
 probabilities are made to sum to one (`top`). They take turns, a step each, so that what else the machine does meets
 all of them. Printed are bytes per token, the median of a step's time relative to `live`, and of held-out text
 KL(teacher || student) and the loss of the next token.
@@ -56,6 +56,7 @@ class Stored:
             temperature=1.0,
             seed=0,
             vocabulary=vocabulary,
+            precision="bf16" if HARDWARE.bf16 else "fp32",
             teacher=Teacher(name="teacher", sha256=""),
             flops=0.0,
         )

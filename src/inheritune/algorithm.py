@@ -24,7 +24,7 @@ from inheritune.analysis.kept import CHOICE, Kept
 from inheritune.analysis.layers import choose_kept, grown_kept, kept_in, recorded
 from inheritune.analysis.sequences import text_of
 from inheritune.config import Grow, Pretrained, Recipe, Training, TrainRecipe
-from inheritune.data.answers import RECORD, Answers, NoAnswersError
+from inheritune.data.answers import RECORD, Answers, NoAnswersError, verify_answers
 from inheritune.data.loader import TrainingData, open_data, open_together
 from inheritune.data.shards import NoShardsError, Split
 from inheritune.evaluation.evaluate import DIRECTORY as EVALUATION
@@ -53,7 +53,7 @@ from inheritune.run_directory import (
 from inheritune.runtime.hardware import Hardware, choose_hardware
 from inheritune.runtime.world import World, check_same, joined
 from inheritune.start_depth import check_measurable, first_depth, start_depth, tell_how_far_off
-from inheritune.train import answered, check_source, environment, scratch_config, wanted_windows
+from inheritune.train import check_source, environment, scratch_config, wanted_windows
 from inheritune.training import metrics
 from inheritune.training.checks import check_room, check_tied
 from inheritune.training.distillation import distilled_from, learning_from
@@ -229,6 +229,8 @@ def obtain_answers(this: Run, reference: Reference) -> Answers | None:
             training,
             this.hardware,
         )
+    elif this.recipe.data.verify:
+        this.world.on_first(verify_answers, directory)
     answers = Answers(directory)
     this.summary.answers_flops = answers.record.flops
     return answers
@@ -460,11 +462,10 @@ def check_finished(recipe: Recipe | TrainRecipe, folder: RunDirectory) -> None:
         UserError: by another recipe, or with other data.
     """
     folder.check_recipe(recipe)
-    unverified = recipe.model_copy(update={"data": recipe.data.model_copy(update={"verify": False})})
     with suppress(NoShardsError, NoAnswersError):
-        data = open_data(unverified.data)
-        if isinstance(unverified, TrainRecipe):
-            data = answered(unverified, data)
+        data = open_data(recipe.data.model_copy(update={"verify": False}))
+        if isinstance(recipe, TrainRecipe) and recipe.distillation and recipe.distillation.answers:
+            data = replace(data, answers=Answers(recipe.distillation.answers))
         folder.check_data(data.identities)
 
 

@@ -494,6 +494,12 @@ def test_other_data_and_damage_are_refused(place: Path, tmp_path: Path) -> None:
     file.unlink()
     with pytest.raises(UserError, match="is missing"):
         train_model(parse(moved, {}), tmp_path / "out")
+    record = json.loads((moved / "answers/answers.json").read_text())
+    (moved / "answers/answers.json").write_text(json.dumps({**record, "files": []}))
+    with pytest.raises(
+        UserError, match=r"answers.json is damaged: it does not name files of all 624 windows"
+    ):
+        train_model(parse(moved, {}), tmp_path / "out")
     (moved / "answers/answers.json").write_text("{")
     with pytest.raises(UserError, match="is not a record of a teacher's answers"):
         train_model(parse(moved, {}), tmp_path / "out")

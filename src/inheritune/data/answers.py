@@ -43,9 +43,6 @@ UNFINISHED = "unfinished.json"
 FILE_TOKENS = 2**18
 """In one file, about: what a start that is killed has to compute again."""
 
-MOST_DRAWS = 255
-"""Of one position; a count is a byte."""
-
 
 class NoAnswersError(UserError):
     """There are no finished answers in a directory."""
@@ -82,6 +79,7 @@ class AnswersRecord(_Record):
     temperature: float
     seed: int
     vocabulary: int
+    precision: Literal["bf16", "fp32"]
     teacher: Teacher
     flops: float
     """Of the teacher's forward passes."""
@@ -117,11 +115,10 @@ class Answers:
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.record = directory, read_record(directory)
-        self._files = [_open(directory / file.name, file.bytes) for file in self.record.files]
-        numbers = [file.get_tensor("windows") for file in self._files]
+        opened = [_open(directory / file.name, file.bytes) for file in self.record.files]
+        self._files, numbers, self._offsets = zip(*opened, strict=True)
         self.windows: npt.NDArray[np.int64] = np.concatenate(numbers)
         self._firsts = np.cumsum([0, *map(len, numbers)])
-        self._offsets = [file.get_tensor("offsets") for file in self._files]
 
     @cached_property
     def identity(self) -> DataIdentity:
@@ -200,7 +197,10 @@ def read_record(directory: Path) -> AnswersRecord:
     """
     path = directory / RECORD
     if path.is_file():
-        return files.read_record(path, AnswersRecord, "a record of a teacher's answers of format 1")
+        record = files.read_record(path, AnswersRecord, "a record of a teacher's answers of format 1")
+        if not record.windows == sum(file.windows for file in record.files) > 0:
+            raise UserError(f"{path} is damaged: it does not name files of all {record.windows} windows")
+        return record
     if not directory.is_dir():
         raise NoAnswersError(f"there is no directory {directory}")
     unfinished = (directory / UNFINISHED).is_file()
@@ -221,7 +221,9 @@ def verify_answers(directory: Path) -> None:
         path = directory / file.name
         _check_size(path, file.bytes)
         if files.sha256(path) != file.sha256:
-            raise UserError(f"{path} is damaged: its SHA-256 is not that of {RECORD}")
+            raise UserError(
+                f"{path} is damaged: its SHA-256 is not that of {RECORD}; delete {directory} and store them again"
+            )
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         list(threads.map(check, read_record(directory).files))
@@ -269,7 +271,7 @@ def missing_files(directory: Path, record: AnswersRecord, numbers: np.ndarray) -
         path = directory / record.file_of(number)
         if not path.exists():
             missing.append(number)
-        elif not np.array_equal(_open(path).get_tensor("windows"), part):
+        elif not np.array_equal(_open(path)[1], part):
             raise UserError(f"{path} holds answers to other windows; give another directory")
     return missing
 
@@ -316,11 +318,13 @@ def bytes_per_token(draws: int, vocabulary: int) -> float:
     return 1 + (3 if vocabulary <= 2**16 else 5) * draws**0.78
 
 
-def _open(path: Path, size: int | None = None) -> Any:
+def _open(path: Path, size: int | None = None) -> tuple[Any, np.ndarray, np.ndarray]:
+    """A file, its `windows` and its `offsets`."""
     if size is not None:
         _check_size(path, size)
     try:
-        return safe_open(path, framework="np")
+        file = safe_open(path, framework="np")
+        return file, file.get_tensor("windows"), file.get_tensor("offsets")
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
 

@@ -46,7 +46,7 @@ from inheritune.training.loss import NextTokenLoss
 from inheritune.training.parallel import built_on_rank_0, place
 from inheritune.training.validation import BATCH_TOKENS
 
-CHUNK = {"cpu": 2**24, "cuda": 2**27}
+CHUNK = {"cpu": 2**24, "cuda": 2**25}
 """Probabilities that are held at once."""
 
 SAMPLED = 4_096
@@ -139,6 +139,7 @@ def ask(
             temperature=drawing.temperature,
             seed=drawing.seed,
             vocabulary=model.config.get_text_config().vocab_size,
+            precision="bf16" if hardware.bf16 else "fp32",
             teacher=Teacher(name=name, sha256=weights_sha256(model)),
             flops=asking_flops(model, window, len(windows)),
         )
