@@ -3,9 +3,9 @@
 The files of `data.answers` are shared out over the processes, and each of them has the teacher, whole or in shares.
 
 The K draws of a position are systematic: at (k + u) / K of the distribution's cumulative sum, k = 0 ... K - 1, with
-one random u. A token of probability p is drawn floor(K p) or ceil(K p) times, K p on average. For the gradient at
-SmolLM2-135M's last hidden state 50 of them have the variance of 170 independent ones. u is a function of (seed,
-window, position) alone.
+one random u. A token of probability p is drawn floor(K p) or ceil(K p) times, K p on average. Of 50 of them the
+gradient at SmolLM2-135M's last hidden state has a third of the variance that 50 independent ones give it
+(`benchmarks/answers.py`). u is a function of (seed, window, position) alone.
 
 Letters: B windows, T tokens, N tokens of all windows, V vocabulary, K draws.
 """
