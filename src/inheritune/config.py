@@ -456,7 +456,7 @@ class TaughtByReference(Distillation):
 
     draws: Draws | None = None
     """Ask the reference once, at the beginning: of its distribution of every next token so many random draws are kept
-    (50 are a good number), and all rounds and probes learn from those. By default it reads every batch again."""
+    (such as 50), and all rounds and probes learn from those. By default it reads every batch again."""
 
 
 class Taught(Distillation):
