@@ -29,6 +29,7 @@ from inheritune import UserError, study
 from inheritune.algorithm import run
 from inheritune.cli import main as cli
 from inheritune.config import EvaluationSettings, Study, TrainRecipe
+from inheritune.data import answers
 from inheritune.data import prepare as preparation
 from inheritune.data.prepare import prepare
 from inheritune.evaluation.evaluate import evaluate
@@ -36,6 +37,8 @@ from inheritune.recipe_file import parse_recipe
 from inheritune.study import run_study
 from inheritune.train import train_model
 from inheritune.training import checkpoint
+from inheritune.training.teacher import answers as ask
+from tiny_models import tiny_model
 from tiny_recipes import ARCHITECTURE, recipe, training
 
 SHORT = training(steps=8, checkpoints={"every": 2})
@@ -97,9 +100,16 @@ def do_run(work: Path, directory: Path) -> None:
 
 
 def do_probes(work: Path, directory: Path) -> None:
-    """The reference, the probes that say where to begin, and a round."""
+    """The reference, what it answers, the probes that say where to begin, and a round."""
     long = training(steps=40, checkpoints={"every": 20})
-    run(recipe(work / "data", training=long, start_layers="auto", parity={"margin": -100.0}), directory)
+    taught = {"start_layers": "auto", "distillation": {"draws": 5}}
+    run(recipe(work / "data", training=long, parity={"margin": -100.0}, **taught), directory)
+
+
+def do_answers(work: Path, directory: Path) -> None:
+    """A teacher, asked about 125 windows, in files of 10."""
+    answers.FILE_TOKENS = 10 * 32
+    ask(work / "teacher", work / "data", directory, window=32, draws=20, device="cpu")
 
 
 def do_frugal(work: Path, directory: Path) -> None:
@@ -158,6 +168,7 @@ VERBS = {
     "run": do_run,
     "probes": do_probes,
     "frugal": do_frugal,
+    "answers": do_answers,
     "yardsticks": do_yardsticks,
     "train": do_train,
     "study": do_study,
@@ -169,6 +180,8 @@ def make_inputs(verb: str, work: Path) -> None:
     """What the verb reads."""
     tiny_data.write_shards(work / "data", train=4000, validation=1000)
     tiny_data.write_shards(work / "other", train=1000, validation=700)
+    if verb == "answers":
+        tiny_model("llama").save_pretrained(work / "teacher")
     if verb == "evaluate":
         from evaluation import tiny_items
 
@@ -182,7 +195,7 @@ def make_inputs(verb: str, work: Path) -> None:
 
 def result(verb: str, directory: Path) -> str:
     """One SHA-256 over the files that count, with their names; of JSON without what a clock says."""
-    names = {"prepare": ("*",), "evaluate": ("evaluation.json", "*/*.json")}.get(
+    names = {"prepare": ("*",), "answers": ("*",), "evaluate": ("evaluation.json", "*/*.json")}.get(
         verb, ("model.safetensors", "validation*.json", "summary.json", "forecast.json", "decisions.json")
     )
     digest = hashlib.sha256()

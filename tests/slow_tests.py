@@ -15,6 +15,8 @@ SLOW = [
     "tests/training/test_checkpoint.py::test_the_command_stops_on_sigterm_and_goes_on",
     # several processes
     "tests/test_examples.py",
+    "tests/training/test_answers.py::test_all_rounds_and_probes_learn_from_one_asking",
+    "tests/training/test_together.py::test_a_reference_that_is_asked_once",
     "tests/training/test_together.py::test_a_checkpoint_is_gone_on_with_in_any_layout",
     "tests/training/test_together.py::test_algorithm_1_together",
     "tests/training/test_together.py::test_bf16",

@@ -23,6 +23,7 @@ from inheritune.run_directory import RunDirectory
         ("run", 6, 6),  # the first operations make a directory a run
         ("probes", 4, 0),
         ("frugal", 4, 0),
+        ("answers", 6, 6),
         ("yardsticks", 4, 0),
         ("train", 5, 4),
         ("study", 5, 0),

@@ -5,11 +5,11 @@ its processes, what they wrote to standard error, and how long it took. A job is
 
     {"recipe": {...}, "kind": "run" | "train", "directory": ..., "processes": 2,
      "changes": {"1": {"training": ...}}, "kill": {"rank": 1, "saves": 2}, "stop": {"rank": 0, "step": 5},
-     "full": {"rank": 1, "windows": 2}, "environment": {...}}
+     "full": {"rank": 1, "windows": 2}, "file_tokens": 128, "environment": {...}}
 
 `changes` are of single processes; `kill` ends one of them in the middle of its so-and-so-many-th checkpoint, and
 `stop` sends one of them SIGTERM while it works on a step (0-based); `full` lets one of them run out of memory with
-more windows.
+more windows; `file_tokens` are those that a file of a teacher's answers is of.
 """
 
 from __future__ import annotations
@@ -97,6 +97,10 @@ def _child(job: dict[str, Any], rank: int, environment: dict[str, str], errors: 
         _stop_in_step(job["stop"]["step"])
     if job.get("full", {}).get("rank") == rank:
         _run_out_of_memory(job["full"]["windows"])
+    if "file_tokens" in job:
+        from inheritune.data import answers
+
+        answers.FILE_TOKENS = job["file_tokens"]
     sys.argv = ["inheritune", job.get("kind", "train"), str(recipe), "-o", job["directory"]]
     code = 1
     try:

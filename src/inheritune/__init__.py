@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inheritune.analysis.analyze import analyze
     from inheritune.cut import inherit
+    from inheritune.training.teacher import answers
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "analyze", "inherit"]
+__all__ = ["UserError", "__version__", "analyze", "answers", "inherit"]
 
 
 class UserError(ValueError):
@@ -28,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from inheritune.analysis.analyze import analyze
 
         return analyze
+    if name == "answers":
+        from inheritune.training.teacher import answers
+
+        return answers
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from inheritune.analysis.kept import CHOICE, Kept
 from inheritune.analysis.layers import choose_kept, grown_kept, kept_in, recorded
 from inheritune.analysis.sequences import text_of
 from inheritune.config import Grow, Pretrained, Recipe, Training, TrainRecipe
-from inheritune.data.loader import TrainingData, open_data
+from inheritune.data.answers import RECORD, Answers, NoAnswersError, verify_answers
+from inheritune.data.loader import TrainingData, open_data, open_together
 from inheritune.data.shards import NoShardsError, Split
 from inheritune.evaluation.evaluate import DIRECTORY as EVALUATION
 from inheritune.evaluation.evaluate import check_reference, check_settings, evaluate
@@ -53,13 +54,14 @@ from inheritune.run_directory import (
 from inheritune.runtime.hardware import Hardware, choose_hardware
 from inheritune.runtime.world import World, check_same, joined
 from inheritune.start_depth import check_measurable, first_depth, start_depth, tell_how_far_off
-from inheritune.train import check_inputs, check_source, environment, open_together, scratch_config
+from inheritune.train import check_inputs, check_source, environment, scratch_config, wanted_windows
 from inheritune.training import metrics
 from inheritune.training.checks import check_room, check_tied, tell_at_the_cut
-from inheritune.training.distillation import distilled_from
+from inheritune.training.distillation import distilled_from, learning_from
 from inheritune.training.final_model import Outcome, saved_dtype
 from inheritune.training.loop import Stop, train
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.teacher import Drawing, ask
 from inheritune.training.validation import WindowLosses, compare
 from inheritune.yardsticks import (
     check_texts,
@@ -173,6 +175,8 @@ class Reference:
     losses: WindowLosses
     also: Mapping[str, WindowLosses]
     training_flops: float | None
+    answers: Answers | None = None
+    """To the text of the rounds, where it was asked once (`distillation.draws`)."""
 
     @property
     def layers(self) -> int:
@@ -207,7 +211,31 @@ def obtain_reference(this: Run) -> Reference:
         bytes_per_token=losses.bytes_per_token,
         also={name: found.mean for name, found in also.items()},
     )
-    return Reference(trained, config, losses, also, flops)
+    reference = Reference(trained, config, losses, also, flops)
+    return replace(reference, answers=obtain_answers(this, reference))
+
+
+def obtain_answers(this: Run, reference: Reference) -> Answers | None:
+    """Ask the reference once about all that rounds and probes will read, if the recipe wants that."""
+    settings, training, directory = this.recipe.distillation, this.recipe.training, this.folder.answers
+    if settings is None or settings.draws is None:
+        return None
+    if not this.world.on_first((directory / RECORD).exists):
+        ask(
+            reference.load,
+            "the reference",
+            this.data,
+            wanted_windows(this.data, training),  # probes read the first of them
+            Drawing(settings.draws, settings.temperature, training.seed),
+            directory,
+            training,
+            this.hardware,
+        )
+    elif this.recipe.data.verify:
+        this.world.on_first(verify_answers, directory)
+    answers = Answers(directory)
+    this.summary.answers_flops = answers.record.flops
+    return answers
 
 
 def train_reference(this: Run) -> tuple[Pretrained, Outcome]:
@@ -306,7 +334,7 @@ def train_small(
 
     return train(
         first_weights,
-        this.data,
+        replace(this.data, answers=reference.answers),
         training,
         directory,
         hardware=this.hardware,
@@ -324,7 +352,11 @@ def train_small(
 def objective(this: Run, reference: Reference) -> Callable[[PreTrainedModel, World], NextTokenLoss]:
     """What a round minimises: cross entropy, or with `distillation` also the distance to the reference's logits."""
     settings = this.recipe.distillation
-    return NextTokenLoss if settings is None else distilled_from(reference.load, settings)
+    if settings is None:
+        return NextTokenLoss
+    if reference.answers is not None:
+        return learning_from(reference.answers, settings)
+    return distilled_from(reference.load, settings)
 
 
 def initial_weights(
@@ -380,7 +412,9 @@ def figures_of(
     """The result of the round in this directory, compared with the reference window by window."""
     losses, summary = WindowLosses.load(directory / "validation.json"), this.summary
     comparison = compare(losses, reference.losses, summary.margin)
-    earlier = summary.probe_flops + sum(round.training_flops for round in summary.rounds)
+    earlier = (
+        summary.answers_flops + summary.probe_flops + sum(round.training_flops for round in summary.rounds)
+    )
     total = outcome.flops + earlier
     return RoundFigures(
         round=number,
@@ -440,8 +474,10 @@ def check_finished(recipe: Recipe | TrainRecipe, folder: RunDirectory) -> None:
         UserError: by another recipe, or with other data.
     """
     folder.check_recipe(recipe)
-    with suppress(NoShardsError):
+    with suppress(NoShardsError, NoAnswersError):
         data = open_data(recipe.data.model_copy(update={"verify": False}))
+        if isinstance(recipe, TrainRecipe) and recipe.distillation and recipe.distillation.answers:
+            data = replace(data, answers=Answers(recipe.distillation.answers))
         folder.check_data(data.identities)
 
 

@@ -471,14 +471,30 @@ class Distillation(Settings):
     """Both distributions are softened by it, and the KL term is scaled by its square (Hinton et al., 2015)."""
 
 
+Draws = Annotated[Integer, Field(ge=1, le=255)]
+"""From a teacher's distribution of one next token."""
+
+
+class TaughtByReference(Distillation):
+    """Distillation of every round, from the reference."""
+
+    draws: Draws | None = None
+    """Ask the reference once, at the beginning: of its distribution of every next token so many random draws are kept
+    (such as 50), and all rounds and probes learn from those. By default it reads every batch again."""
+
+
 class Taught(Distillation):
     """Distillation of a single model, which has no reference that could be its teacher."""
 
     teacher: ModelSource | None = None
     """A pretrained model; by default the one that `initialization` takes its weights from."""
+    answers: Location | None = None
+    """Folder with a teacher's answers (`inheritune answers`), in the place of the teacher."""
 
     @model_validator(mode="after")
     def _teacher_knows(self) -> Taught:
+        if self.teacher is not None and self.answers is not None:
+            raise UserError("give either a `teacher` or its `answers`")
         if self.teacher is not None and self.teacher.pretrained is None:
             raise UserError("a `teacher` must be `pretrained`: one with random weights teaches nothing")
         return self
@@ -502,10 +518,25 @@ class TrainRecipe(Settings):
         if (
             self.distillation is not None
             and self.distillation.teacher is None
+            and self.distillation.answers is None
             and self.model.pretrained is None
         ):
             raise UserError("`distillation` needs a `teacher`, as `model` is not a pretrained one")
         return self
+
+
+class Asking(Settings):
+    """A teacher, asked once about a training text: what `inheritune answers` takes."""
+
+    teacher: ModelSource
+    data: Data
+    draws: Draws = 50
+    """Random draws from its distribution of every next token that are kept."""
+    temperature: Positive = 1.0
+    """Which distribution: softmax(logits / temperature)."""
+    seed: Seed = 0
+    device: Auto | Literal["cpu", "cuda"] = "auto"
+    precision: Auto | Literal["bf16", "fp32"] = "auto"
 
 
 class EvaluationSettings(Settings):
@@ -566,7 +597,7 @@ class Recipe(Settings):
     as it is decided: the learning rate decays several times, and where it has, the model is the result if it is as
     good, or grows (by default by `append`) if it is not expected to be as good after all steps."""
     grow: Grow = Grow()
-    distillation: Distillation | None = None
+    distillation: TaughtByReference | None = None
     """Train every round with the reference as teacher."""
     parity: Parity = Parity()
     samples: Samples = Samples()

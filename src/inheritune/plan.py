@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -15,16 +15,19 @@ from transformers import PretrainedConfig
 
 from inheritune import UserError
 from inheritune.config import Data, ModelSource, Recipe, Study, Training, TrainRecipe
+from inheritune.data.answers import bytes_per_token, read_record
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.data.shards import NoShardsError
 from inheritune.models.architecture import cut_config, layer_count, parameter_count
 from inheritune.models.presets import from_config
 from inheritune.models.size import flops_per_token, on_meta, training_memory
+from inheritune.quantities import memory
 from inheritune.runtime.hardware import choose_hardware, computes_in_bf16
 from inheritune.start_depth import probe_trainings, start_depth
 from inheritune.study import check_rows, recipe_of, rows_of
 from inheritune.train import (
     affordable_steps,
+    answered,
     check_inputs,
     initial_config,
     scratch_config,
@@ -36,10 +39,11 @@ from inheritune.training.checks import check_room
 from inheritune.training.distillation import check_teacher
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.memory import memory_per_process
-from inheritune.training.micro_batch import choose_micro_batch, fitting_step, step_of
+from inheritune.training.micro_batch import choose_micro_batch, fitting_step, step_of, windows_per_process
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.parallel import Strategy, check_strategy, fitting_strategy, place
 from inheritune.training.step import Stepper
+from inheritune.training.teacher import asking_flops
 
 BYTES = 4
 """Of a float32."""
@@ -59,29 +63,33 @@ Configs = Callable[[ModelSource], PretrainedConfig]
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage computes with: a model, how it is trained, on windows of so many tokens, and its teacher."""
+    """What a stage computes with: a model, how it is trained, on windows of so many tokens, and its teacher.
+
+    `answers`: whether the teacher was asked before.
+    """
 
     config: PretrainedConfig
     training: Training
     window: int
     teacher: PretrainedConfig | None = None
+    answers: bool = False
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training.
+    """One training, or a teacher that is asked once.
 
     Args:
-        name: "reference", "round 1", or a row of a study.
+        name: "reference", "answers", "round 1", or a row of a study.
         layers: depth of the model.
         parameters: of the model, tied ones once.
         steps: of the training; 0 for a reference that is trained already.
-        tokens: trained on.
+        tokens: trained on, or asked about.
         epochs: over the training windows; None where the data is not there yet, and its size not in the recipe.
         flops: of the training.
         memory: bytes of weights, gradients and optimizer, and of a teacher's weights; activations come on top, for
             which see `stage_memory`.
-        work: what is trained; None of a reference that is trained already.
+        work: what is trained; None of a model that is trained already.
     """
 
     name: str
@@ -106,6 +114,8 @@ class Plan:
     stages: list[Stage]
     validation: Mapping[Path, TrainingData]
     """What losses are measured on, by the folder of the data."""
+    notes: Sequence[str] = ()
+    """What else there is to know."""
 
     @property
     def models_on_disk(self) -> int:
@@ -140,9 +150,9 @@ def plan(recipe: Recipe | TrainRecipe | Study, *, without_data: bool = False) ->
         return plan_study(recipe, without_data=without_data)
     if not without_data:
         check_inputs(recipe)
-    data = _data(recipe.data, without_data)
-    stages, _ = _stages(recipe, data, source_config)
-    return Plan(stages, {recipe.data.path: data} if data else {})
+    data, notes = _data(recipe.data, without_data), list[str]()
+    stages, _ = _stages(recipe, data, source_config, notes)
+    return Plan(stages, {recipe.data.path: data} if data else {}, notes)
 
 
 def plan_study(
@@ -162,6 +172,7 @@ def plan_study(
         UserError: as running it would.
     """
     validation: dict[Path, TrainingData] = {}
+    notes: list[str] = []
     configs = dict(known)
     stages: dict[str, list[Stage]] = {}
     spent: dict[str, float] = {}
@@ -179,17 +190,18 @@ def plan_study(
         if row.flops_of and isinstance(recipe, TrainRecipe):
             budget = sum(spent[name] for name in row.flops_of)
             recipe = recipe_of(study, row, place, affordable_steps(recipe, budget, data, config_of))
-        found, configs[str(row.model(place))] = _stages(recipe, data, config_of)
+        found, configs[str(row.model(place))] = _stages(recipe, data, config_of, notes)
         single = isinstance(recipe, TrainRecipe)
         # Of Algorithm 1 up to the first round; how many there are is not known before.
-        paid = [one for one in found if single or one.name == "round 1" or one.name.startswith("probe,")]
+        first = ("answers", "round 1")
+        paid = [one for one in found if single or one.name in first or one.name.startswith("probe,")]
         spent[row.name] = sum(one.flops for one in paid)
         stages[row.name] = [
             replace(stage, name=row.name if single else f"{row.name}, {stage.name}")
             for stage in found
-            if stage.work  # a reference that is another row's is planned there
+            if stage.flops  # a reference that is another row's is planned there
         ]
-    return Plan([stage for row in stages.values() for stage in row], validation)
+    return Plan([stage for row in stages.values() for stage in row], validation, list(dict.fromkeys(notes)))
 
 
 def _data(settings: Data, without_data: bool) -> TrainingData | None:
@@ -202,7 +214,7 @@ def _data(settings: Data, without_data: bool) -> TrainingData | None:
 
 
 def _stages(
-    recipe: Recipe | TrainRecipe, data: TrainingData | None, config_of: Configs
+    recipe: Recipe | TrainRecipe, data: TrainingData | None, config_of: Configs, notes: list[str]
 ) -> tuple[list[Stage], PretrainedConfig]:
     """A single training, or the reference and every round that Algorithm 1 can come to; and what is left by it.
 
@@ -213,24 +225,67 @@ def _stages(
         teacher = None if source is None else config_of(source)
         if teacher is not None:
             check_teacher(teacher, config)
-        return [stage(recipe.name, config, recipe.training, recipe.data, data, teacher)], config
+        answers = recipe.distillation is not None and teacher is None
+        if answers:
+            notes.append(_answers_there(recipe, data))
+        return [stage(recipe.name, config, recipe.training, recipe.data, data, teacher, answers)], config
     config = reference_config(recipe, data, config_of)
     depth = layer_count(config)
     stages = [stage("reference", config, recipe.reference.training, recipe.data, data)]
     first = start_depth(recipe.start_layers, depth)
-    teacher = config if recipe.distillation else None
+    answers = recipe.distillation is not None and recipe.distillation.draws is not None
+    teacher = config if recipe.distillation and not answers else None
+    if answers:
+        stages.append(asking_stage(recipe, config, data, notes))
     probes = probe_trainings(depth, recipe.training) if recipe.start_layers == "auto" else []
     for layers, training in probes:
         name = f"probe, {layers} layers, {training.steps} steps"
-        stages.append(stage(name, cut_config(config, layers), training, recipe.data, data, teacher))
+        stages.append(stage(name, cut_config(config, layers), training, recipe.data, data, teacher, answers))
     for number in range(recipe.grow.max_rounds):
         layers = first + number * recipe.grow.layers
         if layers < depth:
             cut = cut_config(config, layers)
-            stages.append(stage(f"round {number + 1}", cut, recipe.training, recipe.data, data, teacher))
+            name = f"round {number + 1}"
+            stages.append(stage(name, cut, recipe.training, recipe.data, data, teacher, answers))
     if recipe.parity.control:
         stages.append(stage("control", config, recipe.training, recipe.data, data))
     return stages, cut_config(config, first)
+
+
+def asking_stage(
+    recipe: Recipe, config: PretrainedConfig, data: TrainingData | None, notes: list[str]
+) -> Stage:
+    """Cost of asking the reference once about all that the rounds read; what it takes on the disk is a warning."""
+    assert recipe.distillation is not None and recipe.distillation.draws is not None
+    model, window, training = on_meta(config), recipe.data.window, recipe.training
+    available = data.windows if data else (recipe.data.tokens or 2**63) // window
+    windows = min(training.steps * windows_per_process(training, window), available)
+    vocabulary = config.get_text_config().vocab_size
+    size = windows * window * bytes_per_token(recipe.distillation.draws, vocabulary)
+    notes.append(f"the reference's answers take about {memory(size)} on the disk")
+    return Stage(
+        name="answers",
+        layers=layer_count(config),
+        parameters=parameter_count(model),
+        steps=0,
+        tokens=windows * window,
+        epochs=windows / data.windows if data else None,
+        flops=asking_flops(model, window, windows),
+        memory=4 * parameter_count(model),
+    )
+
+
+def _answers_there(recipe: TrainRecipe, data: TrainingData | None) -> str:
+    """What the answers that a recipe names have cost, after checking that they fit."""
+    assert recipe.distillation is not None and recipe.distillation.answers is not None
+    folder = recipe.distillation.answers
+    unverified = recipe.model_copy(update={"data": recipe.data.model_copy(update={"verify": False})})
+    found = None if data is None else answered(unverified, data).answers
+    record = read_record(folder) if found is None else found.record
+    return (
+        f"the answers in {folder} took {record.flops:.1e} FLOPs, once for all that learn from them, and are "
+        f"{memory(record.bytes)}"
+    )
 
 
 def measured_rate(recipe: Recipe | TrainRecipe) -> float:
@@ -284,8 +339,12 @@ def stage(
     settings: Data,
     data: TrainingData | None,
     teacher: PretrainedConfig | None = None,
+    answers: bool = False,
 ) -> Stage:
-    """Cost of one training; of none, if the model is trained already."""
+    """Cost of one training; of none, if the model is trained already.
+
+    `answers`: whether a teacher was asked before.
+    """
     model, window = on_meta(config), settings.window
     steps = training.steps if training else 0
     tokens = steps * training.tokens_per_step if training else 0
@@ -301,7 +360,7 @@ def stage(
         epochs=tokens / available if available and tokens else None,
         flops=training_flops(model, training, window, teacher_shape) if training else 0.0,
         memory=memory,
-        work=Work(config, training, window, teacher) if training else None,
+        work=Work(config, training, window, teacher, answers) if training else None,
     )
 
 
@@ -360,7 +419,7 @@ def stage_memory(stage: Stage, processes: int = 1, device: str | None = None) ->
     automatic = on.type == "cuda" or computes_in_bf16(on)
     bf16 = automatic if training.precision == "auto" else training.precision == "bf16"
     teacher = None if work.teacher is None else on_meta(work.teacher)
-    step = step_of(on_meta(work.config), training, work.window, on, bf16, teacher)
+    step = step_of(on_meta(work.config), training, work.window, on, bf16, teacher, work.answers)
     room = _room(on, processes)
     counts: dict[Strategy, int] = {"single": 1}
     strategy: Strategy = "single"

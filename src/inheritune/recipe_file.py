@@ -105,10 +105,14 @@ def settings_of(recipe: BaseModel) -> dict[str, Any]:
 
 
 def deciding_settings(recipe: BaseModel) -> dict[str, Any]:
-    """Those of `settings_of` that decide the weights. Other text counts by its name: its folder may move."""
+    """Those of `settings_of` that decide the weights.
+
+    Other text counts by its name, and a teacher's answers are known by their contents: their folders may move.
+    """
     deciding = {key: value for key, value in settings_of(recipe).items() if _decides(key)}
     deciding.pop("parity.also", None)  # there is none
-    return {key: "given" if key.startswith("parity.also.") else value for key, value in deciding.items()}
+    moves = ("parity.also.", "distillation.answers")
+    return {k: "given" if k.startswith(moves) and v is not None else v for k, v in deciding.items()}
 
 
 def _decides(key: str) -> bool:

@@ -7,6 +7,7 @@
     reference/             validation.json; and if it was trained here, what a round has
     reference/validation-NAME.json, round-1-12-layers/validation-NAME.json    losses on other text (`parity.also`)
     reference/forecast.json, probe-12-layers-500-steps/    with `start_layers: auto`: what depths will reach, and why
+    answers/               the reference's answers to the training text, with `distillation.draws`
     round-1-12-layers/     metrics.jsonl; checkpoints/, until it is trained; then validation.json, model/
     round-1-12-layers/decisions.json    with `search: frugal`: why the round ended when it did
     control/               the reference trained on (`parity.control`): what a round has
@@ -20,7 +21,6 @@ Every file appears at once, so what is there is finished; resuming means doing w
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -204,6 +204,8 @@ class Summary(Record):
     rounds: list[RoundFigures] = []
     probe_flops: float = 0.0
     """Of the short trainings before the first round."""
+    answers_flops: float = 0.0
+    """Of the reference's forward passes before them, with `distillation.draws`."""
     predicted: dict[int, float] = {}
     """Layers -> the loss that these say a round will reach, nats per token."""
     control: ControlFigures | None = None
@@ -301,6 +303,7 @@ class RunDirectory:
         self.path = path
         self.reference = path / "reference"
         self.control = path / "control"
+        self.answers = path / "answers"
         self.final = path / "final"
         self.samples = path / "samples.json"
         self.held: int | None = None
@@ -433,20 +436,8 @@ class RunDirectory:
         Raises:
             UserError: another process has it.
         """
-        if self.held is not None:
-            return
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise UserError(
-                f"another process is running in {self.path}: wait until it ends, or end it"
-            ) from None
-        except OSError:  # a file system without locks
-            os.close(descriptor)
-            return
-        self.held = descriptor
+        if self.held is None:
+            self.held = files.lock(self.path)
 
     def _take_back(self, made: list[Path]) -> None:
         """Remove what `open` and `record` have written, if there is nothing else."""

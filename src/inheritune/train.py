@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 from transformers import PretrainedConfig, PreTrainedModel
@@ -15,8 +17,10 @@ from inheritune.analysis.kept import CHOICE, Kept
 from inheritune.analysis.layers import choose_kept, recorded
 from inheritune.analysis.sequences import text_of
 from inheritune.analysis.width import keep_width, narrowed
-from inheritune.config import MEASURED, Data, ModelSource, Recipe, Training, TrainRecipe
-from inheritune.data.loader import TrainingData, open_data
+from inheritune.config import MEASURED, ModelSource, Recipe, Training, TrainRecipe
+from inheritune.data.answers import Answers, verify_answers
+from inheritune.data.loader import TrainingData, open_data, open_together, windows_read
+from inheritune.data.order import Order
 from inheritune.initialization import choose, half_width, select
 from inheritune.initialization.narrow import narrow_config, narrower, width_config
 from inheritune.models.architecture import PARTS, choose_layers, layer_count
@@ -25,12 +29,13 @@ from inheritune.models.presets import architecture_config, from_config
 from inheritune.models.size import flops_per_token, on_meta
 from inheritune.run_directory import RunDirectory
 from inheritune.runtime.hardware import Hardware, choose_hardware, describe
-from inheritune.runtime.world import World, check_same, joined
+from inheritune.runtime.world import ALONE, World, check_same, joined
 from inheritune.training.checks import check_fit, check_room
-from inheritune.training.distillation import check_teacher, distilled_from
+from inheritune.training.distillation import check_teacher, distilled_from, learning_from
 from inheritune.training.final_model import saved_dtype
 from inheritune.training.loop import train
 from inheritune.training.loss import NextTokenLoss
+from inheritune.training.micro_batch import windows_per_process
 from inheritune.training.validation import WindowLosses
 
 
@@ -47,7 +52,7 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
         check_same(world, recipe)
         world.on_first(check_inputs, recipe)
         hardware = choose_hardware(recipe.training, world)
-        data = open_together(recipe.data, world)
+        data = answered(recipe, open_together(recipe.data, world), world)
         # What cannot be made is an error before there is a directory of it.
         check_room(initial_config(recipe, data), hardware.device)
         initial = initial_model(recipe, data, directory, hardware.device)
@@ -86,16 +91,6 @@ def check_inputs(recipe: Recipe | TrainRecipe) -> None:
             errors.append(error)
     if errors:
         raise errors[0] if len(errors) == 1 else UserError("; ".join(map(str, errors)))
-
-
-def open_together(settings: Data, world: World) -> TrainingData:
-    """Open the shards in every process; checksums are compared once.
-
-    Raises:
-        UserError: as `open_data`.
-    """
-    world.on_first(lambda: open_data(settings) and None)
-    return open_data(settings.model_copy(update={"verify": False}))
 
 
 def initial_model(
@@ -199,8 +194,33 @@ def source_config(source: ModelSource) -> PretrainedConfig:
 
 
 def teacher_of(recipe: TrainRecipe) -> ModelSource | None:
-    """The model that a recipe distils."""
-    return (recipe.distillation.teacher or recipe.model) if recipe.distillation else None
+    """The model that a recipe distils; none where it was asked before."""
+    settings = recipe.distillation
+    return None if settings is None or settings.answers is not None else settings.teacher or recipe.model
+
+
+def answered(recipe: TrainRecipe, data: TrainingData, world: World = ALONE) -> TrainingData:
+    """The data with the teacher's answers that a recipe names, if it does.
+
+    Raises:
+        UserError: there are none, they are damaged, or they are not to what the student reads.
+    """
+    settings, training = recipe.distillation, recipe.training
+    if settings is None or settings.answers is None:
+        return data
+    if recipe.data.verify:
+        world.on_first(verify_answers, settings.answers)
+    answers = Answers(settings.answers)
+    vocabulary = initial_config(recipe, data).get_text_config().vocab_size
+    answers.check(data.train.identity, data.window, vocabulary, settings.temperature)
+    answers.check_windows(wanted_windows(data, training))
+    return replace(data, answers=answers)
+
+
+def wanted_windows(data: TrainingData, training: Training) -> np.ndarray:
+    """Numbers of the windows in the training split that a training reads, ascending."""
+    per_step = windows_per_process(training, data.window)
+    return windows_read(data, Order(data.windows, per_step, training.seed, data.order), training.steps)
 
 
 def training_flops(
@@ -230,6 +250,8 @@ def affordable_steps(
 def objective(recipe: TrainRecipe, data: TrainingData) -> Callable[[PreTrainedModel, World], NextTokenLoss]:
     """What a recipe minimises, after checking that the data fits the teacher."""
     settings, teacher = recipe.distillation, teacher_of(recipe)
+    if settings is not None and data.answers is not None:
+        return learning_from(data.answers, settings)
     if settings is None or teacher is None:
         return NextTokenLoss
     assert teacher.trained is not None

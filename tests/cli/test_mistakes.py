@@ -30,7 +30,20 @@ RECIPES = {"run": "run.yaml", "train": "train.yaml", "study": "study.yaml"}
 CASES: list[tuple[str, ...]] = [
     *(
         (verb,)
-        for verb in ("prepare", "analyze", "inherit", "plan", "run", "train", "study", "evaluate", "report")
+        for verb in (
+            *(
+                "prepare",
+                "analyze",
+                "inherit",
+                "answers",
+                "plan",
+                "run",
+                "train",
+                "study",
+                "evaluate",
+                "report",
+            ),
+        )
     ),
     ("compare",),
     ("compare", "void"),
@@ -71,6 +84,9 @@ CASES: list[tuple[str, ...]] = [
     ("inherit", "model", "--layers", "2", "-o", "OUT", "--dtype", ""),
     *(("analyze", place, "--data", "data") for place in (*MISSING, "file", "data")),
     *(("analyze", "model", "--data", place) for place in (*MISSING, "file", "model")),
+    *(("answers", place, "--data", "data", "-o", "OUT") for place in (*MISSING, "file", "data")),
+    *(("answers", "model", "--data", place, "-o", "OUT") for place in (*MISSING, "file", "model")),
+    *(("answers", "model", "--data", "data", "--window", "32", "-o", place) for place in IN_THE_WAY),
     *(("prepare", place, "--train-tokenizer", "300", "-o", "OUT") for place in (*MISSING, "empty", "file")),
     *(("prepare", "text.jsonl", "--train-tokenizer", "300", "-o", place) for place in IN_THE_WAY),
     *(("prepare", "text.jsonl", "--tokenizer", place, "-o", "OUT") for place in (*MISSING, "file", "data")),

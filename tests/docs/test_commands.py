@@ -6,9 +6,11 @@ it names.
 
 from __future__ import annotations
 
+import functools
 import glob
 import itertools
 import json
+import operator
 import os
 import random
 import re
@@ -51,7 +53,7 @@ MODELS = {
 DATA_SETS = {"openwebtext": "my-texts"}
 """Data sets that need a network -> the folder that is read instead."""
 
-SIZES = {"1024": "48", "1280": "56", "80M": "200K", "24000": "500"}
+SIZES = {"512": "32", "1024": "48", "1280": "56", "80M": "200K", "24000": "500"}
 """Sizes of a small model that pages name -> those of a model that is tiny already."""
 
 BEFORE = {
@@ -322,7 +324,7 @@ class Follower:
             return
         arguments = [file for word in words[1:] for file in expanded(DATA_SETS.get(word, word))]
         for place, word in enumerate(arguments):
-            if word in ("--mlp", "--parameters", "--vocabulary"):
+            if word in ("--mlp", "--parameters", "--vocabulary", "--window"):
                 arguments[place + 1] = SIZES.get(arguments[place + 1], arguments[place + 1])
         if arguments[0] == "study" and arguments[1].startswith("recipes/paper"):
             study = yaml.safe_load(Path(arguments[1]).read_text())
@@ -350,7 +352,8 @@ def check_part(values: dict[str, Any] | None) -> None:
     for name, value in (values or {}).items():
         kinds = [kind for kind in (TrainRecipe, Recipe) if name in kind.model_fields]
         assert kinds, f"no recipe has the key {name!r}"
-        TypeAdapter(kinds[0].model_fields[name].annotation).validate_python(value)
+        annotations = [kind.model_fields[name].annotation for kind in kinds]
+        TypeAdapter(functools.reduce(operator.or_, annotations)).validate_python(value)
 
 
 @pytest.mark.parametrize("page", FOLLOWED, ids=lambda page: page.relative_to(ROOT).as_posix())

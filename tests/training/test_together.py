@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import tiny_data
 from inheritune.analysis.forecast import load_forecast
 from inheritune.config import TrainRecipe
+from inheritune.data.answers import read_record
 from inheritune.data.loader import open_data
 from inheritune.models.load import load_model
 from inheritune.recipe_file import parse_recipe
@@ -111,6 +112,33 @@ def test_distillation_and_activation_checkpointing(data: Path, tmp_path: Path, l
     expected = [row["loss"] for row in rows(tmp_path / "single", "train")]
     for name in ("together", "again"):
         assert [row["loss"] for row in rows(tmp_path / name, "train")] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_reference_that_is_asked_once(data: Path, tmp_path: Path) -> None:
+    """Its answers are the same bytes, whoever asks how many files of them, and students learn from them alike."""
+    recipe = {
+        "name": "tiny",
+        "data": {"path": str(data), "window": 32},
+        "reference": {"architecture": ARCHITECTURE},
+        "grow": {"max_rounds": 1},
+        "distillation": {"draws": 20},
+        "training": training(log_every=1),
+    }
+    succeed([job("single", recipe, tmp_path / "teacher", kind="run")])
+    recipe["reference"] = {"pretrained": str(tmp_path / "teacher/reference/model")}
+    compiled = {**recipe, "training": training(log_every=1, compile=True)}
+    layouts, quick = ("single", "ddp-2", "fsdp-2"), ("single", "fsdp-2")
+    jobs = [job(layout, recipe, tmp_path / layout, kind="run", file_tokens=9 * 32) for layout in layouts]
+    jobs += [job(layout, compiled, tmp_path / f"compiled-{layout}", kind="run") for layout in quick]
+    succeed(jobs)
+    records = [read_record(tmp_path / layout / "answers") for layout in layouts]
+    assert len(records[0].files) == 6
+    for record in records[1:]:
+        assert [file.sha256 for file in record.files] == [file.sha256 for file in records[0].files]
+    expected = [row["loss"] for row in rows(tmp_path / "single/round-1-2-layers", "train")]
+    for name in (*layouts[1:], *(f"compiled-{layout}" for layout in quick)):
+        found = [row["loss"] for row in rows(tmp_path / name / "round-1-2-layers", "train")]
+        assert found == pytest.approx(expected, rel=1e-5 if "compiled" in name else 1e-6)
 
 
 def test_what_is_left_behind_is_rounded_in_shares_too(data: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import typer
 
 from inheritune import UserError, __version__
 from inheritune.cli.analyze import analyze_command
+from inheritune.cli.answers import answers_command
 from inheritune.cli.compare import compare_command
 from inheritune.cli.evaluate import evaluate_command
 from inheritune.cli.inherit import inherit_command
@@ -36,7 +37,7 @@ INTERRUPTED = 130
 NOISY = ("torchao", "torch.utils._pytree")
 """transformers imports torchao wherever it is installed, and both warn of what is no concern of the user's."""
 
-TOGETHER = ("run", "train", "analyze")
+TOGETHER = ("run", "train", "analyze", "answers")
 """Verbs that several processes can work on, started by torchrun."""
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ app.command("prepare")(prepare_command)
 app.command("analyze")(analyze_command)
 app.command("inherit")(inherit_command)
 app.command("init")(init_command)
+app.command("answers")(answers_command)
 app.command("plan")(plan_command)
 app.command("run")(run_command)
 app.command("train")(train_command)

@@ -130,7 +130,7 @@ def disk_lines(planned: Plan) -> list[str]:
     from inheritune.data.shards import MANIFEST, read_manifest
     from inheritune.quantities import memory
 
-    lines = []
+    lines = [f"note: {note}" for note in planned.notes]
     for path, data in planned.validation.items():
         lines.append(f"Validation: {windows(data.validation_windows)} of {data.window:,} tokens in {path}.")
         few = few_held_out(read_manifest(path)) if (path / MANIFEST).exists() else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -14,12 +14,14 @@ from torch import Tensor
 
 from inheritune import UserError
 from inheritune.config import Data
+from inheritune.data.answers import Answers
 from inheritune.data.order import Order, permute
 from inheritune.data.shards import DataIdentity, Split, open_split, verify
+from inheritune.runtime.world import World
 
 T = TypeVar("T")
-Batch = tuple[Tensor, Tensor]
-"""Inputs and targets, int64 [B, T] each."""
+Batch = tuple[Tensor, ...]
+"""Inputs and targets, int64 [B, T] each; behind them a teacher's answers, if there are any (`Answers.read`)."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class TrainingData:
     """Numbers of the windows to train on, int64, in the order of the text; all of them if None."""
     ignore_tokenizer: bool = False
     """Whether the tokens may be those of another tokenizer than the model's."""
+    answers: Answers | None = None
+    """A teacher's, to the training windows."""
 
     @property
     def windows(self) -> int:
@@ -48,7 +52,8 @@ class TrainingData:
     @property
     def identities(self) -> tuple[DataIdentity, DataIdentity]:
         """Which data are trained on, and which are validated on."""
-        return self.train.identity, self.validation.identity
+        train = self.train.identity if self.answers is None else self.answers.identity
+        return train, self.validation.identity
 
     @property
     def validation_windows(self) -> int:
@@ -71,6 +76,16 @@ def open_data(settings: Data) -> TrainingData:
     return TrainingData(
         settings.path, train, validation, settings.window, settings.order, sample, settings.ignore_tokenizer
     )
+
+
+def open_together(settings: Data, world: World) -> TrainingData:
+    """Open the shards in every process; checksums are compared once.
+
+    Raises:
+        UserError: as `open_data`.
+    """
+    world.on_first(lambda: open_data(settings) and None)
+    return open_data(settings.model_copy(update={"verify": False}))
 
 
 def _sample(settings: Data, split: Split) -> np.ndarray | None:
@@ -123,15 +138,24 @@ def model_inputs(tokens_nt: Tensor, bos: int | None, end_of_text: int | None) ->
 
 
 def batches(
-    split: Split, numbers: np.ndarray, window: int, size: int, device: torch.device
+    split: Split,
+    numbers: np.ndarray,
+    window: int,
+    size: int,
+    device: torch.device,
+    answers: Answers | None = None,
 ) -> Iterator[Batch]:
-    """Inputs and targets of these windows, int64 [at most `size`, window] each, on the device."""
+    """Inputs and targets of these windows, int64 [at most `size`, window] each, and any answers, on the device."""
+
+    def sent(tensor: Tensor) -> Tensor:
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
     for start in range(0, len(numbers), size):
-        windows = read_windows(split, numbers[start : start + size], window)
-        if device.type == "cuda":
-            windows = windows.pin_memory().to(device, non_blocking=True)
+        chosen = numbers[start : start + size]
+        windows = sent(read_windows(split, chosen, window))
         inputs_bt = model_inputs(windows[:, :-1], split.bos, split.end_of_text)
-        yield inputs_bt.contiguous(), windows[:, 1:].contiguous()
+        taught = () if answers is None else map(sent, answers.read(chosen))
+        yield inputs_bt.contiguous(), windows[:, 1:].contiguous(), *taught
 
 
 def training_steps(
@@ -147,7 +171,14 @@ def training_steps(
     """For each of these steps, the micro-batches of `size` windows that the process of this rank works on."""
     for step in steps:
         windows = data.training_windows(order.share(step, rank, processes))
-        yield list(batches(data.train, windows, data.window, size, device))
+        yield list(batches(data.train, windows, data.window, size, device, data.answers))
+
+
+def windows_read(data: TrainingData, order: Order, steps: int) -> np.ndarray:
+    """Numbers of the windows in the training split that so many steps read, ascending."""
+    count = min(steps * order.per_step, data.windows)
+    # The first epoch's beginning; a longer training reads all.
+    return np.sort(data.training_windows(replace(order, per_step=count).step(0)))
 
 
 def ahead(items: Iterator[T]) -> Generator[T, None, None]:

@@ -116,6 +116,39 @@ def is_leftover(path: Path) -> bool:
     return _TEMPORARY.fullmatch(path.name) is not None
 
 
+def lock(path: Path) -> int | None:
+    """Keep other processes out of a directory until the descriptor that this gives is closed, or the program ends.
+
+    None on a file system without locks.
+
+    Raises:
+        UserError: another process has it.
+    """
+    import fcntl  # not everywhere: the command line says so, if it gets that far
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UserError(f"another process is running in {path}: wait until it ends, or end it") from None
+    except OSError:  # a file system without locks
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes out of a directory for this block; errors as of `lock`."""
+    descriptor = lock(path)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No room on the disk, in a quota, or under a limit on the size of files."""
 

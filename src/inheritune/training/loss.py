@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from inheritune.data.loader import Batch
 from inheritune.models.architecture import blocks, head_is_linear
 from inheritune.models.size import flops_per_token
 from inheritune.runtime.world import ALONE, World
@@ -73,6 +74,11 @@ class NextTokenLoss(nn.Module):
             return F.cross_entropy(self.logits(inputs_bt).float().flatten(0, 1), targets_bt.flatten())
         hidden_nd, head = self.hidden(inputs_bt).flatten(0, 1), self.head
         return self.cross_entropy(hidden_nd, head.weight, head.bias, targets_bt.flatten())
+
+    def blank(self, shape: tuple[int, int], device: torch.device) -> Batch:
+        """A batch [B, T] of zeros, laid out as the loader's, so that compiled code sees nothing new afterwards."""
+        zeros = torch.zeros(shape[0], shape[1] + 1, dtype=torch.long, device=device)
+        return zeros[:, :-1].contiguous(), zeros[:, 1:].contiguous()
 
     @torch.no_grad()
     def per_window(self, inputs_bt: Tensor, targets_bt: Tensor) -> Tensor:

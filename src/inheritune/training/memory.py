@@ -138,6 +138,7 @@ class Step:
     checkpointed: int = 0  # blocks that make their activations again in the backward pass
     optimizer: Literal["adamw", "muon"] = "adamw"
     teacher: Shape | None = None  # whose logits are learnt
+    answers: bool = False  # whether a teacher's answers are learnt
 
     @property
     def tokens(self) -> int:
@@ -196,11 +197,12 @@ def memory_per_process(step: Step, strategy: Strategy, processes: int = 1) -> in
 def _logits(step: Step) -> float:
     """Bytes that are held between the last hidden state and the loss, and back."""
     how, model = step.how, step.model
-    if step.teacher is not None:
+    if step.teacher is not None or (step.answers and model.linear_head):
         chunk = min(step.tokens, TAUGHT_CHUNK["cuda" if how.gpu else "cpu"])
         # Both models' distributions; and the gradients of hidden states and head, made in the forward pass.
         kept = 8 * model.hidden * step.tokens + 4 * model.vocabulary * model.hidden
-        return (16 if how.compiled else 36) * model.vocabulary * chunk + kept
+        eager, compiled = (36, 16) if step.teacher else (28, 16)
+        return (compiled if how.compiled else eager) * model.vocabulary * chunk + kept
     if not model.linear_head:
         return (2 * how.width if how.compiled else 3 * how.width + 12) * model.vocabulary * step.tokens
     if how.compiled and step.tokens * model.vocabulary <= WHOLE:

@@ -15,7 +15,7 @@ from inheritune.config import Training
 from inheritune.initialization import choose
 from inheritune.runtime import files
 from inheritune.runtime.hardware import Hardware
-from inheritune.training.distillation import DistillationLoss
+from inheritune.training.distillation import AnswersLoss, DistillationLoss
 from inheritune.training.memory import How, Step, memory_per_process, shape_of
 from inheritune.training.parallel import Placed, Strategy, device_memory
 
@@ -83,8 +83,9 @@ def step_of(
     device: torch.device,
     bf16: bool,
     teacher: PreTrainedModel | None = None,
+    answers: bool = False,
 ) -> Step:
-    """A step on one window, of models that may be without their weights."""
+    """A step on one window, of models that may be without their weights; `answers`: learning from a teacher's."""
     on_gpu = device.type == "cuda"
     how = How(window, bf16, on_gpu, on_gpu if training.compile == "auto" else training.compile)
     shape = shape_of(model, how)
@@ -97,6 +98,7 @@ def step_of(
         checkpointed=len(named),
         optimizer=training.optimizer.name,
         teacher=None if teacher is None else shape_of(teacher, how),
+        answers=answers,
     )
 
 
@@ -141,7 +143,8 @@ def choose_micro_batch(
     """
     loss, world = placed.loss, hardware.world
     teacher = loss.teacher.model if isinstance(loss, DistillationLoss) else None
-    step = step_of(loss.model, training, window, hardware.device, hardware.bf16, teacher)
+    answers = isinstance(loss, AnswersLoss)
+    step = step_of(loss.model, training, window, hardware.device, hardware.bf16, teacher, answers)
     room = min(world.gather(device_memory(hardware)))
 
     def choose_step() -> Step:

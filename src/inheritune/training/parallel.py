@@ -53,7 +53,7 @@ class Placed:
     """
 
     loss: NextTokenLoss
-    forward: Callable[[Tensor, Tensor], Tensor]
+    forward: Callable[..., Tensor]
     strategy: Strategy
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
@@ -140,9 +140,8 @@ def rebuild_buckets(placed: Placed, hardware: Hardware, shape: tuple[int, int]) 
     if placed.strategy != "ddp":
         return
     placed.loss.train()
-    zeros = torch.zeros(shape[0], shape[1] + 1, dtype=torch.long, device=hardware.device)
-    with hardware.autocast():  # laid out as the loader's, so that compiled code sees nothing new afterwards
-        loss = placed.forward(zeros[:, :-1].contiguous(), zeros[:, 1:].contiguous())
+    with hardware.autocast():
+        loss = placed.forward(*placed.loss.blank(shape, hardware.device))
     loss.backward()
     for parameter in placed.loss.parameters():
         if parameter.grad is not None:

@@ -59,7 +59,7 @@ def start_or_resume(
     """
     window, world = data.window, hardware.world
     world.on_first(checkpoints.mkdir, parents=True, exist_ok=True)
-    fresh = TrainState(settings=deciding_settings(training), data=data.train.identity)
+    fresh = TrainState(settings=deciding_settings(training), data=data.identities[0])
     found = world.on_first(checkpoint.newest, checkpoints, fresh)
     path, state = found or (None, fresh)
 

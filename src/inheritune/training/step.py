@@ -171,10 +171,10 @@ class Stepper:
         # Dropout, where there is any, is a function of the step, so that no random state has to be kept.
         torch.manual_seed(_seed(self.training.seed, step, self.hardware.world.rank))
         total, count = torch.zeros((), device=self.hardware.device), len(micro_batches)
-        for number, (inputs_bt, targets_bt) in enumerate(micro_batches, 1):
+        for number, batch in enumerate(micro_batches, 1):
             with self.placed.accumulating(last=number == count):
                 with self.hardware.autocast():
-                    loss = self.placed.forward(inputs_bt, targets_bt) / count
+                    loss = self.placed.forward(*batch) / count
                 loss.backward()
             total += loss.detach()
         norms = self.gradients.norms() if self.gradients and gradient_norms else {}
@@ -189,7 +189,7 @@ class Stepper:
         before = self.most
         while True:
             batches = _split(micro_batches, self.most)
-            size, share = len(batches[0][0]), sum(len(inputs_bt) for inputs_bt, _ in batches)
+            size, share = len(batches[0][0]), sum(len(batch[0]) for batch in batches)
             try:
                 backward = self._backward(step, batches, gradient_norms)
             except RuntimeError as error:
@@ -245,8 +245,8 @@ def _split(micro_batches: Sequence[Batch], most: int | None) -> Sequence[Batch]:
     """The same windows in the same order, at most so many in a micro-batch."""
     if most is None or len(micro_batches[0][0]) <= most:
         return micro_batches
-    inputs_bt, targets_bt = (torch.cat(parts) for parts in zip(*micro_batches, strict=True))
-    return list(zip(inputs_bt.split(most), targets_bt.split(most), strict=True))
+    whole = (torch.cat(parts) for parts in zip(*micro_batches, strict=True))
+    return list(zip(*(tensor.split(most) for tensor in whole), strict=True))
 
 
 def _seed(seed: int, step: int, rank: int) -> int:
