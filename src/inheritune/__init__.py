@@ -1,5 +1,8 @@
 """Turn a large trained language model into a smaller one that is as good: inherit, train, compare, grow."""
 
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +20,27 @@ class UserError(ValueError):
     The command line prints it and exits with 2. Every other exception is a fault of the program, and keeps its
     traceback.
     """
+
+
+class _OnFirstCall(ModuleType):
+    """A module of functions, imported when one of them is called."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            if sys.modules.get(self.__name__) is self:
+                del sys.modules[self.__name__]
+            return getattr(import_module(self.__name__), name)(*arguments, **named)
+
+        return call
+
+
+# transformers imports all of torchao wherever it is installed, which takes time and warns, for the functions of one
+# module, which only quantized checkpoints need.
+_TORCHAO = "torchao.prototype.safetensors.safetensors_support"
+sys.modules.setdefault(_TORCHAO, _OnFirstCall(_TORCHAO))
 
 
 def __getattr__(name: str) -> Any:

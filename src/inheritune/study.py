@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,11 +24,13 @@ from inheritune.data.loader import open_data
 from inheritune.plain_yaml import shown
 from inheritune.quantities import duration
 from inheritune.recipe_file import load_recipe, parse_recipe, to_yaml
-from inheritune.report.comparison import Entry, RunComparison, read_entries, write_comparison
 from inheritune.run_directory import RunDirectory
 from inheritune.runtime import files
 from inheritune.runtime.signals import STARTED_BY, Interrupted, signals
 from inheritune.train import affordable_steps, check_inputs
+
+if TYPE_CHECKING:
+    from inheritune.report.comparison import Entry, RunComparison
 
 FILE = "study.yaml"
 NAME = re.compile(r"(?!.*\.(yaml|log)$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -452,6 +454,8 @@ def spent_flops(row: Row, directory: Path) -> float:
 
 def compare_rows(study: Study, rows: Sequence[Row], directory: Path) -> RunComparison:
     """Compare the finished rows of a study with its reference, and write the result to `comparison/` in it."""
+    from inheritune.report.comparison import write_comparison
+
     entries = study_entries(study, rows, directory)
     return write_comparison(entries, study.reference, directory / "comparison", study.name)
 
@@ -462,6 +466,8 @@ def study_entries(study: Study, rows: Sequence[Row], directory: Path) -> list[En
     Total FLOPs of a row are its own and those of the rows that made its first weights, but not the reference's:
     that one is there before any of them.
     """
+    from inheritune.report.comparison import read_entries
+
     entries: list[Entry] = []
     total: dict[tuple[str, int], float] = {}
     for row in rows:

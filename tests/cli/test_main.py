@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,6 +34,7 @@ VERBS = (
     "run",
     "train",
     "study",
+    "evaluate",
     "report",
     "compare",
 )
@@ -73,6 +75,45 @@ def test_help_names_every_verb(command) -> None:
     assert all(verb in result.out for verb in VERBS)
     for verb in VERBS:
         assert command(verb, "--help").code == 0
+
+
+def imported(*arguments: object) -> tuple[set[str], str]:
+    """Top-level packages that a command has imported when it ends, and its stderr."""
+    program = (
+        "import sys; from inheritune.cli.main import main\n"
+        "try: main()\n"
+        "finally: print(*{name for name in sys.modules if '.' not in name})"
+    )
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split()), done.stderr
+
+
+@pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS)])
+def test_help_waits_for_no_library(verb: tuple[str, ...]) -> None:
+    packages, _ = imported(*verb, "--help")
+    assert "typer" in packages
+    assert not packages & {"torch", "transformers", "datasets", "pyarrow", "matplotlib", "numpy"}
+
+
+def test_a_plan_waits_for_what_it_needs_alone(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", values(tmp_path / "none"))
+    packages, errors = imported("plan", recipe)
+    assert "transformers" in packages and errors == ""
+    assert not packages & {"torchao", "datasets", "pyarrow", "matplotlib", "lm_eval"}
+
+
+@pytest.mark.skipif(find_spec("torchao") is None, reason="needs the extra `fp8`")
+def test_what_transformers_takes_from_torchao_is_there_when_called() -> None:
+    program = (
+        "import inheritune.cut, sys\n"
+        "from transformers.quantizers.quantizer_torchao import flatten_tensor_state_dict\n"
+        "assert 'torchao' not in sys.modules\n"
+        "print(flatten_tensor_state_dict({}), 'torchao' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert done.stdout == "({}, {'tensor_names': '[]'}) True\n", done.stderr
 
 
 def test_a_system_without_posix_locks(command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

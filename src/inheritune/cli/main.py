@@ -35,7 +35,7 @@ PEER_LOST = 3
 INTERRUPTED = 130
 
 NOISY = ("torchao", "torch.utils._pytree")
-"""transformers imports torchao wherever it is installed, and both warn of what is no concern of the user's."""
+"""Of float8: torchao, and what it registers with torch, warn of what is no concern of the user's."""
 
 TOGETHER = ("run", "train", "analyze", "answers")
 """Verbs that several processes can work on, started by torchrun."""

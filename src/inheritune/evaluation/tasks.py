@@ -17,15 +17,17 @@ from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import yaml
 from pydantic import BaseModel, ConfigDict
 
 from inheritune import UserError
 from inheritune.data.documents import one_line
 from inheritune.runtime import files
+
+if TYPE_CHECKING:
+    import datasets
 
 SUFFIXES = (".jsonl", ".jsonl.xz")
 OWN_TASKS = Path(__file__).parent / "own_tasks"
@@ -414,6 +416,8 @@ def _of(dataset: datasets.Dataset, field: str | None, value: str) -> datasets.Da
 @cache
 def _read(path: Path, fields: tuple[str, ...], checksum: str) -> datasets.Dataset:
     """Read once, as long as the file is the same."""
+    import datasets  # takes a second, which all that only plans or trains need not wait
+
     records: list[dict[str, Any]] = []
     open_ = lzma.open if path.suffix == ".xz" else open
     try:

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from inheritune.models.architecture import blocks
 from inheritune.models.presets import freeze_biases
@@ -14,10 +15,14 @@ from inheritune.models.presets import freeze_biases
 
 def on_meta(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model without its weights: shapes only, whatever its size; `config` itself is not changed."""
-    with torch.device("meta"):  # of a copy: transformers writes the type of the weights into it
+    with (
+        torch.device("meta"),
+        no_init_weights(),
+    ):  # of a copy: transformers writes the type of the weights into it
         model = AutoModelForCausalLM.from_config(
             copy.deepcopy(config), dtype=torch.float32, trust_remote_code=trust_remote_code
         )
+    model.tie_weights()  # which initializing does
     freeze_biases(model)
     return model
 
