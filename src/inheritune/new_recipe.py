@@ -32,9 +32,9 @@ STEPS, LEAST_STEPS = 200, 20
 """To aim at, and below which a schedule is none."""
 MOST_TOKENS = 131_072
 """In a step."""
-RATES = ((300e6, 6e-4), (3e9, 3e-4), (math.inf, 1e-4))
+RATES = ((300e6, 2.4e-3), (3e9, 3e-4), (math.inf, 1e-4))
 """Parameters up to which the learning rate is this one, at `MOST_TOKENS` a step; with fewer tokens it is less by the
-square root of their share. The first is that of `results/real-model`."""
+square root of their share. The first is the best of `results/healing`, the others are convention."""
 MOST_EPOCHS = 4
 """Up to about as many, text that is read again is worth what new text is (arXiv 2305.16264)."""
 
