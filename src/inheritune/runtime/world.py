@@ -102,6 +102,10 @@ class World:
 ALONE = World()
 
 
+_LEFT: list[dist.ProcessGroup | None] = []
+"""The last group of processes, after it was left too."""
+
+
 @contextmanager
 def joined(training: Training) -> Iterator[World]:
     """Find the other processes that torchrun started, and leave them at the end.
@@ -120,6 +124,9 @@ def joined(training: Training) -> Iterator[World]:
         yield world
         return
     _join(world, training)
+    # DDP may be the last to let go of a group, and would then wait for gloo's threads while these wait for Python's
+    # lock (pytorch#56297): this reference outlives it, and gives the lock up first.
+    _LEFT[:] = [dist.group.WORLD]
     try:
         yield world
     except Exception as error:
