@@ -97,8 +97,8 @@ def test_help_waits_for_no_library(verb: tuple[str, ...]) -> None:
     assert not packages & {"torch", "transformers", "datasets", "pyarrow", "matplotlib", "numpy"}
 
 
-def test_a_plan_waits_for_what_it_needs_alone(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path / "recipe.yaml", values(tmp_path / "none"))
+def test_a_plan_waits_for_what_it_needs_alone(tmp_path: Path, data: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.yaml", values(data))
     packages, errors = imported("plan", recipe)
     assert "transformers" in packages and errors == ""
     assert not packages & {"torchao", "datasets", "pyarrow", "matplotlib", "lm_eval"}
