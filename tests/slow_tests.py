@@ -59,7 +59,7 @@ SLOW = [
     # a search for layers and three trainings
     "tests/analysis/test_shape.py::test_from_the_command_line",
     # large matrices, an index of 14,000 tasks, compiled code, long runs
-    "tests/analysis/test_rank.py::test_equals_a_float64_svd_where_subspaces_decide",
+    "tests/analysis/test_rank.py::test_equals_a_float64_svd_where_float32_decides",
     "tests/analysis/test_rank.py::test_each_proof_decides_what_it_should",
     "tests/analysis/test_rank.py::test_lazy_heads_need_no_full_decomposition",
     "tests/analysis/test_rank.py::test_spectra_whose_energy_is_near_tau",
