@@ -61,7 +61,6 @@ SLOW = [
     # large matrices, an index of 14,000 tasks, compiled code, long runs
     "tests/analysis/test_rank.py::test_equals_a_float64_svd_where_float32_decides",
     "tests/analysis/test_rank.py::test_each_proof_decides_what_it_should",
-    "tests/analysis/test_rank.py::test_lazy_heads_need_no_full_decomposition",
     "tests/analysis/test_rank.py::test_spectra_whose_energy_is_near_tau",
     "tests/data/test_order.py::test_interruptions_change_nothing",
     "tests/data/test_prepare.py::test_large_vocabularies_take_32_bits",

@@ -49,9 +49,9 @@ def test_every_number_is_that_of_the_windows_named(shards: Path) -> None:
     model = tiny_model("llama")
     found = analyze(model, shards, sequences=5, window=24, tau=0.8, mass=0.7, seed=3)
     assert (found.window, found.sequences, found.seed, found.tau, found.mass) == (24, 5, 3, 0.8, 0.7)
-    assert found.windows == sorted(set(found.windows))
+    assert len(set(found.windows)) == 5
     split = open_split(shards, "validation")
-    assert found.windows[-1] < (split.tokens - 1) // 24
+    assert max(found.windows) < (split.tokens - 1) // 24
     inputs = read_windows(split, found.windows, 24)[:, :-1]  # type: ignore[arg-type]
     heads = measure_heads(model, inputs, tau=0.8, mass=0.7)
     assert found.ranks == [ranks.tolist() for ranks in heads.ranks]
@@ -85,7 +85,7 @@ def test_a_text_file_is_read_with_the_models_tokenizer(tmp_path: Path) -> None:
     path = save(tmp_path / "model", tokenizer=word_tokenizer())
     (tmp_path / "text.txt").write_text(TEXT)
     found = analyze(path, tmp_path / "text.txt", sequences=1000, window=32)
-    assert found.windows == list(range(600 // 32)), "all there are"
+    assert sorted(found.windows) == list(range(600 // 32)), "all there are"
     assert analyze(path, tmp_path / "text.txt", sequences=2).window == 64, "the model's context"
     (tmp_path / "short.txt").write_text("w1 w2 w3 w4 w5")
     assert analyze(path, tmp_path / "short.txt").window == 5, "as long as the text"

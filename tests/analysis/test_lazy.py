@@ -31,12 +31,34 @@ def test_known_heads() -> None:
 def test_the_batch_changes_nothing(batch: int | None) -> None:
     model, inputs, ticks = tiny_model("llama"), tokens(5, 24), []
     expected = measure_heads(model, inputs, tau=0.9, mass=0.9, batch=3)
-    found = measure_heads(model, inputs, tau=0.9, mass=0.9, batch=batch, tick=lambda: ticks.append(1))
+    found = measure_heads(model, inputs, tau=0.9, mass=0.9, batch=batch, tick=ticks.append)
     for name in ("ranks", "masses"):
         for one, other in zip(getattr(found, name), getattr(expected, name), strict=True):
             assert one.shape == (4, 5)
             assert torch.equal(one, other)
-    assert len(ticks) == 4 * -(-5 // (batch or 5))
+    assert ticks == [5] * 4 * -(-5 // (batch or 5))
+
+
+def test_sequences_are_read_until_ranks_are_known() -> None:
+    model, inputs = tiny_model("llama"), tokens(40, 24)
+    for name, weight in model.named_parameters():
+        if "q_proj" in name or "k_proj" in name:
+            weight.data *= 30  # so that ranks vary
+    whole = measure_heads(model, inputs, tau=0.9, mass=0.9)
+    assert measure_heads(model, inputs, tau=0.9, mass=0.9, precision=1.0).ranks[0].shape[1] == 8, "the fewest"
+    assert measure_heads(model, inputs, tau=0.9, mass=0.9, precision=1e-6).ranks[0].shape[1] == 40, (
+        "all there are"
+    )
+    precision = 0.05
+    ticks: list[int] = []
+    some = measure_heads(model, inputs, tau=0.9, mass=0.9, batch=3, precision=precision, tick=ticks.append)
+    read = some.ranks[0].shape[1]
+    assert 8 < read < 40
+    assert ticks[0] == 8 and len(ticks) == 4 * -(-read // 3)
+    for one, other in zip(some.ranks, whole.ranks, strict=True):
+        assert torch.equal(one, other[:, :read])
+        means = one.double().mean(0)
+        assert 1.96 * means.std() / read**0.5 <= precision * means.mean()
 
 
 def test_padding_does_not_count() -> None:

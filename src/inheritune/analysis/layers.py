@@ -247,15 +247,15 @@ def analyze_layers(
     blocks = block_figures(losses, cosines)
     show(blocks)
     best = searched(losses, fewest or max(1, depth // 2), f"cuts of {name}")
-    curve = []
+    cuts: list[tuple[str, Choice]] = []
     for size in sorted(best, reverse=True):
-        rows: dict[str, Choice] = {"measured": best[size], "contiguous": contiguous(angles, size)}
-        rows |= {word: tuple(choose(f"{word} {size}", depth)) for word in WORDS}
-        found = losses(list(rows.values()), FEW).mean(1)
-        curve += [
-            Point(keep=word, layers=list(row), loss=float(loss))
-            for (word, row), loss in zip(rows.items(), found, strict=True)
-        ]
+        cuts += [("measured", best[size]), ("contiguous", contiguous(angles, size))]
+        cuts += [(word, tuple(choose(f"{word} {size}", depth))) for word in WORDS]
+    found = losses([choice for _, choice in cuts], FEW).mean(1)  # all at once: they begin alike
+    curve = [
+        Point(keep=keep, layers=list(choice), loss=float(loss))
+        for (keep, choice), loss in zip(cuts, found, strict=True)
+    ]
     return LayerAnalysis(
         model=name,
         parameters=parameter_count(model),

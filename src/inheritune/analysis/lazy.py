@@ -6,6 +6,7 @@ over sequences. A layer is lazy if every head in it is (paper, section 2).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -27,12 +28,24 @@ LAYER_BYTES = 2**28
 """What one layer's attention matrices may take where the number of sequences at once is left open."""
 
 
+PRECISION, LEAST, MOST = 0.1, 8, 100
+"""Sequences are read until the mean rank of each layer is known to a tenth of it, at least 8 and at most the paper's."""
+
+
 @dataclass(frozen=True)
 class Heads:
     """k* and m* of every head on every sequence: for each layer one int64 tensor [H, N]."""
 
     ranks: list[Tensor]
     masses: list[Tensor]
+
+    def wanted(self, precision: float) -> int:
+        """How many sequences make half the 95% interval of each layer's mean rank this fraction of it."""
+        means_ln = torch.stack([ranks_hn.double().mean(0) for ranks_hn in self.ranks])
+        if means_ln.shape[1] < 2:
+            return LEAST
+        variation = float((means_ln.std(1) / means_ln.mean(1).clamp_min(1)).max())
+        return max(LEAST, math.ceil((1.96 * variation / precision) ** 2))
 
 
 def measure_heads(
@@ -43,7 +56,8 @@ def measure_heads(
     mass: float,
     batch: int | None = None,
     padding_mask_nt: Tensor | None = None,
-    tick: Callable[[], None] = lambda: None,
+    precision: float | None = None,
+    tick: Callable[[int], None] = lambda wanted: None,
 ) -> Heads:
     """Rank and mass of every head on every sequence, in one forward pass of each sequence.
 
@@ -54,15 +68,20 @@ def measure_heads(
         mass: fraction of the squared entries that m* columns must hold.
         batch: sequences at once; memory is a few times one layer's matrices of so many sequences.
         padding_mask_nt: 1 for tokens and 0 for padding, [N, T]; padding does not count.
-        tick: is called after each layer of each batch.
+        precision: stop as soon as each layer's mean rank is known to this fraction of it; by default at the end.
+        tick: is called after each layer of each batch with how many sequences will be read, as far as is known.
     """
     depth = layer_count(model.config)
     size = batch or batch_size(model, inputs_nt.shape[1])
+    wanted = len(inputs_nt) if precision is None else min(LEAST, len(inputs_nt))
     ranks: list[list[Tensor]] = [[] for _ in range(depth)]
     masses: list[list[Tensor]] = [[] for _ in range(depth)]
-    for start in range(0, len(inputs_nt), size):
-        inputs_bt = inputs_nt[start : start + size].to(model.device)
-        mask_bt = None if padding_mask_nt is None else padding_mask_nt[start : start + size].to(model.device)
+    start = 0
+    while start < wanted:
+        now = slice(start, min(start + size, wanted))
+        start = now.stop
+        inputs_bt = inputs_nt[now].to(model.device)
+        mask_bt = None if padding_mask_nt is None else padding_mask_nt[now].to(model.device)
 
         def measure(layer: int, attention_bhtt: Tensor, mask_bt: Tensor | None = mask_bt) -> None:
             if mask_bt is not None:
@@ -70,10 +89,13 @@ def measure_heads(
                 attention_bhtt = attention_bhtt * (mask_bt[:, None, :, None] * mask_bt[:, None, None, :])
             ranks[layer].append(approximate_rank(attention_bhtt, tau).cpu())
             masses[layer].append(column_mass(attention_bhtt, mass).cpu())
-            tick()
+            tick(wanted)
 
         probe_attention(model, inputs_bt, measure, padding_mask_bt=mask_bt)
-    return Heads([torch.cat(rows).T for rows in ranks], [torch.cat(rows).T for rows in masses])
+        found = Heads([torch.cat(rows).T for rows in ranks], [torch.cat(rows).T for rows in masses])
+        if precision is not None:
+            wanted = min(found.wanted(precision), len(inputs_nt))
+    return found
 
 
 def batch_size(model: PreTrainedModel, window: int) -> int:

@@ -22,7 +22,7 @@ LONGEST = 1024
 
 @dataclass(frozen=True)
 class Sequences:
-    """Windows of a text, without overlap, in its order: token ids as a model reads them, int64 [N, T], and their
+    """Windows of a text, without overlap, in random order: token ids as a model reads them, int64 [N, T], and their
     numbers from 0."""
 
     inputs_nt: Tensor
@@ -32,6 +32,10 @@ class Sequences:
     def window(self) -> int:
         """T, tokens of each."""
         return self.inputs_nt.shape[1]
+
+    def first(self, count: int) -> Sequences:
+        """So many of them."""
+        return Sequences(self.inputs_nt[:count], self.numbers[:count])
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Text:
         if available == 0:
             raise UserError(f"{self.source} has {length} tokens, fewer than one window of {window}")
         generator = np.random.Generator(np.random.PCG64(seed))
-        numbers = np.sort(generator.choice(available, min(count, available), replace=False))
+        numbers = generator.choice(available, min(count, available), replace=False)
         if isinstance(self.tokens, Split):
             assert available == window_count(self.tokens, window)
             inputs_nt = read_windows(self.tokens, numbers, window)[:, :-1]

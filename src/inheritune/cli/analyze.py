@@ -30,8 +30,12 @@ def analyze_command(
         int | None, typer.Option("--layers", "-n", help="Layers of the smallest cut; by default half.")
     ] = None,
     sequences: Annotated[
-        int, typer.Option(help="Of the attention: how many random windows of the text.")
-    ] = 100,
+        int | None,
+        typer.Option(
+            help="Of the attention: how many random windows of the text (paper: 100); by default until the mean rank "
+            "of each layer is known to a tenth of it."
+        ),
+    ] = None,
     window: Annotated[
         int | None, typer.Option(help="Tokens of each; by default 1024, or what model and text allow.")
     ] = None,
