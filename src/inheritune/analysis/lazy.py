@@ -29,7 +29,7 @@ LAYER_BYTES = 2**28
 
 
 PRECISION, LEAST, MOST = 0.1, 8, 100
-"""Sequences are read until the mean rank of each layer is known to a tenth of it, at least 8 and at most the paper's."""
+"""Sequences are read until the mean rank of each layer is known to a tenth of it: at least 8, at most the paper's 100."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def measure_heads(
                 attention_bhtt = attention_bhtt * (mask_bt[:, None, :, None] * mask_bt[:, None, None, :])
             ranks[layer].append(approximate_rank(attention_bhtt, tau).cpu())
             masses[layer].append(column_mass(attention_bhtt, mass).cpu())
-            tick(wanted)
+            tick(wanted)  # noqa: B023 (called before it changes)
 
         probe_attention(model, inputs_bt, measure, padding_mask_bt=mask_bt)
         found = Heads([torch.cat(rows).T for rows in ranks], [torch.cat(rows).T for rows in masses])
