@@ -146,3 +146,42 @@ def test_settings_are_read_and_unknown_ones_refused() -> None:
         gpu_variants.parse(variant)
     with pytest.raises(ValueError, match="unknown settings"):
         gpu_variants.parse("ours+size=2")
+
+
+def test_a_slower_step_than_the_cards_baseline_fails(tmp_path: Path) -> None:
+    def checked(tokens_per_second: float, memory: int, *more: str) -> subprocess.CompletedProcess[str]:
+        described = {"device": "A card", "torch": "2", "transformers": "5"}
+        row = {
+            "size": "tiny",
+            "contestant": "ours",
+            "device": "A card",
+            "tokens_per_second": tokens_per_second,
+            "memory_bytes": memory,
+            "flops_per_token": 3,
+            "micro_batch": 4,
+        }
+        lines = [{"contestant": "machine", "device": "A card", "described": described}, row]
+        (tmp_path / "gpu.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        command = [sys.executable, str(BENCHMARKS / "baselines.py"), str(tmp_path / "gpu.jsonl")]
+        command += ["--folder", str(tmp_path / "baselines"), *more]
+        return subprocess.run(command, check=False, capture_output=True, text=True)
+
+    assert checked(100, 10**9).stdout == "A card: tiny ours: no baseline\n"
+    assert checked(100, 10**9, "--record").returncode == 0
+    kept = json.loads((tmp_path / "baselines/A-card.json").read_text())["rows"]["tiny ours"]
+    assert (kept["flops_per_second"], kept["micro_batch"], kept["torch"]) == (300, 4, "2")
+    assert checked(91, 10**9).returncode == 0
+    slower = checked(89, 10**9)
+    assert (slower.returncode, slower.stdout) == (1, "A card: tiny ours: 0.89 of 100 tokens/s\n")
+    larger = checked(120, 12 * 10**8)
+    assert (larger.returncode, larger.stdout) == (1, "A card: tiny ours: 1.20 times 0.9 GiB\n")
+
+
+def test_the_baselines_are_the_figures_of_the_readme() -> None:
+    text = (BENCHMARKS / "README.md").read_text()
+    for path in (BENCHMARKS / "baselines").glob("*.json"):
+        record = json.loads(path.read_text())
+        assert record["card"] in text
+        for row in record["rows"].values():
+            assert f"| {row['tokens_per_second']:,.0f} |" in text
+            assert f"| {row['memory_bytes'] / 2**30:.1f} | {row['flops_per_second'] / 1e12:.1f} |" in text

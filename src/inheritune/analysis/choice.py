@@ -51,8 +51,12 @@ def race(losses: ChoiceLosses, candidates: Iterable[Choice]) -> Choice:
 
 
 def _best(losses: ChoiceLosses, choices: Sequence[Choice]) -> Choice:
-    measured = losses(choices, min(ENOUGH, len(losses.windows)))
-    return choices[int(measured.mean(1).argmin())]
+    """Of choices that may have little in common, so that a few windows do not tell them apart; none is halved away."""
+    enough = min(ENOUGH, len(losses.windows))
+    measured = losses(choices, (enough + 1) // 2)
+    first = measured[measured.mean(1).argmin()]
+    alive = [choice for choice, row in zip(choices, measured, strict=True) if not _worse(row, first)]
+    return alive[int(losses(alive, enough).mean(1).argmin())]
 
 
 def _worse(losses: np.ndarray, others: np.ndarray) -> bool:
@@ -125,7 +129,6 @@ def search(
             found[size] = race(losses, combinations(whole, size))
             continue
         dropped = race(losses, promising(losses, base, without_each(base), last))
-        # Choices that have little in common differ by more than a few windows tell: these are compared on enough.
         found[size] = _best(losses, [dropped, *rules(size)])
     del found[len(whole)]
     return found
