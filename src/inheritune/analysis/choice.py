@@ -51,7 +51,7 @@ def race(losses: ChoiceLosses, candidates: Iterable[Choice]) -> Choice:
 
 
 def _best(losses: ChoiceLosses, choices: Sequence[Choice]) -> Choice:
-    """Of choices that may have little in common, so that a few windows do not tell them apart; none is halved away."""
+    """Of choices that may have little in common: a few windows do not tell them apart, so none is halved away."""
     enough = min(ENOUGH, len(losses.windows))
     measured = losses(choices, (enough + 1) // 2)
     first = measured[measured.mean(1).argmin()]

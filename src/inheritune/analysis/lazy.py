@@ -29,7 +29,7 @@ LAYER_BYTES = 2**28
 
 
 PRECISION, LEAST, MOST = 0.1, 8, 100
-"""Sequences are read until the mean rank of each layer is known to a tenth of it: at least 8, at most the paper's 100."""
+"""Sequences are read until each layer's mean rank is known to a tenth of it: at least 8, at most the paper's 100."""
 
 
 @dataclass(frozen=True)
