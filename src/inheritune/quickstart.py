@@ -19,7 +19,7 @@ from inheritune.recipe_file import parse_recipe
 from inheritune.run_directory import RunDirectory, Summary
 
 VOCABULARY = 4096
-VALIDATION_SHARE = 0.01
+VALIDATION_SHARE = 0.02
 OWN_VALIDATION_SHARE = 0.05
 PIECE = 2_000
 LEAST_TEXT = 100_000
@@ -109,11 +109,11 @@ def quickstart_recipe(data: Path) -> Recipe:
             }
         },
         "training": {
-            "steps": 400,
+            "steps": 320,
             "tokens_per_step": 2048,
             "optimizer": {"learning_rate": 2e-3},
-            "schedule": {"warmup_steps": 40, "final_learning_rate": 2e-4},
-            "validation": {"every": 40, "windows": 48},
+            "schedule": {"warmup_steps": 32, "final_learning_rate": 2e-4},
+            "validation": {"every": 32, "windows": 48},
         },
     }
     return parse_recipe(values, Recipe)

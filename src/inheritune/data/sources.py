@@ -57,7 +57,7 @@ _CHARACTERS_PER_TOKEN = 5  # more than there are, so that the tokens are reached
 _TIMEOUT_SECONDS = 60
 
 # The packages whose docstrings are text, beside the standard library.
-_PACKAGES = ("networkx", "numpy", "torch")
+_PACKAGES = ("networkx", "numpy")
 _SHORTEST_DOCSTRING = 100
 _SHORTEST_DOCUMENT = 500
 _SKIPPED = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2to3"}
