@@ -1,9 +1,12 @@
-"""Two processes of one thread against one process of two: tokens/s of the same training on two cores.
+"""The same training by one process and by several, as `inheritune train` under torchrun: tokens/s, memory, scaling.
 
-    python benchmarks/scaling.py [--steps 30] [--turns 3]
+    python benchmarks/scaling.py                                       # on the CPU, two processes
+    python benchmarks/scaling.py --device cuda --processes 2 --sizes medium-24,xlarge-24 --ways ddp
+    python benchmarks/scaling.py --device cuda --processes 8 --sizes llama-1.5b --ways fsdp --turns 1
 
-The same recipe (a GPT-2 of 8 layers, hidden size 128 or 256) is trained in turn by one process with two threads
-and by two under torchrun, DDP and FSDP, one thread each. Told is the median rate of the second half of the steps.
+Each process has the tokens of a step that `gpu.py` gives one GPU, so N processes do N times the work; on the
+CPU, where cores are shared, they share one step. A row's rate is the median of the second half of its steps. "Of
+linear" is the rate over N times that of one process. Sizes are those of `gpu.py`, and `narrow` and `wide` for a CPU.
 """
 
 from __future__ import annotations
@@ -20,36 +23,92 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-VOCABULARY = 50_304
-WAYS = {"1 process x 2 threads": (1, "auto"), "2 x 1, ddp": (2, "ddp"), "2 x 1, fsdp": (2, "fsdp")}
+from gpu import SIZES, Size
+
+_NARROW = {
+    "preset": "gpt2-small",
+    "n_layer": 8,
+    "n_embd": 128,
+    "n_head": 4,
+    "n_positions": 128,
+    "vocab_size": 50_304,
+}
+SIZES = {**SIZES, "narrow": Size(_NARROW, 128, 1024), "wide": Size({**_NARROW, "n_embd": 256}, 128, 1024)}
 
 
-def train(folder: Path, way: str, hidden: int, steps: int, turn: int) -> float:
-    processes, strategy = WAYS[way]
-    recipe = {
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--sizes", default="narrow,wide")
+    parser.add_argument("--ways", default="ddp,fsdp")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--turns", type=int, default=3)
+    options = parser.parse_args()
+    count = options.processes
+    print("| size | processes | tokens/s | of linear | memory of one, GiB |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        data = write_data(Path(name), 100 if options.sizes == "tiny" else 32_000)
+        for size in options.sizes.split(","):
+            ways = [(1, "auto"), *((count, way) for way in options.ways.split(","))]
+            measured: dict[tuple[int, str], list[tuple[float, float]]] = {way: [] for way in ways}
+            for turn in range(options.turns):
+                for way in ways:
+                    recipe = recipe_of(SIZES[size], data, options, *way)
+                    measured[way].append(
+                        train(recipe, data / f"{size}-{way[1]}-{turn}", options.device, way[0], count)
+                    )
+            one = statistics.median(rate for rate, _ in measured[ways[0]])
+            for (processes, way), turns in measured.items():
+                rate, memory = (
+                    statistics.median(rate for rate, _ in turns),
+                    max(memory for _, memory in turns),
+                )
+                linear = one * (processes if options.device == "cuda" else 1)
+                told = way if processes > 1 else "alone"
+                print(
+                    f"| {size} | {processes} {told} | {rate:,.0f} | {rate / linear:.2f} | {memory / 2**30:.1f} |",
+                    flush=True,
+                )
+
+
+def write_data(folder: Path, tokens: int) -> Path:
+    """Random tokens, as nanoGPT lays them out."""
+    generator = np.random.default_rng(0)
+    for file, count in (("train.bin", 10_000_000), ("val.bin", 50_000)):
+        (folder / file).write_bytes(generator.integers(0, tokens, count, dtype=np.uint16).tobytes())
+    return folder
+
+
+def recipe_of(
+    size: Size, data: Path, options: argparse.Namespace, processes: int, way: str
+) -> dict[str, object]:
+    cuda = options.device == "cuda"
+    return {
         "name": "scaling",
-        "data": {"path": str(folder), "window": 128},
-        "model": {
-            "architecture": {
-                "preset": "gpt2-small",
-                **{"n_layer": 8, "n_embd": hidden, "n_head": 4, "n_positions": 128, "vocab_size": VOCABULARY},
-            }
-        },
+        "data": {"path": str(data), "window": size.window},
+        "model": {"architecture": size.architecture},
         "training": {
-            **{
-                "steps": steps,
-                "tokens_per_step": 1024,
-                "log_every": 1,
-                "tensorboard": False,
-                "precision": "fp32",
-            },
+            "steps": options.steps,
+            "tokens_per_step": size.tokens_per_step * (processes if cuda else 1),
+            "device": options.device,
+            "log_every": 1,
+            "tensorboard": False,
+            **({} if cuda else {"precision": "fp32"}),
             "schedule": {"warmup_steps": 5},
-            "validation": {"every": steps, "windows": 8},
-            "checkpoints": {"every": 10 * steps},
-            "parallel": strategy,
+            "validation": {"every": options.steps, "windows": 8},
+            "checkpoints": {"every": 10 * options.steps},
+            "parallel": way,
         },
     }
-    path = folder / f"{hidden}-{processes}-{strategy}-{turn}"
+
+
+def train(
+    recipe: dict[str, object], path: Path, device: str, processes: int, cores: int
+) -> tuple[float, float]:
+    """Tokens per second, and the memory of the first process in bytes."""
     path.with_suffix(".yaml").write_text(yaml.safe_dump(recipe))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [
@@ -61,38 +120,14 @@ def train(folder: Path, way: str, hidden: int, steps: int, turn: int) -> float:
         "-o",
         str(path),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(2 // processes)}
-    subprocess.run([sys.executable, *command], env=environment, check=True, stdout=subprocess.DEVNULL)
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    rates = [row["tokens_per_second"] for row in rows if row["kind"] == "train"]
-    return statistics.median(rates[len(rates) // 2 :])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    threads = {} if device == "cuda" else {"OMP_NUM_THREADS": str(max(1, cores // processes))}
+    subprocess.run(
+        [sys.executable, *command], env={**os.environ, **threads}, check=True, stdout=subprocess.DEVNULL
     )
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--turns", type=int, default=3)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        generator = np.random.default_rng(0)
-        for file, count in (("train.bin", 1_000_000), ("val.bin", 10_000)):
-            (folder / file).write_bytes(generator.integers(0, 50_257, count, dtype=np.uint16).tobytes())
-        print(
-            "| hidden size | " + " | ".join(WAYS) + " | ddp / one | fsdp / one |\n|---|---|---|---|---|---|"
-        )
-        for hidden in (128, 256):
-            rates: dict[str, list[float]] = {way: [] for way in WAYS}
-            for turn in range(options.turns):
-                for way in WAYS:
-                    rates[way].append(train(folder, way, hidden, options.steps, turn))
-            one, ddp, fsdp = (statistics.median(values) for values in rates.values())
-            print(
-                f"| {hidden} | {one:,.0f} | {ddp:,.0f} | {fsdp:,.0f} | {ddp / one:.2f} | {fsdp / one:.2f} |",
-                flush=True,
-            )
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if row["kind"] == "train"]
+    rates = [row["tokens_per_second"] for row in steps]
+    return statistics.median(rates[len(rates) // 2 :]), steps[-1]["memory_bytes"]
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from tiny_types import tiny_of_type
 
 _LLAMA = ARCHITECTURES["llama"]
 _GPT2 = ARCHITECTURES["gpt2"]
-# What the architectures of the first issue lack: sinks, ALiBi, GPT-2's scaling by layer, other fused projections.
+# What `ARCHITECTURES` lack: sinks, ALiBi, GPT-2's scaling by layer, other fused projections.
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "codegen": ("codegen", {**_GPT2, "rotary_dim": 4}),
     "cohere2": ("cohere2", {**_LLAMA, "sliding_window": 8}),
