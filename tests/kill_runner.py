@@ -34,8 +34,8 @@ from inheritune.data import prepare as preparation
 from inheritune.data.prepare import prepare
 from inheritune.evaluation.evaluate import evaluate
 from inheritune.recipe_file import parse_recipe
+from inheritune.single_model import train_model
 from inheritune.study import run_study
-from inheritune.train import train_model
 from inheritune.training import checkpoint
 from inheritune.training.teacher import answers as ask
 from tiny_models import tiny_model

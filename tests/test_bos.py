@@ -31,7 +31,7 @@ from inheritune.evaluation.samples import continuations, prompts_from
 from inheritune.recipe_file import parse_recipe
 from inheritune.runtime import files
 from inheritune.runtime.hardware import choose_hardware
-from inheritune.train import scratch_config
+from inheritune.single_model import scratch_config
 from inheritune.training import loop
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.validation import WindowLosses, validate

@@ -29,7 +29,7 @@ from inheritune.frugal import (
 from inheritune.recipe_file import parse_recipe, to_yaml
 from inheritune.report.run_report import write_report
 from inheritune.run_directory import Decision, RunDirectory
-from inheritune.train import train_model
+from inheritune.single_model import train_model
 from inheritune.training.schedule import learning_rate
 from tiny_data import write_shards
 from tiny_recipes import recipe, training, values

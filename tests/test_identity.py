@@ -25,8 +25,8 @@ from inheritune.report.comparison import compare_runs
 from inheritune.run_directory import RunDirectory, read_starts
 from inheritune.runtime import files
 from inheritune.runtime.signals import Interrupted
+from inheritune.single_model import train_model
 from inheritune.study import run_study
-from inheritune.train import train_model
 from inheritune.training import checkpoint
 from inheritune.training.checkpoint import TrainState
 from inheritune.training.validation import WindowLosses, compare

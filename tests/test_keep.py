@@ -22,9 +22,9 @@ from inheritune.analysis.kept import load_kept
 from inheritune.cli.inherit import inherit_command
 from inheritune.config import Recipe, TrainRecipe
 from inheritune.initialization import select
-from inheritune.plan import plan
+from inheritune.planning import plan
 from inheritune.recipe_file import parse_recipe
-from inheritune.train import train_model
+from inheritune.single_model import train_model
 from tiny_data import write_shards
 from tiny_models import LAYERS, tiny_model
 from tiny_recipes import recipe, training, values

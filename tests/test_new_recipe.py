@@ -15,7 +15,7 @@ from inheritune.cli import init
 from inheritune.cli.main import main
 from inheritune.config import Recipe
 from inheritune.new_recipe import Budget, _scalar, _windows, parse_budget
-from inheritune.plan import plan
+from inheritune.planning import plan
 from inheritune.recipe_file import load_recipe
 from inheritune.recipe_schema import schema_of
 from small_tokenizers import KINDS, save, texts

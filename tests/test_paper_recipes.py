@@ -8,7 +8,7 @@ import pytest
 from transformers import LlamaConfig
 
 from inheritune.config import Study
-from inheritune.plan import Stage, plan_study
+from inheritune.planning import Stage, plan_study
 from inheritune.recipe_file import load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"

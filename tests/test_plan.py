@@ -9,7 +9,7 @@ import torch
 
 from inheritune import UserError
 from inheritune.models.size import on_meta
-from inheritune.plan import KNOWN_RATES, known_rate, plan, plan_memory, stage_memory
+from inheritune.planning import KNOWN_RATES, known_rate, plan, plan_memory, stage_memory
 from inheritune.training.memory import memory_per_process
 from inheritune.training.micro_batch import fitting_step, step_of
 from tiny_data import write_shards

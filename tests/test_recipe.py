@@ -19,7 +19,7 @@ from inheritune.models.load import load_model
 from inheritune.models.size import flops_per_token
 from inheritune.recipe_file import parse_recipe
 from inheritune.run_directory import RunDirectory, Summary, read_starts
-from inheritune.train import train_model
+from inheritune.single_model import train_model
 from inheritune.training import metrics
 from inheritune.training.checks import tell_at_the_cut
 from inheritune.training.step import NonFiniteError

@@ -26,11 +26,11 @@ from inheritune.algorithm import run
 from inheritune.config import EvaluationSettings, Recipe, Study, TrainRecipe
 from inheritune.evaluation.evaluate import check_settings
 from inheritune.plain_yaml import parse
-from inheritune.plan import Plan, plan, plan_memory
+from inheritune.planning import Plan, plan, plan_memory
 from inheritune.recipe_file import load_any, load_recipe, parse_recipe, to_yaml
 from inheritune.recipe_schema import KINDS, schema_of
+from inheritune.single_model import train_model
 from inheritune.study import recipe_of, rows_of
-from inheritune.train import train_model
 from tiny_models import tiny_model
 from tiny_recipes import ARCHITECTURE, training, values
 

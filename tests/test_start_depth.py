@@ -19,7 +19,7 @@ from inheritune.analysis.forecast import SHRINKS, Forecast, Probe, load_forecast
 from inheritune.analysis.kept import Kept, load_kept, save
 from inheritune.analysis.result import save_analyses
 from inheritune.config import Training
-from inheritune.plan import plan
+from inheritune.planning import plan
 from inheritune.recipe_file import parse_recipe
 from inheritune.runtime.signals import Interrupted
 from inheritune.start_depth import conclude, predict, probe_trainings

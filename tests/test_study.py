@@ -23,7 +23,7 @@ from inheritune import UserError
 from inheritune import study as study_module
 from inheritune.algorithm import run
 from inheritune.config import Recipe, Study, TrainRecipe
-from inheritune.plan import plan_study
+from inheritune.planning import plan_study
 from inheritune.recipe_file import load_recipe, parse_recipe
 from inheritune.report.comparison import FILES
 from inheritune.run_directory import RunDirectory

@@ -15,15 +15,15 @@ from typer.testing import CliRunner
 
 import inheritune
 from inheritune import UserError
-from inheritune import train as train_module
+from inheritune import single_model as train_module
 from inheritune.analysis.kept import Kept, load_kept
 from inheritune.cli.inherit import inherit_command
 from inheritune.config import TrainRecipe
 from inheritune.initialization.narrow import Width, first_taken, narrow, width_of
 from inheritune.models.load import load_model
-from inheritune.plan import plan
+from inheritune.planning import plan
 from inheritune.recipe_file import parse_recipe
-from inheritune.train import train_model
+from inheritune.single_model import train_model
 from tiny_data import write_shards
 from tiny_models import LAYERS, shaken, tiny_model
 from tiny_recipes import training

@@ -18,13 +18,13 @@ from inheritune.algorithm import run
 from inheritune.config import Grow, Recipe, TrainRecipe
 from inheritune.data.prepare import prepare
 from inheritune.models.load import load_model
-from inheritune.plan import plan
+from inheritune.planning import plan
 from inheritune.recipe_file import differences, parse_recipe, to_yaml
 from inheritune.report import verdict_words, write_report
 from inheritune.run_directory import RunDirectory, Summary
 from inheritune.runtime import files
 from inheritune.runtime.signals import Interrupted
-from inheritune.train import train_model
+from inheritune.single_model import train_model
 from inheritune.training.validation import WindowLosses
 from report.synthetic_evaluation import evaluation, metric, task
 from tiny_models import tiny_model

@@ -161,7 +161,7 @@ def main() -> None:
     import torch
 
     import inheritune.algorithm
-    import inheritune.train  # noqa: F401 - the children have it then
+    import inheritune.single_model  # noqa: F401 - the children have it then
 
     torch.set_num_threads(1)
     for job in json.loads(Path(sys.argv[1]).read_text()):

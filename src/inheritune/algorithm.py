@@ -53,8 +53,8 @@ from inheritune.run_directory import (
 )
 from inheritune.runtime.hardware import Hardware, choose_hardware
 from inheritune.runtime.world import World, check_same, joined
+from inheritune.single_model import check_inputs, check_source, environment, scratch_config, wanted_windows
 from inheritune.start_depth import check_measurable, first_depth, start_depth, tell_how_far_off
-from inheritune.train import check_inputs, check_source, environment, scratch_config, wanted_windows
 from inheritune.training import metrics
 from inheritune.training.checks import check_room, check_tied, tell_at_the_cut
 from inheritune.training.distillation import distilled_from, learning_from

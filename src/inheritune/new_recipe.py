@@ -16,7 +16,7 @@ from inheritune.config import Recipe
 from inheritune.models.architecture import context_length, layer_count, parameter_count
 from inheritune.models.load import load_config
 from inheritune.models.size import on_meta
-from inheritune.plan import Plan, Stage, known_rate, measured_rate, plan, plan_memory
+from inheritune.planning import Plan, Stage, known_rate, measured_rate, plan, plan_memory
 from inheritune.quantities import count, duration, memory, parse_count
 from inheritune.recipe_file import parse_recipe
 from inheritune.recipe_schema import editor_line

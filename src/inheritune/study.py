@@ -27,7 +27,7 @@ from inheritune.recipe_file import load_recipe, parse_recipe, to_yaml
 from inheritune.run_directory import RunDirectory
 from inheritune.runtime import files
 from inheritune.runtime.signals import STARTED_BY, Interrupted, signals
-from inheritune.train import affordable_steps, check_inputs
+from inheritune.single_model import affordable_steps, check_inputs
 
 if TYPE_CHECKING:
     from inheritune.report.comparison import Entry, RunComparison

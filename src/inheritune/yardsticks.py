@@ -18,7 +18,7 @@ from inheritune.data.shards import Split, check_same_data, open_split, verify
 from inheritune.models.load import load_config, load_model, load_tokenizer, tokenizer_in
 from inheritune.run_directory import ControlFigures, Difference
 from inheritune.runtime.world import World
-from inheritune.train import scratch_config
+from inheritune.single_model import scratch_config
 from inheritune.training.checks import check_tokens
 from inheritune.training.final_model import saved_dtype
 from inheritune.training.loop import train

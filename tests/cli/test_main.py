@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 import tiny_data
 from inheritune.cli import main as cli
 from inheritune.config import Recipe
-from inheritune.plan import plan
+from inheritune.planning import plan
 from inheritune.quantities import count, memory
 from inheritune.recipe_file import load_any, load_recipe
 from inheritune.run_directory import RunDirectory, read_starts

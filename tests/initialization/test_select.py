@@ -15,7 +15,7 @@ from inheritune.initialization import select
 from inheritune.models.architecture import blocks_name, choose_layers
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.recipe_file import parse_recipe
-from inheritune.train import train_model
+from inheritune.single_model import train_model
 from inheritune.training import metrics
 from tiny_models import ARCHITECTURES, tiny_model, tokens
 from tiny_recipes import training

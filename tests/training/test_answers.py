@@ -25,10 +25,10 @@ from inheritune.data.answers import Answers, read_record, write_file
 from inheritune.data.loader import batches, open_data, windows_read
 from inheritune.data.order import Order
 from inheritune.models.load import load_model, save_model
-from inheritune.plan import plan, plan_memory
+from inheritune.planning import plan, plan_memory
 from inheritune.recipe_file import parse_recipe
 from inheritune.runtime.signals import Interrupted
-from inheritune.train import train_model
+from inheritune.single_model import train_model
 from inheritune.training import distillation
 from inheritune.training.distillation import AnswersLoss, DistillationLoss, LinearDistillation
 from inheritune.training.step import Stepper
@@ -294,7 +294,7 @@ def test_a_student_learns_what_it_would_from_the_teacher(
 ) -> None:
     live = train_model(parse(place, {}, distillation={}), tmp_path / "live")
     with monkeypatch.context() as patch:  # no teacher is read
-        patch.setattr("inheritune.train.distilled_from", None)
+        patch.setattr("inheritune.single_model.distilled_from", None)
         stored = train_model(parse(place, {}), tmp_path / "stored")
     plain = train_model(parse(place, {}, distillation=None), tmp_path / "plain")
     assert curve(tmp_path / "stored") == pytest.approx(curve(tmp_path / "live"), abs=0.02)

@@ -15,7 +15,7 @@ from inheritune.algorithm import run
 from inheritune.config import Distillation, TrainRecipe
 from inheritune.models.load import save_model
 from inheritune.recipe_file import parse_recipe
-from inheritune.train import train_model
+from inheritune.single_model import train_model
 from inheritune.training import distillation, final_model
 from inheritune.training.distillation import DistillationLoss
 from tiny_models import VOCABULARY, tiny_model, tokens

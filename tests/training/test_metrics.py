@@ -16,7 +16,7 @@ from inheritune import UserError
 from inheritune.config import TrainRecipe
 from inheritune.recipe_file import parse_recipe
 from inheritune.runtime.signals import Interrupted
-from inheritune.train import train_model
+from inheritune.single_model import train_model
 from inheritune.training.metrics import steps_worth
 from tiny_recipes import ARCHITECTURE, stop_after, training
 

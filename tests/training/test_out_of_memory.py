@@ -19,7 +19,7 @@ from inheritune.config import TrainRecipe
 from inheritune.recipe_file import parse_recipe
 from inheritune.runtime.hardware import Hardware
 from inheritune.runtime.signals import Interrupted
-from inheritune.train import train_model
+from inheritune.single_model import train_model
 from inheritune.training.distillation import DistillationLoss
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.micro_batch import FILE, remembered, smaller

@@ -25,7 +25,7 @@ from inheritune.models.load import load_config, load_model, load_tokenizer
 from inheritune.models.size import on_meta
 from inheritune.recipe_file import deciding_settings, differences, parse_recipe, to_yaml
 from inheritune.runtime.hardware import Hardware
-from inheritune.train import train_model
+from inheritune.single_model import train_model
 from inheritune.training import final_model
 from inheritune.training.final_model import saved_dtype
 from inheritune.training.loss import NextTokenLoss

@@ -12,7 +12,7 @@ from inheritune import UserError
 from inheritune.cli.options import RecipeFile, Set
 
 if TYPE_CHECKING:
-    from inheritune.plan import Plan, StageMemory
+    from inheritune.planning import Plan, StageMemory
 
 WIDTHS = {"layers": 6, "params": 6, "tokens": 7, "epochs": 6, "FLOPs": 6, "memory": 8, "time": 11}
 """Least columns of a terminal for each figure: in a narrow one the names are folded, not the numbers."""
@@ -43,7 +43,7 @@ def plan_command(
 
     from inheritune.cli.console import console, print_line, quiet
     from inheritune.config import Study
-    from inheritune.plan import known_rate, measured_rate, plan, plan_memory
+    from inheritune.planning import known_rate, measured_rate, plan, plan_memory
     from inheritune.quantities import count, duration, memory
     from inheritune.recipe_file import load_any
 

@@ -20,7 +20,7 @@ def train_command(
     from inheritune.config import TrainRecipe
     from inheritune.recipe_file import load_recipe
     from inheritune.runtime.progress import first_process
-    from inheritune.train import train_model
+    from inheritune.single_model import train_model
 
     quiet()
     settings = load_recipe(recipe, TrainRecipe, changes or ())

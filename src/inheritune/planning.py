@@ -23,9 +23,7 @@ from inheritune.models.presets import from_config
 from inheritune.models.size import flops_per_token, on_meta, training_memory
 from inheritune.quantities import memory
 from inheritune.runtime.hardware import choose_hardware, computes_in_bf16
-from inheritune.start_depth import probe_trainings, start_depth
-from inheritune.study import check_rows, recipe_of, rows_of
-from inheritune.train import (
+from inheritune.single_model import (
     affordable_steps,
     answered,
     check_inputs,
@@ -35,6 +33,8 @@ from inheritune.train import (
     teacher_of,
     training_flops,
 )
+from inheritune.start_depth import probe_trainings, start_depth
+from inheritune.study import check_rows, recipe_of, rows_of
 from inheritune.training.checks import check_room
 from inheritune.training.distillation import check_teacher
 from inheritune.training.loss import NextTokenLoss
