@@ -307,8 +307,9 @@ def test_checkpoints_of_the_first_version_are_resumed_with_a_warning(
 # Starts
 
 
-def test_each_start_adds_a_line(stopped: Path, data: Path) -> None:
-    run(recipe(data, parity=EASY), stopped, command="inheritune run again")
+def test_each_start_adds_a_line(stopped: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/inheritune", "run", "again"])
+    run(recipe(data, parity=EASY), stopped)
     first, second = read_starts(stopped)
     assert second["command"] == "inheritune run again"
     assert {"time", "torch", "transformers", "precision", "device", "data"} <= first.keys()

@@ -7,11 +7,41 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inheritune.analysis.analyze import analyze
+    from inheritune.api import compare, evaluate, importance, plan, run, train
+    from inheritune.config import Recipe
     from inheritune.cut import inherit
+    from inheritune.data.prepare import prepare
+    from inheritune.initialization.append import append
     from inheritune.training.teacher import answers
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "analyze", "answers", "inherit"]
+__all__ = [
+    "Recipe",
+    "UserError",
+    "__version__",
+    "analyze",
+    "answers",
+    "append",
+    "compare",
+    "evaluate",
+    "importance",
+    "inherit",
+    "plan",
+    "prepare",
+    "run",
+    "train",
+]
+
+_PLACES = {
+    **dict.fromkeys(("compare", "evaluate", "importance", "plan", "run", "train"), "inheritune.api"),
+    "analyze": "inheritune.analysis.analyze",
+    "answers": "inheritune.training.teacher",
+    "append": "inheritune.initialization.append",
+    "inherit": "inheritune.cut",
+    "prepare": "inheritune.data.prepare",
+    "Recipe": "inheritune.config",
+}
+"""Where each name of the package comes from. No module of the package has the name of one of them."""
 
 
 class UserError(ValueError):
@@ -45,16 +75,10 @@ sys.modules.setdefault(_TORCHAO, _OnFirstCall(_TORCHAO))
 
 def __getattr__(name: str) -> Any:
     """Import on first use: `import inheritune` and `inheritune --help` need not wait for torch."""
-    if name == "inherit":
-        from inheritune.cut import inherit
-
-        return inherit
-    if name == "analyze":
-        from inheritune.analysis.analyze import analyze
-
-        return analyze
-    if name == "answers":
-        from inheritune.training.teacher import answers
-
-        return answers
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

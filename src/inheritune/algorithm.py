@@ -56,6 +56,7 @@ from inheritune.runtime.world import World, check_same, joined
 from inheritune.single_model import check_inputs, check_source, environment, scratch_config, wanted_windows
 from inheritune.start_depth import check_measurable, first_depth, start_depth, tell_how_far_off
 from inheritune.training import metrics
+from inheritune.training.callbacks import NONE, Callbacks
 from inheritune.training.checks import check_room, check_tied, tell_at_the_cut
 from inheritune.training.distillation import distilled_from, learning_from
 from inheritune.training.final_model import Outcome, saved_dtype
@@ -84,6 +85,7 @@ class Run:
     summary: Summary
     texts: Mapping[str, Split]
     """Other text that parity must hold on, by name."""
+    callbacks: Callbacks = NONE
 
     @property
     def world(self) -> World:
@@ -99,7 +101,7 @@ class Run:
         self.world.on_first(self.folder.record, phase, number, self.summary)
 
 
-def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
+def run(recipe: Recipe, directory: Path, *, callbacks: Callbacks = NONE) -> Summary:
     """Algorithm 1: inherit, train, compare, grow, until the small model is as good as the reference.
 
     Called again on the same directory it resumes where it stopped; on a finished one it only returns the
@@ -108,7 +110,7 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
     Args:
         recipe: what to do.
         directory: of the run; see `run_directory`.
-        command: what the user typed, for the record.
+        callbacks: are told of steps, validations and rounds.
 
     Raises:
         UserError: something the user can fix, in one sentence.
@@ -128,15 +130,15 @@ def run(recipe: Recipe, directory: Path, *, command: str = "") -> Summary:
             world.on_first(check_inputs, recipe)
             data = open_together(recipe.data, world)
             texts = open_texts(recipe, data, world)
-            world.on_first(lambda: folder.open(recipe, environment(hardware, command), data.identities))
+            world.on_first(lambda: folder.open(recipe, environment(hardware), data.identities))
             summary = Summary(
                 name=recipe.name, margin=recipe.parity.margin, control_asked=recipe.parity.control
             )
             if recipe.evaluation is not None and recipe.evaluation.tasks:
                 summary.tasks = "not known yet"
-            algorithm_1(Run(recipe, folder, data, hardware, summary, texts))
+            algorithm_1(Run(recipe, folder, data, hardware, summary, texts, callbacks))
         if world.first:  # the others are done: what is left is no work for many
-            evaluate_both(recipe, directory, hardware, command)
+            evaluate_both(recipe, directory, hardware)
             answer_tasks(recipe, folder, summary)
         return summary
 
@@ -153,6 +155,7 @@ def algorithm_1(this: Run) -> None:
         summary.rounds.append(figures)
         this.record("round", number)
         tell_how_far_off(figures)
+        this.world.on_first(tell_round, this.callbacks, figures)
         summary.verdict = verdict(figures, grow, reference.layers)
         if summary.verdict:
             break
@@ -257,6 +260,7 @@ def train_reference(this: Run) -> tuple[Pretrained, Outcome]:
         hardware=this.hardware,
         run=this.folder.path,
         dtype=saved_dtype(training, None),
+        callbacks=this.callbacks,
         title=f"reference, {layer_count(config)} layers",
     )
     return source.at(this.folder.reference / "model"), outcome
@@ -344,6 +348,7 @@ def train_small(
         ends=stop.ends if isinstance(stop, UntilDecided) else (),
         dtype=saved_dtype(training, reference.config),
         begins=begins,
+        callbacks=this.callbacks,
         trust_remote_code=reference.source.trust_remote_code,
         title=title,
     )
@@ -439,6 +444,12 @@ def figures_of(
     )
 
 
+def tell_round(callbacks: Callbacks, figures: RoundFigures) -> None:
+    """Tell the caller of a finished round; nothing comes back, whatever the function gives."""
+    if callbacks.on_round is not None:
+        callbacks.on_round(figures)
+
+
 def worth_of(directory: Path, difference: float, training: Training) -> Worth | None:
     """A difference in steps of the training in this directory, where its curve says it."""
     path = directory / metrics.FILE
@@ -486,11 +497,11 @@ def complete(recipe: Recipe, directory: Path) -> bool:
     return RunDirectory(directory).finished and not _lacks_evaluation(recipe, directory)
 
 
-def evaluate_both(recipe: Recipe, directory: Path, hardware: Hardware, command: str) -> None:
+def evaluate_both(recipe: Recipe, directory: Path, hardware: Hardware) -> None:
     """Evaluate reference and final model as the recipe asks, unless that is done."""
     if recipe.evaluation is not None and _lacks_evaluation(recipe, directory):
         output = directory / EVALUATION
-        evaluate([directory], recipe.evaluation, output, device=hardware.device, command=command)
+        evaluate([directory], recipe.evaluation, output, device=hardware.device)
 
 
 def answer_tasks(recipe: Recipe, folder: RunDirectory, summary: Summary) -> None:

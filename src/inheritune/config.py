@@ -298,7 +298,16 @@ class Pretrained:
     def of(
         cls, model: Pretrained | str | Path, revision: str | None = None, trust_remote_code: bool = False
     ) -> Pretrained:
-        """A model that may be given by its name alone."""
+        """A model that may be given by its name alone.
+
+        Raises:
+            UserError: it is something else than a name.
+        """
+        if not isinstance(model, Pretrained | str | Path):
+            raise UserError(
+                f"a {type(model).__name__} is not a model that is understood: give a causal language model of "
+                "transformers, its Hugging Face id, or the folder of its checkpoint"
+            )
         return model if isinstance(model, Pretrained) else cls(model, revision, trust_remote_code)
 
 

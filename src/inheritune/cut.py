@@ -15,7 +15,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from inheritune.analysis.shape import Target, choose_shape, shapes
 from inheritune.analysis.width import keep_width, narrowed
 from inheritune.card import card_name, model_card
 from inheritune.config import Narrow, Pretrained
+from inheritune.data.documents import is_dataset
 from inheritune.data.shards import Split, open_split
 from inheritune.data.tokenizer import AUTO, vocabulary_size
 from inheritune.data.vocabulary import SPAN, SPANS, Wanted, check_pruned, choose_tokens, count_tokens, prune
@@ -37,10 +38,14 @@ from inheritune.initialization.assemble import assemble, read_blocks
 from inheritune.initialization.narrow import narrower, width_config, width_of
 from inheritune.initialization.vocabulary import keep_tokens, named_tokens
 from inheritune.models.architecture import layer_count, parameter_count
+from inheritune.models.checkpoint_config import check_live
 from inheritune.models.exactness import check_exact
 from inheritune.models.load import load_config, load_model, load_tokenizer, read_tokenizer, save_model
 from inheritune.runtime.hardware import choose_device
 from inheritune.training.checks import check_ids, check_tokens
+
+if TYPE_CHECKING:
+    from inheritune.data.documents import TextData
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +85,14 @@ class Parts:
 class Measuring:
     """What choices are measured on, and where; arguments as of `inherit`."""
 
-    data: str | Path | None = None
+    data: TextData | None = None
     seed: int = 0
     device: str | torch.device | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+
+    def text(self, model: Pretrained | PreTrainedModel, config: PretrainedConfig) -> Text | None:
+        """The data as text of this model; None without any."""
+        return None if self.data is None else text_for(model, config, self.data, tokenizer=self.tokenizer)
 
 
 def inherit(
@@ -96,7 +106,8 @@ def inherit(
     parameters: int | None = None,
     memory: int | None = None,
     keep: str | Sequence[int] = "auto",
-    data: str | Path | None = None,
+    data: TextData | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     vocabulary: Wanted | None = None,
     output: str | Path | None = None,
     seed: int = 0,
@@ -126,7 +137,10 @@ def inherit(
         memory: the same by the bytes of the weights as they are saved.
         keep: "first" (the paper's), "last", "ends", "spread", "contiguous" or "measured", as a recipe's `keep`; or
             numbers of blocks, from 0. "auto" is "measured" where there is data, else "first".
-        data: what to measure on: a folder of token shards (their training split is read), or a text file.
+        data: what to measure on: a folder of token shards (their training split is read), a text file, or a
+            `datasets.Dataset` with a column `text`.
+        tokenizer: of the model, to read text with and to save; by default the one that comes with its id or folder,
+            also of a model in memory that was loaded from there.
         vocabulary: keep so many tokens, those that occur most in `data`, or "used", all that occur in it; with
             either, all bytes and special tokens. Every text can still be encoded, by a tokenizer of its own that is
             saved in `output`.
@@ -148,26 +162,53 @@ def inherit(
     does this.
     """
     parts = Parts(layers, keep, hidden, heads, mlp, narrow, parameters, memory, vocabulary)
-    measuring = Measuring(data, seed, device)
+    measuring = Measuring(data, seed, device, tokenizer)
     if vocabulary is not None and output is None:
         raise UserError(
             "a smaller vocabulary has a tokenizer of its own: say in which folder to save both (`output`)"
         )
-    if isinstance(reference, PreTrainedModel):
-        if output is not None:
-            raise UserError(
-                "only a model that is an id or a folder can be saved with its tokenizer: give its name"
-            )
-        measuring = replace(measuring, device=reference.device)
-        kept = choose_parts(reference, reference.config, parts, measuring, reference.dtype)
-        return narrowed(assemble(reference, kept.layers), kept)
-    source = Pretrained.of(reference, revision, trust_remote_code)
+    source = reference
+    if isinstance(source, PreTrainedModel):
+        measuring = replace(measuring, device=source.device)
+    else:
+        source = Pretrained.of(source, revision, trust_remote_code)
     if output is not None:
         cut_to_folder(source, parts, Path(output), measuring, dtype=str(dtype).removeprefix("torch."))
         return load_model(Pretrained(output, trust_remote_code=trust_remote_code), dtype="auto")
-    config = load_config(source)
+    config = config_of(source)
     kept = choose_parts(source, config, parts, measuring, dtype)
-    return narrowed(read_blocks(source, config, kept.layers, dtype), kept)
+    return narrowed(blocks_of(source, config, kept.layers, dtype), kept)
+
+
+def config_of(model: Pretrained | PreTrainedModel) -> PretrainedConfig:
+    """The configuration of a model on disk or in memory.
+
+    Raises:
+        UserError: it is no causal language model.
+    """
+    if isinstance(model, PreTrainedModel):
+        check_live(model)
+        return model.config
+    return load_config(model)
+
+
+def blocks_of(
+    model: Pretrained | PreTrainedModel,
+    config: PretrainedConfig,
+    layers: Sequence[int],
+    dtype: torch.dtype | str,
+) -> PreTrainedModel:
+    """These blocks of a model on disk, in this type, or of one in memory, in its own."""
+    if isinstance(model, PreTrainedModel):
+        return assemble(model, layers)
+    return read_blocks(model, config, layers, dtype)
+
+
+def name_of(model: Pretrained | PreTrainedModel) -> str:
+    """What a model is called: by its id or folder, and where one in memory has none, by its type."""
+    if isinstance(model, PreTrainedModel):
+        return model.name_or_path or f"a {model.config.model_type} model in memory"
+    return str(model)
 
 
 @dataclass(frozen=True)
@@ -179,7 +220,7 @@ class Cut:
 
 
 def cut_to_folder(
-    model: Pretrained | str | Path,
+    model: Pretrained | str | Path | PreTrainedModel,
     parts: Parts,
     output: Path,
     measuring: Measuring = Measuring(),
@@ -197,11 +238,13 @@ def cut_to_folder(
         raise UserError(f"{output} exists already; nothing was written")
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
-    source = Pretrained.of(model)
-    config, tokenizer = load_config(source), read_tokenizer(source)
+    source = model if isinstance(model, PreTrainedModel) else Pretrained.of(model)
+    config = config_of(source)
+    trusted = isinstance(source, Pretrained) and source.trust_remote_code
+    tokenizer = measuring.tokenizer or tokenizer_of(source)
     smaller = None
     if parts.vocabulary is not None:
-        smaller = choose_vocabulary(source, config, tokenizer, measuring.data, parts.vocabulary)
+        smaller = choose_vocabulary(source, config, tokenizer, measuring, parts.vocabulary)
         tokenizer = smaller.tokenizer
         whole = parts.layers is None and not parts.open and isinstance(parts.keep, str)
         parts = replace(
@@ -210,7 +253,7 @@ def cut_to_folder(
             layers=layer_count(config) if whole else parts.layers,
         )
     kept = choose_parts(source, config, parts, measuring, dtype)
-    small = narrowed(read_blocks(source, config, kept.layers, dtype), kept)
+    small = narrowed(blocks_of(source, config, kept.layers, dtype), kept)
     if smaller is not None:
         keep_tokens(small, smaller.tokens)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -219,14 +262,14 @@ def cut_to_folder(
         nonlocal kept
         check_exact(load_model(folder, dtype=small.dtype), small, range(len(kept.layers)))
         if smaller is not None:
-            saved = load_tokenizer(Pretrained(folder, trust_remote_code=source.trust_remote_code))
+            saved = load_tokenizer(Pretrained(folder, trust_remote_code=trusted))
             kept = kept.model_copy(update={"vocabulary": smaller.checked(saved)})
         save(folder / CHOICE, kept)
 
     card = _card(source, kept, None if smaller is None else len(smaller.tokens))
     save_model(small, output, tokenizer=tokenizer, card=card, check=check)
     if not tokenizer:
-        logger.warning("%s comes without a tokenizer: there is none in %s either", source, output)
+        logger.warning("%s comes without a tokenizer: there is none in %s either", name_of(source), output)
     return Cut(kept, parameter_count(small))
 
 
@@ -244,7 +287,7 @@ def choose_parts(
         return choose_layers_of(model, config, parts, measuring)
     width = narrower(config, parts.hidden, parts.heads, parts.mlp)
     width_config(config, width)  # what cannot be is refused before anything is read
-    text = None if measuring.data is None else text_for(model, config, measuring.data)
+    text = measuring.text(model, config)
     if text is None and parts.narrow == "importance" and width != width_of(config):
         raise UserError(
             "to choose the width by importance takes text to measure on: give token shards or a text file, or keep "
@@ -253,10 +296,7 @@ def choose_parts(
     if parts.layers is None and isinstance(parts.keep, str):
         parts = replace(parts, layers=layer_count(config), keep="first")
     kept = choose_layers_of(model, config, parts, measuring, text)
-    if isinstance(model, PreTrainedModel):
-        cut = assemble(model, kept.layers)
-    else:
-        cut = read_blocks(model, config, kept.layers, torch.float32).to(choose_device(measuring.device))
+    cut = blocks_of(model, config, kept.layers, torch.float32).to(choose_device(measuring.device))
     return keep_width(kept, cut, width, parts.narrow, text, measuring.seed)
 
 
@@ -284,7 +324,8 @@ def choose_shape_of(
     tokens = parts.vocabulary if isinstance(parts.vocabulary, int) else None
     target = Target(parts.parameters, parts.memory, bytes_each, tokens)
     shapes(config, target)  # what cannot be is refused before anything is read
-    text = text_for(model, config, measuring.data)
+    text = measuring.text(model, config)
+    assert text is not None
     if isinstance(model, PreTrainedModel):
         large = assemble(model, range(layer_count(config)), dtype=torch.float32)
     else:
@@ -328,10 +369,10 @@ class SmallerVocabulary:
 
 
 def choose_vocabulary(
-    source: Pretrained,
+    source: Pretrained | PreTrainedModel,
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase | list[Path],
-    data: str | Path | None,
+    measuring: Measuring,
     wanted: Wanted,
 ) -> SmallerVocabulary:
     """The tokens that a text uses: the training split of shards, or the first nine tenths of a text file.
@@ -339,20 +380,28 @@ def choose_vocabulary(
     Raises:
         UserError: no text, tokens that are not the model's, or a tokenizer or a number of which nothing can be made.
     """
+    data = measuring.data
     if data is None:
         raise UserError("which tokens to keep is counted in text: give token shards or a text file")
+    if is_dataset(data):
+        raise UserError(
+            "which tokens to keep is counted in a whole text: prepare the data set, and give the shards"
+        )
     if isinstance(tokenizer, list):
-        raise UserError(f"{source} has no tokenizer that can be used here, so its vocabulary cannot be cut")
-    text = text_for(source, config, data)
+        raise UserError(
+            f"{name_of(source)} has no tokenizer that can be used here, so its vocabulary cannot be cut"
+        )
+    text = measuring.text(source, config)
+    assert text is not None
     counted = text.tokens
     if isinstance(counted, Split):
-        validation = open_split(data, "validation")
+        validation = open_split(counted.directory, "validation")
         held_out = validation.read(0, min(validation.tokens, SPAN * SPANS))
     else:
         counted, held_out = np.split(counted, [len(counted) * 9 // 10])
     named = named_tokens(config.get_text_config())
     tokens = choose_tokens(tokenizer, count_tokens(counted, vocabulary_size(tokenizer)), wanted, named)
-    pruned = prune(tokenizer, tokens, source.trust_remote_code)
+    pruned = prune(tokenizer, tokens, isinstance(source, Pretrained) and source.trust_remote_code)
     return SmallerVocabulary(text, held_out, tokenizer, pruned, tokens)
 
 
@@ -382,43 +431,55 @@ def choose_layers_of(
             return model
         return load_model(model, config=config).to(choose_device(measuring.device))
 
-    if text is None and data is not None:
-        text = text_for(model, config, data)
+    if text is None:
+        text = measuring.text(model, config)
     return choose_kept(keep, layers, depth, text, ready, measuring.seed)
 
 
 def text_for(
     model: Pretrained | PreTrainedModel,
     config: PretrainedConfig,
-    data: str | Path,
+    data: TextData,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     bos: str = AUTO,
     ignore_tokenizer: bool = False,
 ) -> Text:
-    """Text to measure a model's layers on: the training split of token shards, or a text file.
+    """Text to measure a model's layers on: the training split of token shards, a text file, or a data set.
 
     Args:
         model: whose tokenizer reads the text.
         config: of it.
-        data: a folder of shards, or a text file.
+        data: a folder of shards, a text file, or a data set.
+        tokenizer: in place of the one that comes with the model.
         bos: token in front of every window, as in a recipe's `data.bos`.
         ignore_tokenizer: accept shards of another tokenizer.
 
     Raises:
         UserError: there is none, or its tokens are not the model's.
     """
-    name = model.name_or_path if isinstance(model, PreTrainedModel) else model
-    tokenizer = load_tokenizer(name) if name else None
-    text = open_text(Path(data), tokenizer, bos, split="train")
+    name = name_of(model)
+    if tokenizer is None:
+        found = tokenizer_of(model)
+        tokenizer = None if isinstance(found, list) else found
+    text = open_text(data, tokenizer, bos, split="train")
     if isinstance(text.tokens, Split):
-        check_tokens(text.tokens, config, tokenizer, str(name), ignore_tokenizer=ignore_tokenizer)
+        check_tokens(text.tokens, config, tokenizer, name, ignore_tokenizer=ignore_tokenizer)
     else:
-        check_ids(max(int(text.tokens.max()), text.bos or 0), config, str(text.source), str(name))
+        check_ids(max(int(text.tokens.max()), text.bos or 0), config, str(text.source), name)
     return text
 
 
-def _card(source: Pretrained, kept: Kept, tokens: int | None) -> str:
-    name, count = card_name(str(source)), len(kept.layers)
+def tokenizer_of(model: Pretrained | PreTrainedModel) -> PreTrainedTokenizerBase | list[Path]:
+    """What `read_tokenizer` finds at a model's id or folder; of a model in memory without either, nothing."""
+    if isinstance(model, PreTrainedModel):
+        return read_tokenizer(model.name_or_path) if model.name_or_path else []
+    return read_tokenizer(model)
+
+
+def _card(source: Pretrained | PreTrainedModel, kept: Kept, tokens: int | None) -> str:
+    named = source.name_or_path if isinstance(source, PreTrainedModel) else str(source)
+    name, count = card_name(named or name_of(source)), len(kept.layers)
     if kept.layers == list(range(count)):
         title = f"The first {count} of {kept.of_layers} layers of {name}"
         which = f"Blocks 0 to {count - 1}"
@@ -449,4 +510,4 @@ def _card(source: Pretrained, kept: Kept, tokens: int | None) -> str:
 """
     if count < kept.of_layers:
         text += f"It is meant to be trained further; as it is, it predicts far worse than {name}.\n"
-    return model_card(title, text, str(source))
+    return model_card(title, text, named or None)

@@ -14,6 +14,7 @@ from inheritune.algorithm import run
 from inheritune.analysis.analyze import analyze_run
 from inheritune.config import Recipe
 from inheritune.data.prepare import prepare
+from inheritune.data.shards import MANIFEST
 from inheritune.data.sources import docstring_documents
 from inheritune.recipe_file import parse_recipe
 from inheritune.run_directory import RunDirectory, Summary
@@ -25,26 +26,26 @@ PIECE = 2_000
 LEAST_TEXT = 100_000
 
 
-def quickstart(directory: Path, text: Sequence[str] = (), *, command: str = "") -> Summary:
+def quickstart(directory: Path, text: Sequence[str] = ()) -> Summary:
     """Prepare text, train a reference, and find the smallest model as good as it.
 
     Args:
         directory: gets `data/` and is the run's directory itself.
         text: files, folders or patterns to train on; by default the docstrings of the installed packages.
-        command: what the user typed, for the record.
 
     Raises:
         UserError: text that is missing or too short, in one sentence.
     """
     RunDirectory(directory).check_place()
     data = directory.parent / f"{directory.name}-data"
-    prepare(
-        own_text(text) or [list(docstring_documents())],
-        data,
-        train_tokenizer=VOCABULARY,
-        validation=OWN_VALIDATION_SHARE if text else VALIDATION_SHARE,
-    )
-    summary = run(quickstart_recipe(data), directory, command=command)
+    if text or not (data / MANIFEST).exists():  # newer packages have other docstrings
+        prepare(
+            own_text(text) or [list(docstring_documents())],
+            data,
+            train_tokenizer=VOCABULARY,
+            validation=OWN_VALIDATION_SHARE if text else VALIDATION_SHARE,
+        )
+    summary = run(quickstart_recipe(data), directory)
     analyze_run(directory)
     return summary
 

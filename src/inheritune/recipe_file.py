@@ -42,12 +42,16 @@ def load_recipe(path: Path, kind: type[AnyRecipe], settings: Sequence[str] = ())
 
 def load_any(path: Path, settings: Sequence[str] = ()) -> Recipe | TrainRecipe | Study:
     """Read and check a file that is a recipe of any kind, recognized by `rows`, `model` or neither of them."""
-    values = with_settings(plain_yaml.read(path), settings)
+    return parse_any(with_settings(plain_yaml.read(path), settings), str(path))
+
+
+def parse_any(values: Any, origin: str = "recipe") -> Recipe | TrainRecipe | Study:
+    """The same of plain values; `origin` as of `parse_recipe`."""
     keys = values if isinstance(values, Mapping) else ()
     kind: type[Recipe | TrainRecipe | Study] = (
         Study if "rows" in keys else TrainRecipe if "model" in keys else Recipe
     )
-    return parse_recipe(values, kind, origin=str(path))
+    return parse_recipe(values, kind, origin)
 
 
 def parse_recipe(values: Mapping[str, Any], kind: type[AnyRecipe], origin: str = "recipe") -> AnyRecipe:

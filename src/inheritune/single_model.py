@@ -28,8 +28,9 @@ from inheritune.models.load import load_config, load_model, load_tokenizer
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.models.size import flops_per_token, on_meta
 from inheritune.run_directory import RunDirectory
-from inheritune.runtime.hardware import Hardware, choose_hardware, describe
+from inheritune.runtime.hardware import Hardware, choose_hardware, command_line, describe
 from inheritune.runtime.world import ALONE, World, check_same, joined
+from inheritune.training.callbacks import NONE, Callbacks
 from inheritune.training.checks import check_fit, check_room
 from inheritune.training.distillation import check_teacher, distilled_from, learning_from
 from inheritune.training.final_model import saved_dtype
@@ -39,7 +40,7 @@ from inheritune.training.micro_batch import windows_per_process
 from inheritune.training.validation import WindowLosses
 
 
-def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> WindowLosses:
+def train_model(recipe: TrainRecipe, directory: Path, *, callbacks: Callbacks = NONE) -> WindowLosses:
     """Train a single model; called again it resumes, finished it only returns the validation losses.
 
     Under torchrun every process calls it, and they train together.
@@ -57,7 +58,7 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
         check_room(initial_config(recipe, data), hardware.device)
         initial = initial_model(recipe, data, directory, hardware.device)
         loss = objective(recipe, data)
-        world.on_first(lambda: folder.open(recipe, environment(hardware, command), data.identities))
+        world.on_first(lambda: folder.open(recipe, environment(hardware), data.identities))
         train(
             initial,
             data,
@@ -68,6 +69,7 @@ def train_model(recipe: TrainRecipe, directory: Path, *, command: str = "") -> W
             dtype=saved_dtype(
                 recipe.training, source_config(recipe.model) if recipe.model.pretrained else None
             ),
+            callbacks=callbacks,
             trust_remote_code=recipe.model.trust_remote_code,
             title=recipe.name,
         )
@@ -282,7 +284,7 @@ def scratch_config(source: ModelSource, data: TrainingData | None, window: int) 
     return config
 
 
-def environment(hardware: Hardware, command: str) -> dict[str, str | int]:
+def environment(hardware: Hardware) -> dict[str, str | int]:
     """What is recorded with every result: versions, machine, command."""
     versions = {"inheritune": __version__, "transformers": transformers.__version__}
-    return {**versions, **describe(hardware), "command": command}
+    return {**versions, **describe(hardware), "command": command_line()}

@@ -115,6 +115,7 @@ def control_figures(this: Run, reference: Reference) -> ControlFigures:
         stop=lambda step, losses, measure: step == entry.steps,
         dtype=saved_dtype(training, reference.config),
         trust_remote_code=reference.source.trust_remote_code,
+        callbacks=this.callbacks,
         title=f"control, {reference.layers} layers",
     )
     losses = WindowLosses.load(directory / "validation.json")

@@ -302,7 +302,7 @@ def test_plan_tells_the_memory_of_each_process(command, data: Path, tmp_path: Pa
     assert "In each of 2 processes about: ddp" in result.out
     assert "(2 windows); the recipe takes fsdp. One process alone: 1.79 MiB (4 windows)." in result.out
     none, odd = command("plan", path, "--processes", 0), command("plan", path, "--processes", 3)
-    assert none.err == "error: --processes is 0, but must be at least 1\n"
+    assert none.err == "error: processes is 0, but must be at least 1\n"
     assert "cannot be shared evenly by 3 processes" in odd.err
     assert command("plan", path, "--device", "tpu").code == none.code == odd.code == 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -28,12 +28,16 @@ from inheritune.analysis.sequences import Sequences, Text, open_text
 from inheritune.config import Pretrained, Recipe
 from inheritune.data.shards import Split, open_split
 from inheritune.models.architecture import context_length, layer_count, parameter_count
+from inheritune.models.checkpoint_config import check_live
 from inheritune.models.load import load_config, load_model, load_tokenizer, same_tokens
 from inheritune.recipe_file import load_recipe
 from inheritune.run_directory import RunDirectory
 from inheritune.runtime.hardware import choose_device
 from inheritune.runtime.progress import ProgressBar
 from inheritune.training.checks import check_ids, check_tokens
+
+if TYPE_CHECKING:
+    from inheritune.data.documents import TextData
 
 Model: TypeAlias = PreTrainedModel | Pretrained | str | Path
 
@@ -48,8 +52,9 @@ class Analyzed:
 
 def analyze(
     model: Model,
-    data: str | Path,
+    data: TextData,
     *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     sequences: int | None = None,
     window: int | None = None,
     seed: int = 0,
@@ -69,8 +74,10 @@ def analyze(
     Args:
         model: a causal language model, its Hugging Face id, or the folder of its checkpoint. A model is analyzed
             where it is and as it is; it is left unchanged.
-        data: folder of token shards (the validation split is read), or a text file, which the model's own
-            tokenizer reads.
+        data: folder of token shards (the validation split is read), or a text file or a `datasets.Dataset` with a
+            column `text`, which the model's own tokenizer reads.
+        tokenizer: of the model; by default the one that comes with its id or folder, also of a model in memory that
+            was loaded from there.
         sequences: how many random windows of the text, fewer if it has fewer; by default until the mean rank of each
             layer is known to a tenth of it (half of its 95% interval), at least 8 and at most 100.
         window: tokens of each; by default 1024, or as many as the model or the text allows.
@@ -106,6 +113,7 @@ def analyze(
         trust_remote_code,
         bos,
         ignore_tokenizer,
+        tokenizer,
     )
     return analyze_side_by_side([model], data, options)[0].analysis
 
@@ -127,6 +135,7 @@ class Options:
     trust_remote_code: bool = False
     bos: str = "auto"
     ignore_tokenizer: bool = False
+    tokenizer: PreTrainedTokenizerBase | None = None
 
     def named(self, model: Pretrained | str | Path) -> Pretrained:
         """A model that is given by its name."""
@@ -143,7 +152,7 @@ class Options:
 
 def analyze_side_by_side(
     models: Sequence[Model],
-    data: str | Path,
+    data: TextData,
     options: Options,
     *,
     heads: Sequence[Head] | None = None,
@@ -171,21 +180,21 @@ def analyze_side_by_side(
 
 
 def check_analysis(
-    models: Sequence[Model], data: str | Path, options: Options, heads: Sequence[Head] | None = None
+    models: Sequence[Model], data: TextData, options: Options, heads: Sequence[Head] | None = None
 ) -> None:
     """Refuse what `analyze_side_by_side` would refuse, before anything is computed."""
     _prepare(models, data, options, heads)
 
 
 def _prepare(
-    models: Sequence[Model], data: str | Path, options: Options, heads: Sequence[Head] | None
+    models: Sequence[Model], data: TextData, options: Options, heads: Sequence[Head] | None
 ) -> tuple[list[_Subject], Text, Sequences]:
     options.check()
     subjects = [_subject(model, options) for model in models]
     for subject in subjects:
         check_attention(subject.config)
     check_heads(heads or (), [subject.config for subject in subjects])
-    text = open_text(Path(data), subjects[0].tokenizer, options.bos)
+    text = open_text(data, subjects[0].tokenizer, options.bos)
     for subject in subjects:
         if isinstance(text.tokens, Split):
             ignore = options.ignore_tokenizer
@@ -259,12 +268,15 @@ class _Subject:
 
 
 def _subject(model: Model, options: Options) -> _Subject:
+    tokenizer = options.tokenizer
     if isinstance(model, PreTrainedModel):
+        check_live(model)
         name = model.name_or_path
-        tokenizer = load_tokenizer(options.named(name)) if name else None
+        if tokenizer is None and name:
+            tokenizer = load_tokenizer(options.named(name))
         return _Subject(name or model.config.model_type, model.config, tokenizer, model)
     source = options.named(model)
-    return _Subject(str(source), load_config(source), load_tokenizer(source), source)
+    return _Subject(str(source), load_config(source), tokenizer or load_tokenizer(source), source)
 
 
 def _analyze_one(

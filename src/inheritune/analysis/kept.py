@@ -11,10 +11,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from inheritune import UserError
 from inheritune.analysis.result import Record
 from inheritune.config import Narrow
 from inheritune.data.shards import DataIdentity
 from inheritune.runtime import files
+from inheritune.shown import Shown
 
 LAYERS_FILE = "layers.json"
 CHOICE = "choice.json"
@@ -128,7 +130,7 @@ class Point(Record):
     loss: float
 
 
-class LayerAnalysis(Record):
+class LayerAnalysis(Record, Shown):
     """What each block is worth, and what cuts cost."""
 
     format: Literal[1] = 1
@@ -144,6 +146,19 @@ class LayerAnalysis(Record):
     curve: list[Point]
     """For each depth, from deep to shallow, the measured choice and the others."""
     sentence: str
+
+    def keep(self, layers: int) -> list[int]:
+        """The blocks of the best choice of so many that was found, as `inherit` takes them.
+
+        Raises:
+            UserError: there was none of this size.
+        """
+        found = {len(point.layers): point.layers for point in self.curve if point.keep == "measured"}
+        if layers not in found:
+            raise UserError(
+                f"no choice of {layers} layers was searched for: there are those of {min(found)} to {max(found)}"
+            )
+        return found[layers]
 
 
 def save(path: Path, record: Record) -> None:

@@ -226,7 +226,7 @@ def analyze_layers(
     name: str,
     fewest: int | None = None,
     seed: int = 0,
-    show: Callable[[Sequence[BlockFigures]], None] = lambda blocks: None,
+    show: Callable[[Sequence[BlockFigures]], object] = lambda blocks: None,
 ) -> LayerAnalysis:
     """What each layer is worth, and what cuts would cost.
 

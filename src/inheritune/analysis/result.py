@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from inheritune.runtime import files
+from inheritune.shown import Shown
 
 FILE = "analysis.json"
 
@@ -70,7 +71,7 @@ class Cut(Record):
     sentence: str
 
 
-class AttentionAnalysis(Record):
+class AttentionAnalysis(Record, Shown):
     """Section 2 of the paper for one model: rank and mass of every head's attention."""
 
     model: str

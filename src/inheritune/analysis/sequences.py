@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -12,12 +12,19 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
+from inheritune.data.documents import DATA_SET, Rows, RowText, is_dataset
 from inheritune.data.loader import model_inputs, read_windows, window_count
 from inheritune.data.shards import Split, open_split
 from inheritune.data.tokenizer import AUTO, bos_id, pieces
 
+if TYPE_CHECKING:
+    from inheritune.data.documents import TextData
+
 LONGEST = 1024
 """Tokens of a sequence where its length is left open and the model could take more: the paper's."""
+
+MOST = 2**20
+"""Tokens that are read of a data set: more says nothing more of a model's layers."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Text:
     """Token ids, of shards or of a text as the model's own tokenizer reads it; what is in front of a text and at its
     end."""
 
-    source: Path
+    source: Path | str
     tokens: Split | np.ndarray
     bos: int | None = None
     end_of_text: int | None = None
@@ -90,18 +97,21 @@ def text_of(split: Split) -> Text:
 
 
 def open_text(
-    data: Path,
+    data: TextData,
     tokenizer: PreTrainedTokenizerBase | None,
     bos: str = AUTO,
     split: Literal["train", "validation"] = "validation",
 ) -> Text:
-    """A split of a folder of shards, or a text file as the model's tokenizer reads it.
+    """A split of a folder of shards, or a text file or data set as the model's tokenizer reads it.
 
-    `bos`: as `analyze`, which see.
+    `bos`: as `analyze`, which see. Of a data set about `MOST` tokens are read, of rows in a random order.
 
     Raises:
-        UserError: nothing there, no text in it, or a text file without a tokenizer to read it.
+        UserError: nothing there, no text in it, or text without a tokenizer to read it.
     """
+    if is_dataset(data):
+        return _open_rows(data, tokenizer, bos)
+    data = Path(data)
     if data.is_dir():
         return text_of(open_split(data, split, bos))
     if not data.is_file():
@@ -120,3 +130,23 @@ def open_text(
     if not text.strip() or not ids:
         raise UserError(f"there is no text in {data}")
     return Text(data, np.array(ids, dtype=np.int64), bos_id(tokenizer, bos))
+
+
+def _open_rows(rows: Any, tokenizer: PreTrainedTokenizerBase | None, bos: str) -> Text:
+    """Rows of a data set, each with end-of-text after it if the tokenizer has that."""
+    if tokenizer is None:
+        raise UserError(f"the model comes without a tokenizer to read {DATA_SET} with: give one (tokenizer)")
+    if hasattr(rows, "select"):  # a stream has no rows to choose from
+        order = np.random.Generator(np.random.PCG64(0)).permutation(len(rows))
+        rows = rows.select(order, keep_in_memory=True)
+    end = tokenizer.eos_token_id
+    ids: list[int] = []
+    for text in Rows(rows, RowText("text", skip_invalid=True)).documents():
+        if text:
+            ids += tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+            ids += [] if end is None else [end]
+        if len(ids) >= MOST:
+            break
+    if not ids:
+        raise UserError(f"there is no text in {DATA_SET}")
+    return Text(DATA_SET, np.array(ids, dtype=np.int64), bos_id(tokenizer, bos), end)

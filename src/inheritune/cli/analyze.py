@@ -65,17 +65,14 @@ def analyze_command(
     ignore_tokenizer: IgnoreTokenizer = False,
 ) -> None:
     """What each layer is worth, which ones to keep, and what cuts cost; on demand, which layers are lazy."""
+    from inheritune import api
     from inheritune.analysis.analyze import Options, analyze_side_by_side, check_analysis
-    from inheritune.analysis.layers import analyze_layers, disagreement
+    from inheritune.analysis.layers import disagreement
     from inheritune.analysis.maps import parse_heads
     from inheritune.analysis.result import short_name
     from inheritune.cli.console import console, print_line, quiet
-    from inheritune.config import Pretrained
-    from inheritune.cut import text_for
-    from inheritune.models.load import load_config, load_model
     from inheritune.report.analysis_report import analysis_table, labelled, write_analysis
     from inheritune.report.layers_report import block_table, cut_table, write_layers
-    from inheritune.runtime.hardware import choose_device
 
     quiet()
     source = data or text
@@ -104,18 +101,20 @@ def analyze_command(
     if attention:
         check_analysis(models, source, options, parsed)
     if other is None:
-        named = Pretrained(model, revision, trust_remote_code)
-        config, name = load_config(named), short_name(model)
-        words = text_for(named, config, source, bos=bos, ignore_tokenizer=ignore_tokenizer)
-        worth = analyze_layers(
-            load_model(named, config=config).to(choose_device(device)),
-            words,
-            name=name,
-            fewest=fewest,
+        name = short_name(model)
+        worth = api.importance(
+            model,
+            source,
+            layers=fewest,
             seed=seed,
-            show=lambda blocks: console.print(block_table(name, blocks)),
+            device=device,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            bos=bos,
+            ignore_tokenizer=ignore_tokenizer,
+            on_blocks=lambda blocks: console.print(block_table(name, blocks).terminal()),
         )
-        console.print(cut_table(worth))
+        console.print(cut_table(worth).terminal())
         print_line(worth.sentence)
         for path in write_layers(output, worth) if output else ():
             print_line(str(path))
@@ -123,7 +122,7 @@ def analyze_command(
         return
     analyzed = analyze_side_by_side(models, source, options, heads=parsed, maps=output is not None)
     for name, analysis in labelled([one.analysis for one in analyzed]).items():
-        console.print(analysis_table(name, analysis))
+        console.print(analysis_table(name, analysis).terminal())
         print_line(analysis.cut.sentence)
         lazy = [layer - 1 for layer in analysis.cut.lazy_layers]
         if other is None and (sentence := disagreement(worth.blocks, lazy)):

@@ -31,8 +31,8 @@ def compare_command(
     title: Annotated[str, typer.Option(help="Heads the page.")] = "Comparison of runs",
 ) -> None:
     """Compare runs: losses, paired differences with intervals, cost; as HTML, Markdown, CSV and SVG."""
+    from inheritune import api
     from inheritune.cli.console import print_comparison, quiet
-    from inheritune.report.comparison import compare_runs
 
     quiet()
-    print_comparison(compare_runs(runs, reference, output, title), output)
+    print_comparison(api.compare(runs, reference, output, title=title), output)

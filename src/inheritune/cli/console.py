@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +12,9 @@ from rich.console import Console
 if TYPE_CHECKING:
     from inheritune.evaluation.result import Evaluation
     from inheritune.report.comparison import RunComparison
-    from inheritune.run_directory import Summary
+    from inheritune.report.results import RunResult
 
 console = Console(highlight=False)
-
-
-def command_line() -> str:
-    """What the user typed, for the record."""
-    return shlex.join(["inheritune", *sys.argv[1:]])
 
 
 def print_line(text: str) -> None:
@@ -29,11 +22,12 @@ def print_line(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
-def print_result(summary: Summary, directory: Path) -> None:
+def print_result(result: RunResult) -> None:
     """How a run ended: table, verdict, and where model and report are; writes the report."""
     from inheritune.report import terminal_rounds, verdict_words, write_report
     from inheritune.report.layers_report import choices_of, kept_table
 
+    summary, directory = result.summary, result.directory
     console.print(terminal_rounds(summary))
     if choices := choices_of(directory):
         console.print(kept_table(choices).terminal())

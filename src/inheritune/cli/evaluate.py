@@ -67,43 +67,34 @@ def evaluate_command(
 
     os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; we show our own
 
-    from inheritune.cli.console import command_line, print_evaluation, quiet
+    from inheritune.cli.console import print_evaluation, quiet
 
     quiet()
 
-    from inheritune.config import EvaluationSettings
-    from inheritune.evaluation.evaluate import default_directory, evaluate
-    from inheritune.recipe_file import parse_recipe
+    from inheritune import api
+    from inheritune.evaluation.evaluate import default_directory
 
-    settings = parse_recipe(
-        {
-            "tasks": [name for given in tasks or () for name in given.split(",")],
-            "data": data,
-            "skip_missing": skip_missing,
-            "shots": shots,
-            "limit": limit,
-            "batch_size": batch_size,
-            "validation": val,
-            "window": window,
-            "ignore_tokenizer": ignore_tokenizer,
-            "speed": speed,
-            "batches": batches.split(","),
-            "samples": samples or bool(prompt),
-            "prompts": prompt or (),
-        },
-        EvaluationSettings,
-        origin="evaluation",
-    )
     directory = output or default_directory(models)
-    found = evaluate(
+    found = api.evaluate(
         models,
-        settings,
         directory,
         tokenizer=tokenizer,
         device=device,
         dtype=dtype,
         revision=revision,
         trust_remote_code=trust_remote_code,
-        command=command_line(),
+        tasks=[name for given in tasks or () for name in given.split(",")],
+        data=data,
+        skip_missing=skip_missing,
+        shots=shots,
+        limit=limit,
+        batch_size=batch_size,
+        validation=val,
+        window=window,
+        ignore_tokenizer=ignore_tokenizer,
+        speed=speed,
+        batches=batches.split(","),
+        samples=samples or bool(prompt),
+        prompts=prompt or (),
     )
     print_evaluation(found, directory)

@@ -102,7 +102,7 @@ def inherit_command(
     cut = cut_to_folder(source, parts, output, Measuring(data or text, seed, device), dtype=dtype)
     kept = cut.kept
     if kept.trials:
-        console.print(shape_table(kept.trials))
+        console.print(shape_table(kept.trials).terminal())
     print_line(f"{output}: {len(kept.layers)} of {kept.of_layers} layers, {cut.parameters:,} parameters")
     if (width := kept.width) is not None:
         print_line(f"hidden size {width.hidden}, {width.heads} heads, MLP {width.mlp} by {width.narrow}")

@@ -16,12 +16,12 @@ def quickstart_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Run directory.")] = Path("runs/quickstart"),
 ) -> None:
     """Train a small reference on the docstrings of the installed packages, or on --text, and shrink it."""
-    from inheritune.cli.console import command_line, print_line, print_result, quiet
+    from inheritune.cli.console import print_line, print_result, quiet
     from inheritune.quickstart import quickstart
+    from inheritune.report.results import RunResult
     from inheritune.run_directory import RunDirectory
 
     quiet()
     if RunDirectory(output).finished:
         print_line(f"{output} is finished; nothing was changed. Remove it to run again.")
-    summary = quickstart(output, text or (), command=command_line())
-    print_result(summary, output)
+    print_result(RunResult(output, quickstart(output, text or ())))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from inheritune.cli.options import RecipeFile, RunFolder, Set
 
 
@@ -13,19 +11,19 @@ def run_command(
     changes: Set = None,
 ) -> None:
     """Inherit, train, compare, grow, until the small model is as good as the large one. Repeat it to resume."""
-    from inheritune.algorithm import complete, run
-    from inheritune.cli.console import command_line, print_line, print_result, quiet
+    from inheritune import api
+    from inheritune.algorithm import complete
+    from inheritune.cli.console import print_line, print_result, quiet
     from inheritune.config import Recipe
     from inheritune.recipe_file import load_recipe
     from inheritune.runtime.progress import first_process
 
     quiet()
     settings = load_recipe(recipe, Recipe, changes or ())
-    directory = output or Path("runs") / settings.name
-    was_complete = complete(settings, directory)
-    summary = run(settings, directory, command=command_line())
+    was_complete = complete(settings, api.directory_of(settings, output))
+    result = api.run(settings, output)
     if not first_process():
         return
     if was_complete:
-        print_line(f"{directory} is finished; nothing was changed.")
-    print_result(summary, directory)
+        print_line(f"{result.directory} is finished; nothing was changed.")
+    print_result(result)

@@ -16,21 +16,14 @@ def train_command(
     changes: Set = None,
 ) -> None:
     """Train one model, from random weights or from a checkpoint. Repeat it to resume."""
-    from inheritune.cli.console import command_line, print_line, quiet
+    from inheritune import api
+    from inheritune.cli.console import print_line, quiet
     from inheritune.config import TrainRecipe
     from inheritune.recipe_file import load_recipe
     from inheritune.runtime.progress import first_process
-    from inheritune.single_model import train_model
 
     quiet()
-    settings = load_recipe(recipe, TrainRecipe, changes or ())
-    directory = output or Path("runs") / settings.name
-    losses = train_model(settings, directory, command=command_line())
-    if not first_process():
-        return
-    per_byte = "" if losses.bits_per_byte is None else f" ({losses.bits_per_byte:.4f} bits per byte)"
-    print_line(
-        f"validation loss {losses.mean:.4f} +- {losses.standard_error:.4f}{per_byte} over {len(losses.losses)} "
-        "windows"
-    )
-    print_line(f"model: {directory / 'model'}")
+    result = api.train(load_recipe(recipe, TrainRecipe, changes or ()), output)
+    if first_process():
+        print_line(result.sentence)
+        print_line(f"model: {result.directory / 'model'}")

@@ -11,14 +11,20 @@ import gzip
 import io
 import json
 import lzma
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from inheritune import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    TextData: TypeAlias = str | Path | Dataset
 
 TABLES = (".parquet", ".arrow")  # compressed inside
 FORMATS = (".txt", ".jsonl", ".json", ".ndjson", *TABLES)
@@ -26,6 +32,8 @@ COMPRESSIONS = (".gz", ".xz", ".zst")
 EXPECTED = f"{', '.join(FORMATS)}, or one of the first four with {', '.join(COMPRESSIONS)}"
 
 IN_MEMORY = "documents in memory"
+DATA_SET = "the data set"
+"""What a `datasets.Dataset` is called."""
 
 # A document is held in memory as a whole. One that is longer is a whole data set in one file.
 LONGEST_DOCUMENT = 128 * 2**20
@@ -149,6 +157,45 @@ class Documents(Source):
         for number, text in enumerate(self._documents, start=1):
             self.read = number
             yield self.row_text.checked(text, f"document {number}")
+
+
+class Rows(Source):
+    """Rows of a data set of the library `datasets`.
+
+    Raises:
+        UserError: it has no column of this name.
+    """
+
+    def __init__(self, rows: Any, row_text: RowText) -> None:
+        super().__init__(DATA_SET, row_text, len(rows) if isinstance(rows, Sized) else None)
+        columns = rows.column_names
+        if columns:  # a stream may not know
+            wanted = [column for column in columns if row_text.is_in(column)]
+            if not wanted:
+                raise UserError(row_text.missing(columns, DATA_SET))
+            rows = rows.select_columns(wanted)
+        self.rows = rows
+
+    def documents(self) -> Iterator[str]:
+        """See `Source`."""
+        for number, row in enumerate(self.rows, start=1):
+            self.read = number
+            yield self.row_text.of(row, f"row {number} of {self.name}")
+
+
+def is_dataset(value: object) -> bool:
+    """Whether it is a data set of the library `datasets`, of one split.
+
+    Raises:
+        UserError: it is one of several splits.
+    """
+    library = sys.modules.get("datasets")  # nothing can be one before it is imported
+    if library is None:
+        return False
+    if isinstance(value, library.DatasetDict | library.IterableDatasetDict):
+        splits = ", ".join(map(repr, value))
+        raise UserError(f"the data set has several splits, {splits}: give one, as in data_set['train']")
+    return isinstance(value, library.Dataset | library.IterableDataset)
 
 
 class Files(Source):

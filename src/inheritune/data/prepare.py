@@ -26,11 +26,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inheritune import UserError
 from inheritune.data import tokenizer as tokenizers
-from inheritune.data.documents import IN_MEMORY, Source, local_files
+from inheritune.data.documents import DATA_SET, IN_MEMORY, Source, is_dataset, local_files
 from inheritune.data.shards import (
     MANIFEST,
     TOKENIZER,
@@ -55,6 +55,11 @@ from inheritune.data.unfinished import (
 from inheritune.runtime import files
 from inheritune.runtime.progress import ProgressBar
 
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+    from inheritune.data.documents import TextData
+
 HELD_OUT = 100 * 1024
 """Tokens to hold out: on windows of 1,024 the losses of two models differ with a standard deviation of 0.05 to 0.1
 nats (`results/`), so that the mean of 100 of them has a 95% interval of about 0.02 nats to either side."""
@@ -68,10 +73,10 @@ _SMALLEST_VOCABULARY = 257  # all bytes, and end-of-text
 
 
 def prepare(
-    sources: str | Path | Sequence[str | Path | Iterable[str]],
+    sources: TextData | Sequence[TextData | Iterable[str]],
     output: str | Path,
     *,
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     train_tokenizer: int | None = None,
     validation: float | None = None,
     workers: int | None = None,
@@ -89,20 +94,22 @@ def prepare(
 ) -> Manifest:
     """Tokenize documents into shards, and give the manifest.
 
-    `sources`: presets, files, folders, glob patterns, hub ids (see `sources.resolve`), or iterables of documents, as
-    in `prepare([["one document", "another"]], "data", train_tokenizer=1000)`. Give either `tokenizer` (hub id or
-    folder) or `train_tokenizer` (the size of a byte-level BPE to train on the sources). `text_field` may be a path
-    into nested fields (`data.text`). `validation` is the fraction of documents held out, by default what
+    `sources`: one or several of presets, files, folders, glob patterns, hub ids (see `sources.resolve`), data sets of
+    the library `datasets`, or iterables of documents, as in
+    `prepare([["one document", "another"]], "data", train_tokenizer=1000)`. Give either `tokenizer` (a tokenizer, a
+    hub id, or a folder) or `train_tokenizer` (the size of a byte-level BPE to train on the sources). `text_field` may
+    be a path into nested fields (`data.text`). `validation` is the fraction of documents held out, by default what
     `share_held_out` says, `workers` the number of encoding threads (one a core), `save_every` is in seconds. `bos`
     names the token that models read in front of a text: by default what the tokenizer adds by itself; "none" for
     none. Documents without text are left out, and with `skip_invalid` rows whose text is null, missing or no text;
     `Manifest.rows_without_text` counts both.
 
-    A finished directory is left as it is; an unfinished one is resumed. Raises UserError
-    for wrong arguments (others than those the directory was started with, too) and for text that cannot be read, and
-    OSError for a full disk or a network that fails: the same call then resumes.
+    A finished directory is left as it is; an unfinished one is resumed. Raises UserError for wrong arguments (others
+    than those the directory was started with, too, among them other documents in memory), for a data set of several
+    splits or without such a column, and for text that cannot be read, and OSError for a full disk or a network that
+    fails: the same call then resumes.
     """
-    if isinstance(sources, str | Path):
+    if isinstance(sources, str | Path) or is_dataset(sources):
         sources = [sources]
     output = Path(output)
     named = [source for source in sources if isinstance(source, str | Path)]
@@ -111,8 +118,9 @@ def prepare(
         before = read_manifest(output).arguments if (output / MANIFEST).exists() else {}
         validation = before.get("validation", share_held_out(local))
     arguments = Arguments(
-        sources=[str(one) if isinstance(one, str | Path) else IN_MEMORY for one in sources],
-        tokenizer=None if tokenizer is None else str(tokenizer),
+        sources=[_name_of(one) for one in sources],
+        tokenizer=tokenizers.name_of(tokenizer),
+        in_memory=_digest([one for one in sources if not isinstance(one, str | Path)], tokenizer),
         train_tokenizer=train_tokenizer,
         end_of_text=end_of_text,
         validation=validation,
@@ -143,7 +151,7 @@ def prepare(
         saved = load_saved(work, arguments)
         if not (work / MANIFEST).exists():
             if not (work / TOKENIZER).exists():
-                _make_tokenizer(work / TOKENIZER, arguments, opened, trust_remote_code)
+                _make_tokenizer(work / TOKENIZER, tokenizer, arguments, opened, trust_remote_code)
             encoder = tokenizers.Encoder(work / TOKENIZER, end_of_text, bos, trust_remote_code)
             with tokenizers.one_thread_per_call():
                 _write_splits(work, saved, opened, encoder, workers, save_every)
@@ -262,13 +270,43 @@ def _write_splits(
                 writer.close()
 
 
+def _name_of(source: TextData | Iterable[str]) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    return DATA_SET if is_dataset(source) else IN_MEMORY
+
+
+def _digest(in_memory: Sequence[Any], tokenizer: object) -> str:
+    """Tells what was given in memory from other documents and another tokenizer; "" without any of it.
+
+    A data set has a fingerprint of its own; what can be read only once has none.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for source in in_memory:
+        if is_dataset(source):
+            digest.update(str(getattr(source, "_fingerprint", "")).encode())
+        elif isinstance(source, Sequence):
+            for text in source:
+                digest.update(
+                    f"{len(text)} {text}".encode(errors="replace") if isinstance(text, str) else b""
+                )
+    named = tokenizer is None or isinstance(tokenizer, str | Path)
+    if not named:
+        digest.update(tokenizers.identity(tokenizer).encode())
+    return digest.hexdigest() if in_memory or not named else ""
+
+
 def _make_tokenizer(
-    directory: Path, arguments: Arguments, sources: list[Source], trust_remote_code: bool
+    directory: Path,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None,
+    arguments: Arguments,
+    sources: list[Source],
+    trust_remote_code: bool,
 ) -> None:
-    if arguments.train_tokenizer is None:
-        assert arguments.tokenizer is not None
-        tokenizers.save(arguments.tokenizer, directory, trust_remote_code)
+    if tokenizer is not None:
+        tokenizers.save(tokenizer, directory, trust_remote_code)
         return
+    assert arguments.train_tokenizer is not None
     if any(source.once for source in sources):
         raise UserError("a tokenizer can only be trained on documents that can be read twice: give a list")
     texts = filter(None, itertools.chain.from_iterable(source.documents() for source in sources))

@@ -16,20 +16,25 @@ import urllib.request
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inheritune import UserError
 from inheritune.data.documents import (
     EXPECTED,
     Documents,
     Files,
+    Rows,
     RowText,
     Source,
     decompressed,
     file_format,
+    is_dataset,
     local_files,
     one_line,
 )
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +69,7 @@ _SKIPPED = {"test", "tests", "site-packages", "dist-packages", "idlelib", "lib2t
 
 
 def resolve(
-    source: str | Path | Iterable[str],
+    source: str | Path | Iterable[str] | Dataset,
     *,
     text_field: str = "text",
     skip_invalid: bool = False,
@@ -80,6 +85,8 @@ def resolve(
     Raises UserError when there is nothing of that name.
     """
     row_text = RowText(text_field, skip_invalid)
+    if is_dataset(source):
+        return [Rows(source, row_text)]
     if not isinstance(source, str | Path):
         return [Documents(source, row_text)]
     name, path = str(source), Path(source)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import itertools
 import logging
 import os
@@ -92,6 +94,35 @@ class Encoder:
         ]
 
 
+def name_of(tokenizer: Any) -> str | None:
+    """What a tokenizer is called, or was given as.
+
+    Raises:
+        UserError: it is none of transformers'.
+    """
+    if tokenizer is None or isinstance(tokenizer, str | Path):
+        return None if tokenizer is None else str(tokenizer)
+    if not hasattr(tokenizer, "save_pretrained") or not hasattr(tokenizer, "get_vocab"):
+        raise UserError(
+            f"a {type(tokenizer).__name__} is not a tokenizer of transformers: give one, its Hugging Face id, or its "
+            "folder"
+        )
+    return tokenizer.name_or_path or "a tokenizer in memory"
+
+
+def identity(tokenizer: Any) -> str:
+    """SHA-256 over everything that makes tokens of a text; over the vocabulary where no more can be known."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        text = repr(sorted(tokenizer.get_vocab().items()))
+    else:
+        backend = copy.deepcopy(backend)  # how it was last called is left out
+        backend.no_truncation()
+        backend.no_padding()
+        text = backend.to_str()
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def pieces(text: str, length: int = PIECE) -> Iterator[str]:
     """Cut a long text into pieces that can be encoded one by one.
 
@@ -109,9 +140,10 @@ def pieces(text: str, length: int = PIECE) -> Iterator[str]:
     yield text[start:]
 
 
-def save(name: str, directory: Path, trust_remote_code: bool = False) -> None:
-    """Copy a tokenizer (hub id or folder) to a directory that needs nothing else."""
-    tokenizer = named_tokenizer(name, trust_remote_code)
+def save(tokenizer: Any, directory: Path, trust_remote_code: bool = False) -> None:
+    """Copy a tokenizer (itself, its hub id or folder) to a directory that needs nothing else."""
+    if isinstance(tokenizer, str | Path):
+        tokenizer = named_tokenizer(str(tokenizer), trust_remote_code)
     _save_checked(tokenizer, directory, trust_remote_code)
 
 

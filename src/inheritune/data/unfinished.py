@@ -53,6 +53,8 @@ class Arguments(BaseModel):
     skip_invalid: bool = False
     files: dict[str, int] = {}
     """Bytes of each local file, by which most changes of a finished text are noticed; files may be gone by then."""
+    in_memory: str = ""
+    """Tells documents and a tokenizer in memory from others; "" where there were none, or it is not known."""
 
 
 class Saved(BaseModel):
@@ -98,7 +100,12 @@ def _check_same(before: dict[str, Any], arguments: Arguments, directory: Path, a
     # An argument that was not yet there had its default.
     defaults = {name: f.default for name, f in Arguments.model_fields.items() if not f.is_required()}
     before = {**defaults, **before}
-    for name, value in arguments.model_dump(exclude={"files"}).items():
+    known = before.pop("in_memory")
+    if known and known != arguments.in_memory:
+        raise UserError(
+            f"{directory} was started with other documents or another tokenizer in memory: {advice}"
+        )
+    for name, value in arguments.model_dump(exclude={"files", "in_memory"}).items():
         if name in before and before[name] != value:
             raise UserError(
                 f"{directory} was started with {name} = {before[name]!r}, not {value!r}: {advice}"

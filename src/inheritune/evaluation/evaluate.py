@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -16,12 +17,14 @@ import torch
 import transformers
 from pydantic import TypeAdapter
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError, __version__
 from inheritune.config import EvaluationSettings, Recipe
 from inheritune.data.loader import window_count
 from inheritune.data.shards import Split, open_split, verify
 from inheritune.data.tokenizer import AUTO
+from inheritune.data.tokenizer import identity as tokenizer_identity
 from inheritune.evaluation.result import (
     FILE,
     Evaluation,
@@ -34,16 +37,16 @@ from inheritune.evaluation.samples import PROMPTS, check_prompts, side_by_side
 from inheritune.evaluation.speed import check_speed, checkpoint_bytes, measure_speed, memory_bytes
 from inheritune.evaluation.statistics import TaskItems, group_result, task_result, validation_result
 from inheritune.evaluation.subjects import (
+    Models,
     Subject,
     check_memory,
     find_subjects,
     reference_subject,
-    tokenizer_hash,
 )
 from inheritune.evaluation.tasks import Plan, check_names, make_plan
 from inheritune.models.architecture import context_length
 from inheritune.runtime import files
-from inheritune.runtime.hardware import Hardware, choose_device, describe
+from inheritune.runtime.hardware import Hardware, choose_device, command_line, describe
 from inheritune.training.checks import check_tokens
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.validation import WindowLosses, validate
@@ -68,31 +71,30 @@ class Work:
 
 
 def evaluate(
-    models: Sequence[str | Path],
+    models: Models,
     settings: EvaluationSettings,
     directory: Path | None = None,
     *,
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
-    command: str = "",
 ) -> Evaluation:
     """Evaluate models one after the other; the first is the one that the others are compared with, item by item.
 
     Args:
         models: Hugging Face ids, folders of checkpoints, or directories of finished runs, which stand for their
-            reference and their final model, and of finished trainings; each may be given as NAME=MODEL.
+            reference and their final model, and of finished trainings; each may be given as NAME=MODEL. Or models in
+            memory, which are evaluated where they are and as they are. Names may also be the keys of a mapping.
         settings: what to find out.
         directory: where to write `evaluation.json`, and in `items` each thing that is finished: a second call
             resumes with what is there.
         tokenizer: for models that come without one.
-        device: by default a GPU if there is one.
-        dtype: of the weights; "auto" keeps the checkpoint's.
+        device: by default that of a model in memory, else a GPU if there is one.
+        dtype: of the weights that are read; "auto" keeps the checkpoint's.
         revision: branch, tag or commit of model ids.
         trust_remote_code: run code that comes with a model.
-        command: what the user typed, for the record.
 
     Raises:
         UserError: something the user can fix, in one sentence, as far as possible before anything is computed.
@@ -100,9 +102,12 @@ def evaluate(
     subjects = find_subjects(
         models, tokenizer=tokenizer, revision=revision, trust_remote_code=trust_remote_code
     )
-    work = _prepare(subjects, settings, directory, choose_device(device), dtype)
-    figures, answers, losses = zip(*(_measure(work, subject) for subject in subjects), strict=True)
-    speed, samples = _side_by_side(work, subjects, figures)
+    live = [subject.live for subject in subjects if subject.live is not None]
+    chosen = live[0].device if live and device is None else choose_device(device)
+    work = _prepare(subjects, settings, directory, chosen, dtype)
+    with in_evaluation_mode(live):
+        figures, answers, losses = zip(*(_measure(work, subject) for subject in subjects), strict=True)
+        speed, samples = _side_by_side(work, subjects, figures)
     names = [subject.name for subject in subjects]
     tasks = [task_result(unit, names, [one[unit.name] for one in answers]) for unit in work.plan.units]
     evaluation = Evaluation(
@@ -114,12 +119,25 @@ def evaluate(
         speed=speed,
         samples=samples,
         settings=settings.model_dump(mode="json"),
-        environment=_environment(work, command),
+        environment=_environment(work),
     )
     if directory is not None:
         directory.mkdir(parents=True, exist_ok=True)
         save_evaluation(directory / FILE, evaluation)
     return evaluation
+
+
+@contextmanager
+def in_evaluation_mode(models: Sequence[PreTrainedModel]) -> Iterator[None]:
+    """For the time of the block."""
+    modes = [model.training for model in models]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
 
 
 def default_directory(models: Sequence[str | Path]) -> Path:
@@ -267,12 +285,12 @@ def _side_by_side(
 
     def time() -> SpeedResult:
         pairs = zip(subjects, models(), strict=True)
-        sizes = [checkpoint_bytes(s.source) or memory_bytes(m) for s, m in pairs]
+        sizes = [(s.live is None and checkpoint_bytes(s.source)) or memory_bytes(m) for s, m in pairs]
         return measure_speed(models(), sizes, settings.batches)
 
     speed, samples = None, []
     if settings.samples:
-        said = {**key, "prompts": prompts, "tokenizers": [tokenizer_hash(one) for one in tokenizers]}
+        said = {**key, "prompts": prompts, "tokenizers": [tokenizer_identity(one) for one in tokenizers]}
         samples = _keep(_kept_at(work.items, "samples", said), TypeAdapter(list[Sample]), write)
     if settings.speed:
         timed = {**key, "batches": settings.batches}
@@ -315,7 +333,7 @@ def _answers(
         key = {
             "weights": figures.weights,
             "dtype": figures.dtype,
-            "tokenizer": tokenizer_hash(subject.tokenizer),
+            "tokenizer": tokenizer_identity(subject.tokenizer),
             "task": unit.name,
             "shots": unit.shots,
             "limit": work.settings.limit,
@@ -335,11 +353,15 @@ def _answers(
     return answers
 
 
-def _environment(work: Work, command: str) -> dict[str, Any]:
+def _environment(work: Work) -> dict[str, Any]:
     versions = {"inheritune": __version__, "transformers": transformers.__version__}
     if work.plan.units:
         versions["lm_eval"] = version("lm_eval")
-    return {**versions, **describe(Hardware(work.device, bf16=False, compile=False)), "command": command}
+    return {
+        **versions,
+        **describe(Hardware(work.device, bf16=False, compile=False)),
+        "command": command_line(),
+    }
 
 
 def _slug(name: str) -> str:

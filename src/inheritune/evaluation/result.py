@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from inheritune.runtime import files
+from inheritune.shown import Shown
 
 FILE = "evaluation.json"
 
@@ -175,7 +176,7 @@ class Sample(Record):
     continuations: list[str]
 
 
-class Evaluation(Record):
+class Evaluation(Record, Shown):
     """Everything that one `inheritune evaluate` found."""
 
     format: Literal[1] = 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import psutil
 import torch
@@ -19,10 +21,14 @@ from inheritune.config import Pretrained, Recipe, TrainRecipe
 from inheritune.data.tokenizer import AUTO
 from inheritune.evaluation.result import ModelFigures
 from inheritune.models.architecture import layer_count, parameter_count
+from inheritune.models.checkpoint_config import check_live
 from inheritune.models.load import load_config, load_model, load_tokenizer, tokenizer_in
 from inheritune.models.size import on_meta
 from inheritune.recipe_file import load_any
 from inheritune.run_directory import RunDirectory
+
+Model: TypeAlias = str | os.PathLike[str] | PreTrainedModel
+Models: TypeAlias = Sequence[Model] | Mapping[str, Model]
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,8 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase | None
     bos: str = AUTO
     """`data.bos` of the run that it is from: the token that it reads in front of a text."""
+    live: PreTrainedModel | None = None
+    """A model that is in memory already."""
 
     @cached_property
     def shape(self) -> PreTrainedModel:
@@ -45,8 +53,15 @@ class Subject:
         """The model on its device, in evaluation mode.
 
         Raises:
-            UserError: it is too large for the device.
+            UserError: it is too large for the device; one in memory is on another.
         """
+        if self.live is not None:
+            if self.live.device != device:
+                raise UserError(
+                    f"{self.name} is on {self.live.device}, but is to be evaluated on {device}: move it there, or "
+                    "give its device"
+                )
+            return self.live
         check_memory([self], device, dtype)
         return load_model(self.source, config=self.config, dtype=dtype).to(device)
 
@@ -64,7 +79,9 @@ class Subject:
         )
 
     def weight_bytes(self, dtype: torch.dtype | str) -> int:
-        """Of the weights in this type; "auto" is the checkpoint's."""
+        """Of the weights that are to be read, in this type; "auto" is the checkpoint's."""
+        if self.live is not None:
+            return 0
         kind = getattr(self.config, "dtype", None) if dtype == "auto" else dtype
         if isinstance(kind, str):
             if not isinstance(named := getattr(torch, kind, None), torch.dtype):
@@ -76,9 +93,9 @@ class Subject:
 
 
 def find_subjects(
-    models: Sequence[str | Path],
+    models: Models,
     *,
-    tokenizer: str | Path | None = None,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> list[Subject]:
@@ -87,7 +104,7 @@ def find_subjects(
     Args:
         models: Hugging Face ids, folders of checkpoints, or directories of finished runs, which stand for their
             reference and their final model, and of finished trainings; each may be given as NAME=MODEL. A name is a
-            folder's own, else.
+            folder's own, else. Or models in memory. Names may also be the keys of a mapping.
         tokenizer: of all of them; by default each model's own.
         revision: branch, tag or commit of model ids.
         trust_remote_code: run code that comes with a model.
@@ -97,12 +114,15 @@ def find_subjects(
     """
     if not models:
         raise UserError("no model is named")
-    shared = None if tokenizer is None else load_tokenizer(tokenizer)
+    shared = load_tokenizer(tokenizer) if isinstance(tokenizer, str | Path) else tokenizer
     if tokenizer is not None and shared is None:
         raise UserError(f"there is no tokenizer at {tokenizer}")
     subjects: list[Subject] = []
-    for given in map(str, models):
-        name, source = _name_and_source(given)
+    for given, one in _named(models):
+        if isinstance(one, PreTrainedModel):
+            subjects.append(_live(given, one, shared))
+            continue
+        name, source = (given, one) if given else _name_and_source(one)
         if (Path(source) / "recipe.yaml").is_file():
             subjects += run_subjects(name, Path(source), shared)
             continue
@@ -113,7 +133,9 @@ def find_subjects(
     names = [subject.name for subject in subjects]
     for subject in subjects:
         if names.count(subject.name) > 1:
-            raise UserError(f"two models are called {subject.name}: name them, as in A=PATH B=PATH")
+            raise UserError(
+                f"two models are called {subject.name}: name them, as in A=PATH B=PATH, or as the keys of a mapping"
+            )
         # The tokenizer may be smaller, and tokens may have been added to it later.
         size = subject.tokenizer.vocab_size if subject.tokenizer is not None else 0
         rows = subject.config.get_text_config().vocab_size
@@ -123,6 +145,25 @@ def find_subjects(
                 "it is another model's tokenizer"
             )
     return subjects
+
+
+def _named(models: Models) -> Iterator[tuple[str | None, str | PreTrainedModel]]:
+    """Each model, and its name where a mapping has one."""
+    pairs = models.items() if isinstance(models, Mapping) else ((None, model) for model in models)
+    for name, model in pairs:
+        yield name, model if isinstance(model, PreTrainedModel) else str(Pretrained.of(_path(model)))
+
+
+def _path(model: object) -> Any:
+    return os.fspath(model) if isinstance(model, os.PathLike) else model
+
+
+def _live(name: str | None, model: PreTrainedModel, shared: PreTrainedTokenizerBase | None) -> Subject:
+    check_live(model)
+    source = model.name_or_path
+    own = name or (_name_and_source(source)[0] if source else model.config.model_type)
+    tokenizer = shared or (load_tokenizer(source) if source else None)
+    return Subject(own, Pretrained(source or "in memory"), model.config, tokenizer, live=model)
 
 
 def run_subjects(
@@ -192,13 +233,6 @@ def weights_hash(model: PreTrainedModel) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over everything that makes tokens of a text; over the vocabulary where no more can be known."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _name_and_source(given: str) -> tuple[str, str]:

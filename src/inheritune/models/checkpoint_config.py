@@ -96,6 +96,25 @@ def load_config(model: Pretrained | str | Path) -> PretrainedConfig:
     return config
 
 
+def check_live(model: PreTrainedModel) -> None:
+    """A model in memory is a causal language model, in weights that can be trained.
+
+    Raises:
+        UserError: it is another kind of model.
+    """
+    kind, config = type(model).__name__, model.config
+    if getattr(config, "is_encoder_decoder", False) or _sees_ahead(config):
+        raise UserError(f"a {kind} is not a causal language model: its tokens see those that follow")
+    if model.get_output_embeddings() is None:
+        raise UserError(
+            f"a {kind} has no head that predicts tokens: give a causal language model, such as "
+            "AutoModelForCausalLM.from_pretrained loads"
+        )
+    if getattr(model, "is_quantized", False):
+        raise UserError("the model is quantized: give it in the weights that it was quantized from")
+    layer_count(config)
+
+
 def without_weights(
     source: Pretrained, config: PretrainedConfig, values: Mapping[str, Any] | None = None
 ) -> PreTrainedModel:

@@ -115,7 +115,7 @@ def load_model(
         if layers is not None:
             kind = with_only(type(empty), config, layers)
     try:
-        with _without_load_report():
+        with quietly():
             model, report = kind.from_pretrained(
                 source.name,
                 config=config,
@@ -166,7 +166,8 @@ def save_model(
     if directory.exists():
         raise UserError(f"{directory} exists already; nothing was written")
     with files.directory(directory) as folder:
-        model.save_pretrained(folder)
+        with quietly():
+            model.save_pretrained(folder)
         save_tokenizer(tokenizer, folder)
         if card is not None:
             (folder / "README.md").write_text(card, encoding="utf-8")
@@ -241,14 +242,17 @@ def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) ->
 
 
 @contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Keep transformers from listing every tensor that a cut leaves behind; `check_weights` looks at them."""
-    verbosity = transformers_logging.get_verbosity()
+def quietly() -> Iterator[None]:
+    """Keep transformers from showing its progress, and from listing every tensor that a cut leaves behind."""
+    bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _make_trainable(source: Pretrained, model: PreTrainedModel) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import rich.table
 
 from inheritune.analysis.result import FILE, AttentionAnalysis, load_analyses, save_analyses, short_name
 from inheritune.report.figures import LAYER, Line, Picture, curves, maps
@@ -93,8 +92,8 @@ def write_analysis(directory: Path, analyzed: Sequence[Analyzed]) -> list[Path]:
     return [directory / FILE, *written]
 
 
-def analysis_table(name: str, analysis: AttentionAnalysis) -> rich.table.Table:
-    """Every layer's rank and mass, for the terminal."""
+def analysis_table(name: str, analysis: AttentionAnalysis) -> Table:
+    """Every layer's rank and mass."""
     rows = [
         (
             str(layer.layer),
@@ -107,7 +106,7 @@ def analysis_table(name: str, analysis: AttentionAnalysis) -> rich.table.Table:
         for layer, ranks in zip(analysis.layers, analysis.ranks, strict=True)
     ]
     headings = ("Layer", "Max rank", "Mean rank", "Mean columns", "Degenerate", "<")
-    return Table(name, headings, rows).terminal()
+    return Table(name, headings, rows)
 
 
 def over_depth(

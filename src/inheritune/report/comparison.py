@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import rich.table
@@ -23,7 +24,10 @@ from inheritune.report.figures import Interval, Line, Picture, short
 from inheritune.report.pages import Page, Section, pictures, write_files
 from inheritune.report.runs import Entry, read_entries
 from inheritune.report.table import PER_BYTE, Row, Table, csv_text, escaped
+from inheritune.shown import Shown
 from inheritune.training import validation
+
+Directory: TypeAlias = str | os.PathLike[str]
 
 FILES = (
     *("comparison.html", "comparison.md", "comparison.csv"),
@@ -76,7 +80,7 @@ class Seeds(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class RunComparison:
+class RunComparison(Shown):
     """Runs compared with one reference; `reference` is the label of its row."""
 
     title: str
@@ -122,29 +126,39 @@ class RunComparison:
 
 
 def compare_runs(
-    runs: Sequence[str],
-    reference: str | None = None,
-    directory: Path = Path("comparison"),
+    runs: Sequence[Directory] | Mapping[str, Directory],
+    reference: Directory | None = None,
+    directory: Path | None = None,
     title: str = "Comparison of runs",
 ) -> RunComparison:
     """Read runs, compare them with the reference, and write `FILES` into `directory`.
 
     Args:
-        runs: directories, each `PATH` or `NAME=PATH`; several with the same name are seeds of one row.
+        runs: directories, each `PATH` or `NAME=PATH`; several with the same name are seeds of one row. Or the names
+            are the keys of a mapping.
         reference: a name, or the path of one of the runs or of another one, which is then the first.
-        directory: made if need be; files of these names in it are replaced.
+        directory: made if need be; files of these names in it are replaced. Without one nothing is written.
         title: heads the page.
 
     Raises:
         UserError: something the user can fix, in one sentence.
     """
-    given = [parse_run(run) for run in runs]
+    given: list[tuple[str | None, Path]]
+    if isinstance(runs, Mapping):
+        given = [(name, Path(run)) for name, run in runs.items()]
+    else:
+        given = [parse_run(os.fspath(run)) for run in runs]
+    if not given:
+        raise UserError("no run is named")
     entries = read_entries(given)
+    reference = None if reference is None else os.fspath(reference)
     if reference is not None and find_reference(entries, reference) is None:
         label, path = parse_run(reference)
         if path.exists():
             entries = read_entries([(label, path), *given])
             reference = str(path)
+    if directory is None:
+        return pair(entries, reference, title)
     return write_comparison(entries, reference, directory, title)
 
 

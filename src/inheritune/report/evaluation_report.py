@@ -72,7 +72,10 @@ def write_evaluation(directory: Path, evaluation: Evaluation) -> list[Path]:
 def evaluation_page(evaluation: Evaluation) -> pages.Page:
     """The page of an evaluation alone."""
     facts = {"How it was measured": evaluation.settings, "Where it ran": evaluation.environment}
-    sources = [*_sources(evaluation), *(pages.facts_table(title, values) for title, values in facts.items())]
+    sources = [
+        *source_tables(evaluation),
+        *(pages.facts_table(title, values) for title, values in facts.items()),
+    ]
     sections = (
         pages.Section(f"Differences to {evaluation.models[0].name}", "differences", _figure(evaluation)),
         *(pages.Section(*part) for part in parts(evaluation)),
@@ -106,7 +109,7 @@ def terminal_tables(evaluation: Evaluation) -> list[rich.table.Table]:
     """For the terminal: of many columns several blocks, without the paper's tables, and every note once."""
     tables = [table for _, _, some in parts(evaluation) for table in some if table.kind != "paper"]
     if evaluation.speed is None:
-        tables.insert(0, _sources(evaluation)[0].without({"Source", "Revision", "Weights, SHA-256"}))
+        tables.insert(0, source_tables(evaluation)[0].without({"Source", "Revision", "Weights, SHA-256"}))
     found: list[rich.table.Table] = []
     told: set[str] = set()
     for table in tables:
@@ -141,7 +144,7 @@ def to_markdown(evaluation: Evaluation) -> str:
         texts += [f"{sample.title}:", _fenced(sample.prompt)]
         for model, (_, text) in zip(evaluation.models, sample.texts, strict=True):
             texts += [f"{escaped(model.name)}:", _fenced(text)]
-    texts += ["## What was measured", *_markdown_tables(_sources(evaluation))]
+    texts += ["## What was measured", *_markdown_tables(source_tables(evaluation))]
     return printable("\n\n".join(texts) + "\n")
 
 
@@ -417,7 +420,7 @@ def _rates(evaluation: Evaluation, speed: SpeedResult) -> Table:
     return table
 
 
-def _sources(evaluation: Evaluation) -> list[Table]:
+def source_tables(evaluation: Evaluation) -> list[Table]:
     """Which models and which items the figures belong to."""
     headings = (
         *("<Model", "<Type", "Layers", "Parameters", "<Precision"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import matplotlib.style
@@ -64,11 +65,24 @@ HEADING: dict[str, Any] = {"color": MUTED, "fontsize": 11, "x": 0.01, "ha": "lef
 _styled = matplotlib.style.context(["default", STYLE])
 
 
-class Picture(NamedTuple):
-    """A figure as an SVG file, and what it shows in words, for those who cannot see it."""
+class Drawing(Figure):
+    """A figure that a notebook shows, whether matplotlib was set up for it or not."""
 
-    svg: str
+    def _repr_svg_(self) -> str:
+        return _svg(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A figure, and what it shows in words, for those who cannot see it."""
+
+    figure: Drawing
     label: str
+
+    @cached_property
+    def svg(self) -> str:
+        """As an SVG file."""
+        return _svg(self.figure, self.label)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +154,7 @@ def curves(
     lines = _drawable(lines, x_label)
     if not lines:
         return None
-    figure = Figure(figsize=(width / 72, 5.2), layout="constrained")
+    figure = Drawing(figsize=(width / 72, 5.2), layout="constrained")
     axes = figure.subplots()
     axes.set_title(heading)
     for position in separators:
@@ -177,7 +191,7 @@ def panels(
         return None
     columns = 4
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(960 / 72, 0.6 + 2.2 * rows), layout="constrained")
+    figure = Drawing(figsize=(960 / 72, 0.6 + 2.2 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     figure.suptitle(heading, **HEADING)
     figure.supxlabel(x_label, color=MUTED, fontsize=11)
@@ -210,7 +224,7 @@ def differences(lines: Sequence[Interval], x_label: str, margin: float = 0.0) ->
     """
     if not lines:
         return None
-    figure = Figure(figsize=(WIDE / 72, 1.1 + 0.32 * len(lines)), layout="constrained")
+    figure = Drawing(figsize=(WIDE / 72, 1.1 + 0.32 * len(lines)), layout="constrained")
     axes = figure.subplots()
     axes.spines["left"].set_visible(False)
     axes.grid(axis="y", visible=False)
@@ -247,7 +261,7 @@ def maps(models: Mapping[str, Mapping[Any, FloatArray]]) -> Picture | None:
         return None
     columns = max(map(len, models.values()))
     colours = LinearSegmentedColormap.from_list("attention", [GROUND, SERIES[0], INK])
-    figure = Figure(figsize=(2.4 * columns, 2.8 * len(models)), layout="constrained")
+    figure = Drawing(figsize=(2.4 * columns, 2.8 * len(models)), layout="constrained")
     rows = figure.subfigures(len(models), squeeze=False).ravel()
     for part, (name, heads) in zip(rows, models.items(), strict=True):
         part.suptitle(printable(name), **HEADING)
@@ -394,9 +408,13 @@ def _pooled(attention_tt: FloatArray) -> FloatArray:
     return np.maximum.reduceat(np.maximum.reduceat(attention_tt, starts, axis=0), starts, axis=1)
 
 
-def _picture(figure: Figure, label: str) -> Picture:
-    label = printable(label[0].upper() + label[1:])
+def _picture(figure: Drawing, label: str) -> Picture:
+    return Picture(figure, printable(label[0].upper() + label[1:]))
+
+
+@_styled
+def _svg(figure: Figure, title: str | None = None) -> str:
     buffer = io.BytesIO()
     nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
-    figure.savefig(buffer, format="svg", metadata={"Title": label, **nothing})
-    return Picture(buffer.getvalue().decode(), label)
+    figure.savefig(buffer, format="svg", metadata={"Title": title, **nothing})
+    return buffer.getvalue().decode()

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import rich.table
 
 from inheritune.analysis.forecast import FORECAST, Forecast, load_forecast
 from inheritune.analysis.kept import (
@@ -34,8 +33,8 @@ SHOWN = 6
 """Depths of which the table of cuts has a row."""
 
 
-def block_table(name: str, blocks: Sequence[BlockFigures]) -> rich.table.Table:
-    """What each block is worth, for the terminal."""
+def block_table(name: str, blocks: Sequence[BlockFigures]) -> Table:
+    """What each block is worth."""
     rows = [
         (
             str(figures.block),
@@ -46,11 +45,11 @@ def block_table(name: str, blocks: Sequence[BlockFigures]) -> rich.table.Table:
         for figures in blocks
     ]
     columns = ("Block", "Difference", "95% interval", "Influence")
-    return Table(f"{name}: the loss without each block minus the loss with it", columns, rows).terminal()
+    return Table(f"{name}: the loss without each block minus the loss with it", columns, rows)
 
 
-def cut_table(analysis: LayerAnalysis) -> rich.table.Table:
-    """Losses of cuts as they are, for the terminal."""
+def cut_table(analysis: LayerAnalysis) -> Table:
+    """Losses of cuts as they are."""
     losses: dict[int, dict[str, float]] = {}
     for point in analysis.curve:
         losses.setdefault(len(point.layers), {})[point.keep] = point.loss
@@ -59,11 +58,11 @@ def cut_table(analysis: LayerAnalysis) -> rich.table.Table:
     rules = list(losses[depths[0]])
     rows = [[str(depths[i]), *(f"{losses[depths[i]][rule]:.2f}" for rule in rules)] for i in places]
     columns = ("Layers", *(rule.capitalize() for rule in rules))
-    return Table("Loss of a cut as it is, by which layers are kept", columns, rows).terminal()
+    return Table("Loss of a cut as it is, by which layers are kept", columns, rows)
 
 
-def shape_table(trials: Sequence[Trial]) -> rich.table.Table:
-    """The shapes that were compared for a size, for the terminal."""
+def shape_table(trials: Sequence[Trial]) -> Table:
+    """The shapes that were compared for a size."""
     rows = [
         (
             *map(str, (trial.layers, trial.hidden, trial.heads, trial.mlp)),
@@ -74,7 +73,7 @@ def shape_table(trials: Sequence[Trial]) -> rich.table.Table:
         for trial in trials
     ]
     columns = ("Layers", "Hidden", "Heads", "MLP", "Parameters", "Loss as cut", "After a trial")
-    return Table("Shapes of this size", columns, rows).terminal()
+    return Table("Shapes of this size", columns, rows)
 
 
 def worth_picture(analysis: LayerAnalysis) -> Picture | None:

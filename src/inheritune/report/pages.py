@@ -111,6 +111,11 @@ def continuations(samples: Sequence[Sample], names: Sequence[str]) -> list[Conti
     ]
 
 
+def fragment(blocks: Sequence[Block]) -> str:
+    """Blocks as HTML without a page around them, for a notebook."""
+    return printable(str(_PARTS.blocks_of(blocks)))
+
+
 def facts_table(title: str, values: Mapping[str, Any]) -> Table:
     """Names and values, such as settings or the machine; what is not text as JSON."""
     rows = (
@@ -153,3 +158,4 @@ _ENVIRONMENT = Environment(
 _ENVIRONMENT.filters |= {"minus": minus, "data_uri": _data_uri}
 _ENVIRONMENT.tests["of"] = lambda block, kind: type(block).__name__ == kind
 _TEMPLATE = _ENVIRONMENT.get_template("page.html")
+_PARTS: Any = _TEMPLATE.make_module({"page": Page("", "", [], [], "")})

@@ -118,6 +118,14 @@ class Table:
         rule = ["-" * (width - 1) + "-:"[number] for width, number in zip(widths, numbers, strict=True)]
         return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
+    def __str__(self) -> str:
+        return "\n\n".join(filter(None, (self.title, self.markdown() if self.rows else "", *self.notes)))
+
+    def _repr_html_(self) -> str:
+        from inheritune.report.pages import fragment
+
+        return fragment([self])
+
     def _with_interval(self) -> Table:
         """The same with every 95% interval beside the difference before it, in one column."""
         if "95% interval" not in self.headings:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
 
 from inheritune import UserError
 from inheritune.config import Training
+from inheritune.runtime.progress import in_notebook
 from inheritune.runtime.world import ALONE, World, check_gpus
 
 
@@ -93,6 +97,15 @@ def describe(hardware: Hardware) -> dict[str, str | int]:
         "compile": "yes" if hardware.compile else "no",
         **({"processes": hardware.world.size} if hardware.world.size > 1 else {}),
     }
+
+
+def command_line() -> str:
+    """What started this program, for the record."""
+    if in_notebook():
+        return "a notebook"
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return shlex.join([name, *sys.argv[1:]])
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""How far long work has come: a bar with rate and time left, or plain lines where there is no terminal."""
+"""How far long work has come: a bar with rate and time left, in a notebook one line, or plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from inheritune.quantities import duration
 
 SECONDS_BETWEEN_LINES = 15.0
+SECONDS_IN_NOTEBOOK = 0.5
 
 
 class ProgressBar:
@@ -32,6 +33,9 @@ class ProgressBar:
         self.first: tuple[float, int] | None = None  # when the first update came, and what was done then
         console = Console(stderr=True)
         self.silent = not first_process()
+        self.notebook = in_notebook()
+        self.pause = SECONDS_IN_NOTEBOOK if self.notebook else SECONDS_BETWEEN_LINES
+        self.longest = 0  # of the lines that were written in one place
         self.bar: Progress | None = None
         if console.is_terminal and sys.stderr.isatty() and not self.silent:
             self.bar = Progress(
@@ -58,6 +62,8 @@ class ProgressBar:
             self.bar.stop()
         elif kind is None:
             self._line("done")
+        if self.longest:
+            print(flush=True)
 
     def update(self, done: int, note: str = "", total: int | None = None) -> None:
         """Say that `done` units are done in all, and if that is known better now, of how many."""
@@ -65,7 +71,7 @@ class ProgressBar:
         now = time.monotonic()
         # What came before it (skipping what an earlier start did, compiling) says nothing about the rest.
         self.first = self.first or (now, done)
-        if self.bar is None and now - self.last_line < SECONDS_BETWEEN_LINES:
+        if self.bar is None and now - self.last_line < self.pause:
             return
         rate = (done - self.first[1]) / max(1e-9, now - self.first[0])
         counts = f"{done:,}{'' if self.total is None else f'/{self.total:,}'} {self.unit}"
@@ -81,13 +87,26 @@ class ProgressBar:
         self._line(", ".join(filter(None, (counts, left, note))))
 
     def _line(self, text: str) -> None:
-        say(f"{self.title}: {text}")
+        line = f"{self.title}: {text}"
+        if self.notebook and not self.silent:  # over the line before
+            self.longest = max(self.longest, len(line))
+            print(f"\r{line:{self.longest}}", end="", flush=True)
+        else:
+            say(line)
 
 
 def say(text: str) -> None:
     """A line for the user about work that is under way, from the first process only."""
     if first_process():
-        print(text, file=sys.stderr, flush=True)
+        # What is on stderr looks like an error in a notebook.
+        print(text, file=sys.stdout if in_notebook() else sys.stderr, flush=True)
+
+
+def in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this program."""
+    module = sys.modules.get("IPython")
+    shell = module.get_ipython() if module is not None else None
+    return getattr(shell, "kernel", None) is not None
 
 
 def first_process() -> bool:

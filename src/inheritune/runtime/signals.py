@@ -35,7 +35,7 @@ def signals(ending: Callable[[], str]) -> Iterator[Callable[[], bool]]:
 
     def note(number: int, frame: object) -> None:
         arrived.append(number)
-        signal.signal(number, previous[signal.Signals(number)])
+        signal.signal(number, previous[signal.Signals(number)] or signal.SIG_DFL)
         if first_process():
             start = "\n" if os.isatty(STDERR) else ""  # below the progress bar
             # Not `print`: the signal may have come while this thread was writing.
@@ -50,4 +50,5 @@ def signals(ending: Callable[[], str]) -> Iterator[Callable[[], bool]]:
         yield lambda: bool(arrived) or parent not in (None, os.getppid())
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            # None: one that was not installed from Python, and cannot be.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

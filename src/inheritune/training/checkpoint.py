@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 RECORD = "training.json"
 OPTIMIZER = "optimizer"
+WRITER = "inheritune-checkpoint"
+"""Name of the threads that write."""
 
 
 @dataclass
@@ -99,7 +101,7 @@ class Saver:
                 self.error = error
 
         # A process that has to end does not wait for the disk: what is not complete does not count.
-        self.thread = threading.Thread(target=write, name="checkpoint", daemon=True)
+        self.thread = threading.Thread(target=write, name=WRITER, daemon=True)
         self.thread.start()
 
     def wait(self) -> None:
@@ -157,6 +159,9 @@ def newest(folder: Path, wanted: TrainState) -> tuple[Path, TrainState] | None:
     Raises:
         UserError: checkpoints exist, but they are of other settings or other data, or every one is damaged.
     """
+    for thread in threading.enumerate():  # of a training in this process that ended by an exception
+        if thread.name == WRITER:
+            thread.join()
     files.remove_leftovers(folder)
     candidates = all_in(folder)
     for path in reversed(candidates):

@@ -31,6 +31,7 @@ from inheritune.runtime.progress import ProgressBar
 from inheritune.runtime.signals import Interrupted, signals
 from inheritune.runtime.world import World
 from inheritune.training import checkpoint
+from inheritune.training.callbacks import NONE, Callbacks
 from inheritune.training.checkpoint import Saver, TrainState
 from inheritune.training.final_model import (
     CHECKPOINTS,
@@ -69,6 +70,7 @@ def train(
     ends: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
     begins: Callable[[WindowLosses], None] = lambda losses: None,
+    callbacks: Callbacks = NONE,
     trust_remote_code: bool = False,
     title: str = "training",
 ) -> Outcome:
@@ -91,6 +93,7 @@ def train(
             validated there on all windows, with the weights that would be left behind.
         dtype: of the weights in `model/`; checkpoints are float32.
         begins: is called with the losses of the first weights.
+        callbacks: are told of steps and validations.
         trust_remote_code: for checkpoints of a model that needs it.
         title: of the progress bar.
 
@@ -121,7 +124,7 @@ def train(
     model, stepper, state = started.model, started.stepper, started.state
     saver = Saver(directory / CHECKPOINTS, training.checkpoints.keep, world)
     flops = stepper.loss.flops_per_token(data.window) * training.tokens_per_step
-    metrics = Metrics(directory, training, hardware, flops, state)
+    metrics = Metrics(directory, training, hardware, flops, state, callbacks)
     batches = training_steps(
         data,
         order,

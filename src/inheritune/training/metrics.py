@@ -14,6 +14,7 @@ from inheritune import UserError
 from inheritune.config import Training
 from inheritune.runtime import files
 from inheritune.runtime.hardware import Hardware
+from inheritune.training.callbacks import NONE, Callbacks
 from inheritune.training.checkpoint import TrainState
 from inheritune.training.step import StepResult
 from inheritune.training.validation import WindowLosses
@@ -36,11 +37,19 @@ class Metrics:
         hardware: whose memory is recorded; rank 0 of its world writes.
         flops: of one step.
         state: of the training as it starts. Lines of steps after its own are removed: they will be done again.
+        callbacks: are told of every line.
     """
 
     def __init__(
-        self, directory: Path, training: Training, hardware: Hardware, flops: float, state: TrainState
+        self,
+        directory: Path,
+        training: Training,
+        hardware: Hardware,
+        flops: float,
+        state: TrainState,
+        callbacks: Callbacks = NONE,
     ) -> None:
+        self.name, self.callbacks = directory.name, callbacks
         self.training, self.hardware, self.flops = training, hardware, flops
         self.results: list[StepResult] = []
         self.seconds = state.seconds
@@ -105,6 +114,7 @@ class Metrics:
         self.file.flush()
         for writer in self.writers:
             writer.log({f"{kind}/{name}": value for name, value in values.items()}, state.step)
+        self.callbacks.tell(kind, state.step, {"training": self.name, **values})
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ Letters: B windows, T tokens, N tokens of all windows, V vocabulary, K draws.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -35,6 +36,7 @@ from inheritune.data.answers import (
     write_file,
 )
 from inheritune.data.loader import TrainingData, batches, open_together
+from inheritune.models.checkpoint_config import check_live
 from inheritune.models.load import load_config, load_model, load_tokenizer
 from inheritune.models.size import flops_per_token
 from inheritune.recipe_file import parse_recipe
@@ -209,7 +211,7 @@ def weights_sha256(model: PreTrainedModel) -> str:
 
 
 def answers(
-    teacher: str | Path,
+    teacher: str | Path | PreTrainedModel,
     data: str | Path,
     output: str | Path,
     *,
@@ -230,7 +232,7 @@ def answers(
     Called again it resumes where it stopped; finished it computes nothing. Under torchrun every process calls it.
 
     Args:
-        teacher: a causal language model, its Hugging Face id or the folder of its checkpoint.
+        teacher: a causal language model, which is copied, its Hugging Face id or the folder of its checkpoint.
         data: folder of token shards, whose training split is read.
         output: folder for the answers, which recipes name as `distillation.answers`.
         window: tokens of each window, as in the recipes.
@@ -251,6 +253,10 @@ def answers(
     Raises:
         UserError: something the user can fix, in one sentence.
     """
+    live = teacher if isinstance(teacher, PreTrainedModel) else None
+    if live is not None:
+        check_live(live)
+        teacher = live.name_or_path or f"a {live.config.model_type} model in memory"
     source = {"pretrained": str(teacher), "revision": revision, "trust_remote_code": trust_remote_code}
     text = {"path": str(data), "window": window, "tokens": tokens, "bos": bos}
     asking = parse_recipe(
@@ -270,10 +276,11 @@ def answers(
         opened = open_together(asking.data, world)
         trained = asking.teacher.trained
         assert trained is not None
-        config = load_config(trained)
-        check_fit(config, opened, load_tokenizer(trained), str(trained))
+        config = load_config(trained) if live is None else live.config
+        tokenizer = load_tokenizer(trained) if live is None or live.name_or_path else None
+        check_fit(config, opened, tokenizer, str(trained))
         return ask(
-            partial(load_model, trained, config=config),
+            partial(load_model, trained, config=config) if live is None else partial(copy.deepcopy, live),
             str(trained),
             opened,
             opened.training_windows(np.arange(opened.windows)),

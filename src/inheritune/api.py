@@ -1,0 +1,339 @@
+"""The Python API, on objects: what the verbs of the command line do, for scripts and notebooks.
+
+Recipes are dictionaries, YAML files or their own classes; models are in memory, ids or folders; what is found comes
+back as an object that shows itself (`shown.Shown`). `inherit`, `append`, `analyze`, `prepare` and `answers`, which
+need none of this, are where their work is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import rmtree
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from pydantic import BaseModel
+from transformers import PreTrainedModel
+
+from inheritune import UserError, algorithm, plain_yaml, single_model
+from inheritune.analysis.kept import BlockFigures, LayerAnalysis
+from inheritune.analysis.layers import analyze_layers
+from inheritune.analysis.result import short_name
+from inheritune.config import EvaluationSettings, Pretrained, Recipe, Study, TrainRecipe
+from inheritune.cut import config_of, name_of, text_for, tokenizer_of
+from inheritune.data.tokenizer import AUTO
+from inheritune.estimate import Estimate, estimate
+from inheritune.evaluation import evaluate as evaluation
+from inheritune.evaluation.result import Evaluation
+from inheritune.evaluation.subjects import Model, Models, weights_hash
+from inheritune.models.checkpoint_config import check_live
+from inheritune.models.load import load_model, quietly, save_model
+from inheritune.recipe_file import parse_any, parse_recipe
+from inheritune.report.comparison import Directory, RunComparison, compare_runs
+from inheritune.report.results import RunResult, TrainResult
+from inheritune.runtime.hardware import choose_device
+from inheritune.runtime.world import joined
+from inheritune.training.callbacks import Callbacks, Tell
+
+if TYPE_CHECKING:
+    import torch
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+    from inheritune.data.documents import TextData
+    from inheritune.run_directory import RoundFigures
+
+R = TypeVar("R", Recipe, TrainRecipe)
+Given: TypeAlias = Mapping[str, Any] | str | os.PathLike[str]
+"""A recipe as plain values, or the YAML file that it is in."""
+
+
+def run(
+    recipe: Given | Recipe,
+    output: str | Path | None = None,
+    *,
+    reference: PreTrainedModel | None = None,
+    on_step: Tell | None = None,
+    on_validation: Tell | None = None,
+    on_round: Callable[[RoundFigures], object] | None = None,
+) -> RunResult:
+    """Algorithm 1: inherit, train, compare, grow, until the small model is as good as the reference.
+
+    Called again it resumes where it was stopped, by whatever: an interrupted notebook cell leaves a checkpoint.
+    Finished it only gives the figures. Under torchrun every process calls it.
+
+    Args:
+        recipe: a dictionary, a YAML file, or a `Recipe`.
+        output: directory of the run; by default `runs/NAME`.
+        reference: a model in memory, for a recipe that names none. It is saved in `OUTPUT-reference`, which the
+            recipe then names, so that the run can be resumed from anywhere; in a call that resumes it has to be the
+            same model, weight by weight.
+        on_step: is called on rank 0 with (step, figures) after each step that is logged (`training.log_every`). The
+            figures are those of the line in `metrics.jsonl`, and as `training` the name of the training's directory.
+        on_validation: the same after each validation.
+        on_round: is called with the `RoundFigures` of each finished round, in a run that resumes also of the rounds
+            before. What any of the three raises stops the run, with its last checkpoint kept.
+
+    Raises:
+        UserError: something the user can fix, in one sentence.
+        Interrupted: a signal asked to stop (Ctrl-C, the notebook's stop button); everything is saved.
+        PeerLostError: another process ended; everything that was saved is good.
+    """
+    callbacks = Callbacks(on_step, on_validation, on_round)
+    with quietly(), _resolved(recipe, Recipe, "reference", reference, output) as (settings, directory):
+        return RunResult(directory, algorithm.run(settings, directory, callbacks=callbacks))
+
+
+def train(
+    recipe: Given | TrainRecipe,
+    output: str | Path | None = None,
+    *,
+    model: PreTrainedModel | None = None,
+    on_step: Tell | None = None,
+    on_validation: Tell | None = None,
+) -> TrainResult:
+    """Train one model, from random weights or from a trained one; arguments and errors as of `run`.
+
+    Args:
+        recipe: a dictionary, a YAML file, or a `config.TrainRecipe`.
+        output: directory of the training; by default `runs/NAME`.
+        model: a model in memory to start from, for a recipe that names none. It is saved in `OUTPUT-model`; the model
+            itself is left as it is.
+        on_step: as of `run`.
+        on_validation: as of `run`.
+    """
+    callbacks = Callbacks(on_step, on_validation)
+    with quietly(), _resolved(recipe, TrainRecipe, "model", model, output) as (settings, directory):
+        return TrainResult(directory, single_model.train_model(settings, directory, callbacks=callbacks))
+
+
+def plan(
+    recipe: Given | Recipe | TrainRecipe | Study,
+    *,
+    flops_per_second: float | None = None,
+    measure: bool = False,
+    processes: int = 1,
+    device: str | None = None,
+    without_data: bool = False,
+) -> Estimate:
+    """Parameters, tokens, FLOPs, memory and hours of every stage of a run, a training or a study, before it runs.
+
+    Args:
+        recipe: a dictionary, a YAML file, or a recipe.
+        flops_per_second: rate to plan the time with.
+        measure: measure the rate here, in a few steps.
+        processes: how many train together.
+        device: "cpu" or "cuda", for whose memory to plan; by default what is here.
+        without_data: plan by the recipe alone where its data is not there yet.
+
+    Raises:
+        UserError: as running it would.
+    """
+    with quietly():
+        return estimate(
+            recipe if isinstance(recipe, Recipe | TrainRecipe | Study) else parse_any(*_values(recipe)),
+            flops_per_second=flops_per_second,
+            measure=measure,
+            processes=processes,
+            device=device,
+            without_data=without_data,
+        )
+
+
+def importance(
+    model: PreTrainedModel | Pretrained | str | Path,
+    data: TextData,
+    *,
+    layers: int | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    bos: str = AUTO,
+    ignore_tokenizer: bool = False,
+    on_blocks: Callable[[Sequence[BlockFigures]], object] = lambda blocks: None,
+) -> LayerAnalysis:
+    """What each layer of a model is worth, which ones to keep, and what cuts cost before any training.
+
+    Args:
+        model: a causal language model, which is measured where it is and left as it is, its id, or its folder.
+        data: folder of token shards (the training split is read), or a text file or a `datasets.Dataset` with a
+            column `text`, which the model's own tokenizer reads.
+        layers: of the smallest cut; by default half of them.
+        tokenizer: of the model; by default the one that comes with its id or folder, also of a model in memory that
+            was loaded from there.
+        seed: of the choice of windows.
+        device: where to load a model that is given by name; by default a GPU if there is one.
+        revision: branch, tag or commit of a model id.
+        trust_remote_code: run code that comes with the model.
+        bos: name of the token in front of every window, as in a recipe's `data.bos`.
+        ignore_tokenizer: accept shards of another tokenizer than the model's.
+        on_blocks: is given what each block is worth as soon as it is known; the search for cuts takes longer.
+
+    Returns:
+        An analysis, whose `keep(n)` is what `inherit` takes as `keep`.
+
+    Raises:
+        UserError: something the user can fix, in one sentence.
+    """
+    with quietly():
+        source = (
+            model if isinstance(model, PreTrainedModel) else Pretrained.of(model, revision, trust_remote_code)
+        )
+        config, name = config_of(source), short_name(name_of(source))
+        text = text_for(source, config, data, tokenizer=tokenizer, bos=bos, ignore_tokenizer=ignore_tokenizer)
+        if isinstance(source, PreTrainedModel):
+            with evaluation.in_evaluation_mode([source]):
+                return analyze_layers(source, text, name=name, fewest=layers, seed=seed, show=on_blocks)
+        loaded = load_model(source, config=config).to(choose_device(device))
+        return analyze_layers(loaded, text, name=name, fewest=layers, seed=seed, show=on_blocks)
+
+
+def evaluate(
+    models: Model | Models,
+    output: str | Path | None = None,
+    *,
+    tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **settings: Any,
+) -> Evaluation:
+    """Tasks, validation loss, speed and samples of models, side by side; the others are compared with the first.
+
+    Args:
+        models: one or several: models in memory, which are evaluated where they are and as they are, ids, folders of
+            checkpoints, directories or results of finished runs, which stand for their reference and their final
+            model, and of finished trainings. As a mapping, by name.
+        output: folder for `evaluation.json`, in which a second call finds what the first has done; by default
+            nothing is written.
+        tokenizer: for models that come without one.
+        device: by default that of a model in memory, else a GPU if there is one.
+        dtype: of the weights that are read; "auto" keeps the checkpoint's.
+        revision: branch, tag or commit of model ids.
+        trust_remote_code: run code that comes with a model.
+        **settings: what to find out, as the keys of a recipe's `evaluation`: `tasks`, `validation`, `speed`,
+            `samples`, `prompts`, `limit` and so on.
+
+    Raises:
+        UserError: something the user can fix, in one sentence, as far as possible before anything is computed.
+    """
+    if isinstance(models, str | os.PathLike | PreTrainedModel):
+        models = [models]
+    with quietly():
+        return evaluation.evaluate(
+            models,
+            parse_recipe(settings, EvaluationSettings, origin="evaluation"),
+            None if output is None else Path(output),
+            tokenizer=tokenizer,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+
+
+def compare(
+    runs: Sequence[Directory] | Mapping[str, Directory],
+    reference: Directory | None = None,
+    output: str | Path | None = None,
+    *,
+    title: str = "Comparison of runs",
+) -> RunComparison:
+    """Runs in one table and one figure: losses, paired differences with intervals, cost.
+
+    Args:
+        runs: directories or results of runs and trainings; as a mapping, by name. As texts they may be `NAME=PATH`,
+            and those with the same name are seeds of one row.
+        reference: name or directory to compare with; by default the reference of the first run, else the first.
+        output: folder for page, tables and figures; by default nothing is written.
+        title: heads the page.
+
+    Raises:
+        UserError: something the user can fix, in one sentence.
+    """
+    return compare_runs(runs, reference, None if output is None else Path(output), title)
+
+
+@contextmanager
+def _resolved(
+    recipe: Given | R, kind: type[R], key: str, model: PreTrainedModel | None, output: str | Path | None
+) -> Iterator[tuple[R, Path]]:
+    """The recipe, and its directory; a model in memory is saved beside that, and named in the recipe by `key`."""
+    if isinstance(recipe, kind):
+        if model is not None:
+            raise UserError(
+                f"a {kind.__name__} names its {key} already: give a dictionary without, or no model"
+            )
+        yield recipe, directory_of(recipe, output)
+        return
+    if isinstance(recipe, BaseModel):
+        raise UserError(f"a {type(recipe).__name__} is given, but this takes a {kind.__name__}")
+    values, origin = _values(recipe)
+    if model is None:
+        settings = parse_recipe(values, kind, origin)
+        yield settings, directory_of(settings, output)
+        return
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(
+            f"{key} is a {type(model).__name__}, but should be a model of transformers: name an id or a folder in "
+            f"the recipe (`{key}.pretrained`)"
+        )
+    check_live(model)
+    own = values.get(key) if isinstance(values, Mapping) else None
+    if isinstance(own, Mapping) and {"pretrained", "architecture"} & own.keys():
+        raise UserError(f"{origin} names a {key}, and another one is given: leave one of them out")
+    directory = directory_of(parse_recipe(_naming(values, key, Path("in memory")), kind, origin), output)
+    folder = directory.with_name(f"{directory.name}-{key}")
+    settings = parse_recipe(_naming(values, key, folder), kind, origin)
+    with joined(settings.training) as world:
+        made = world.on_first(_save, model, folder, key)
+        try:
+            yield settings, directory
+        finally:
+            if made and world.first and not directory.exists():  # an error before there was a run
+                rmtree(folder)
+
+
+def _values(recipe: Given) -> tuple[Any, str]:
+    """A recipe's plain values, and what to call it in errors."""
+    if isinstance(recipe, str | os.PathLike):
+        return plain_yaml.read(Path(recipe)), os.fspath(recipe)
+    return recipe, "the recipe"
+
+
+def _naming(values: Any, key: str, folder: Path) -> Any:
+    own = (values.get(key) or {}) if isinstance(values, Mapping) else None
+    if not isinstance(own, Mapping):
+        return values  # which is refused where it is checked
+    return {**values, key: {**own, "pretrained": str(folder)}}
+
+
+def directory_of(recipe: Recipe | TrainRecipe, output: str | Path | None) -> Path:
+    """Where a run or a training is."""
+    return Path("runs") / recipe.name if output is None else Path(output)
+
+
+def _save(model: PreTrainedModel, folder: Path, key: str) -> bool:
+    """Save a model in this folder, or make sure that it is the one that is there; whether it was saved."""
+    if folder.exists():
+        _check_same(model, folder, f"is not the {key} that is given, but another model: give another output")
+        return False
+    found = tokenizer_of(model)
+    save_model(
+        model,
+        folder,
+        tokenizer=found,
+        check=lambda written: _check_same(
+            model, written, f"the {key} changes as it is saved and read: name its id or folder instead"
+        ),
+    )
+    return True
+
+
+def _check_same(model: PreTrainedModel, folder: Path, otherwise: str) -> None:
+    if weights_hash(load_model(folder, dtype=model.dtype)) != weights_hash(model):
+        raise UserError(f"{folder} {otherwise}")
