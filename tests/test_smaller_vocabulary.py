@@ -171,7 +171,7 @@ def test_models_without_a_tokenizer_of_which_tokens_can_be_taken(tmp_path: Path,
         inheritune.inherit(bare, **options)
     with pytest.raises(UserError, match="say in which folder to save both"):
         inheritune.inherit(words, vocabulary=300, data=text)
-    with pytest.raises(UserError, match="only a model that is an id or a folder can be saved"):
+    with pytest.raises(UserError, match="a llama model in memory has no tokenizer"):
         inheritune.inherit(tiny_model("llama"), **options)
     assert not (tmp_path / "small").exists()
 

@@ -95,8 +95,9 @@ def stored(directory: Path, model: str, task: str) -> TaskItems:
 
 
 def test_two_models_on_a_table_of_the_paper(
-    pair: list[str], items: Path, tmp_path: Path, asked: Asked
+    pair: list[str], items: Path, tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sys.argv", ["/somewhere/inheritune/__main__.py", "evaluate"])
     wanted = settings(items, tasks=("zero-shot", "wikitext"))
     found = evaluate(pair, wanted, tmp_path / "out", **CPU)
     assert load_evaluation(tmp_path / "out" / "evaluation.json") == found
@@ -105,7 +106,7 @@ def test_two_models_on_a_table_of_the_paper(
         ("small", 1, "float32"),
     ]
     assert found.models[0].weights != found.models[1].weights
-    assert "pytest" in found.environment["command"]
+    assert found.environment["command"] == "inheritune evaluate"
     assert found.settings["tasks"] == ["zero-shot", "wikitext"]
     names = [task for task, _ in GROUPS["zero-shot"].columns] + ["wikitext"]
     assert [task.task for task in found.tasks] == names

@@ -15,6 +15,7 @@ from inheritune.analysis.forecast import Forecast, Prediction, Probe
 from inheritune.analysis.kept import Kept, Measurement, save
 from inheritune.cli.console import console, print_result
 from inheritune.report import figures, write_report
+from inheritune.report.results import RunResult
 from inheritune.run_directory import Summary
 from report.synthetic_run import (
     FINAL_LOSS,
@@ -355,7 +356,7 @@ def test_the_terminal_has_the_layers_too(run: Path) -> None:
     add_choices(run)
     summary = Summary.model_validate_json((run / "summary.json").read_text("utf-8"))
     with console.capture() as capture:
-        print_result(summary, run)
+        print_result(RunResult(run, summary))
     shown = capture.get()
     assert "0-2, 7" in shown and "measured" in shown and "5.130" in shown and "Predicted" in shown
 

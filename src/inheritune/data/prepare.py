@@ -120,7 +120,7 @@ def prepare(
     arguments = Arguments(
         sources=[_name_of(one) for one in sources],
         tokenizer=tokenizers.name_of(tokenizer),
-        in_memory=_digest([one for one in sources if not isinstance(one, str | Path)], tokenizer),
+        in_memory=_digest([one for one in sources if not isinstance(one, str | Path)]),
         train_tokenizer=train_tokenizer,
         end_of_text=end_of_text,
         validation=validation,
@@ -276,8 +276,8 @@ def _name_of(source: TextData | Iterable[str]) -> str:
     return DATA_SET if is_dataset(source) else IN_MEMORY
 
 
-def _digest(in_memory: Sequence[Any], tokenizer: object) -> str:
-    """Tells what was given in memory from other documents and another tokenizer; "" without any of it.
+def _digest(in_memory: Sequence[Any]) -> str:
+    """Tells documents in memory from others; "" without any.
 
     A data set has a fingerprint of its own; what can be read only once has none.
     """
@@ -290,10 +290,7 @@ def _digest(in_memory: Sequence[Any], tokenizer: object) -> str:
                 digest.update(
                     f"{len(text)} {text}".encode(errors="replace") if isinstance(text, str) else b""
                 )
-    named = tokenizer is None or isinstance(tokenizer, str | Path)
-    if not named:
-        digest.update(tokenizers.identity(tokenizer).encode())
-    return digest.hexdigest() if in_memory or not named else ""
+    return digest.hexdigest() if in_memory else ""
 
 
 def _make_tokenizer(

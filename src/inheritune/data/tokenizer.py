@@ -95,7 +95,7 @@ class Encoder:
 
 
 def name_of(tokenizer: Any) -> str | None:
-    """What a tokenizer is called, or was given as.
+    """What a tokenizer was given as: its id or folder, or the name of one in memory with a hash that tells it apart.
 
     Raises:
         UserError: it is none of transformers'.
@@ -107,7 +107,7 @@ def name_of(tokenizer: Any) -> str | None:
             f"a {type(tokenizer).__name__} is not a tokenizer of transformers: give one, its Hugging Face id, or its "
             "folder"
         )
-    return tokenizer.name_or_path or "a tokenizer in memory"
+    return f"{tokenizer.name_or_path or 'in memory'} ({identity(tokenizer)[:12]})"
 
 
 def identity(tokenizer: Any) -> str:

@@ -54,7 +54,8 @@ class Arguments(BaseModel):
     files: dict[str, int] = {}
     """Bytes of each local file, by which most changes of a finished text are noticed; files may be gone by then."""
     in_memory: str = ""
-    """Tells documents and a tokenizer in memory from others; "" where there were none, or it is not known."""
+    """Tells documents in memory from others; "" where there were none, or it is not known. Of what is unfinished the
+    documents themselves are compared."""
 
 
 class Saved(BaseModel):
@@ -88,6 +89,8 @@ def finished(output: Path, arguments: Arguments) -> Manifest:
     manifest = read_manifest(output)
     before = {"sources": manifest.source, **manifest.arguments}
     _check_same(before, arguments, output, "give another directory")
+    if manifest.arguments.get("in_memory", "") not in ("", arguments.in_memory):
+        raise UserError(f"{output} was made of other documents in memory: give another directory")
     known = manifest.arguments.get("files", arguments.files)  # the first versions did not write them down
     changed = [file for file, size in arguments.files.items() if known.get(file) != size]
     if changed:
@@ -100,11 +103,6 @@ def _check_same(before: dict[str, Any], arguments: Arguments, directory: Path, a
     # An argument that was not yet there had its default.
     defaults = {name: f.default for name, f in Arguments.model_fields.items() if not f.is_required()}
     before = {**defaults, **before}
-    known = before.pop("in_memory")
-    if known and known != arguments.in_memory:
-        raise UserError(
-            f"{directory} was started with other documents or another tokenizer in memory: {advice}"
-        )
     for name, value in arguments.model_dump(exclude={"files", "in_memory"}).items():
         if name in before and before[name] != value:
             raise UserError(

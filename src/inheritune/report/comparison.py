@@ -148,8 +148,6 @@ def compare_runs(
         given = [(name, Path(run)) for name, run in runs.items()]
     else:
         given = [parse_run(os.fspath(run)) for run in runs]
-    if not given:
-        raise UserError("no run is named")
     entries = read_entries(given)
     reference = None if reference is None else os.fspath(reference)
     if reference is not None and find_reference(entries, reference) is None:
