@@ -28,7 +28,7 @@ DOCS = "docs"
 
 CARRIED = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks", "examples", "recipes", "results")
 """Files and folders beside `docs/` that the site has too."""
-CARRIED_KINDS = (".md", ".svg", ".png", ".csv", ".yaml", ".sh", ".sbatch")
+CARRIED_KINDS = (".md", ".svg", ".png", ".csv", ".yaml", ".sh", ".sbatch", ".ipynb")
 
 MARKER = re.compile(r"^<!-- made from the program: ([a-z -]+) -->$", re.MULTILINE)
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")

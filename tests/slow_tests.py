@@ -40,6 +40,7 @@ SLOW = [
     "tests/test_study.py::test_two_starts_of_a_study_do_not_meet",
     "tests/test_study.py::test_what_needs_a_failed_row_is_not_run_and_the_rest_is",
     # whole programs, packages and pages
+    "tests/test_notebook.py::test_it_shrinks_a_model",
     "tests/docs/test_commands.py::test_a_page_can_be_followed",
     "tests/test_gpu_benchmark.py::test_it_measures_once_and_ends_with_a_table",
     "tests/test_gpu_benchmark.py::test_sigterm_keeps_what_there_is_and_prints_it",

@@ -413,7 +413,7 @@ def _picture(figure: Drawing, label: str) -> Picture:
 
 
 @_styled
-def _svg(figure: Figure, title: str | None = None) -> str:
+def _svg(figure: Figure, title: str = "") -> str:
     buffer = io.BytesIO()
     nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
     figure.savefig(buffer, format="svg", metadata={"Title": title, **nothing})
