@@ -217,6 +217,20 @@ def test_a_cut_of_a_model_in_memory_is_that_of_its_folder(
     assert grown.config.num_hidden_layers == 3
 
 
+def test_dropout_of_a_model_that_is_trained_is_left_out(data: Path) -> None:
+    """Notebooks hold models in training mode."""
+    dropout = tiny_model("gpt2", resid_pdrop=0.3, embd_pdrop=0.3, attn_pdrop=0.3)
+    found = []
+    for mode in (False, True):
+        dropout.train(mode)
+        cut = inheritune.inherit(dropout, 3, hidden=16, heads=2, data=data)
+        found.append(
+            (weights_hash(cut), inheritune.importance(dropout, data), inheritune.analyze(dropout, data))
+        )
+        assert dropout.training == mode
+    assert found[0] == found[1]
+
+
 def test_answers_of_a_model_in_memory_are_those_of_its_folder(
     tmp_path: Path, folder: Path, model: PreTrainedModel, data: Path
 ) -> None:
@@ -413,7 +427,8 @@ def test_models_in_memory_are_evaluated_as_their_folders_are(
     assert [one.weights for one in live.models] == [one.weights for one in named.models]
     assert model.training and not small.training
     assert (tmp_path / "out/evaluation.json").exists()
-    check_shown(live, drawn=False)
+    check_shown(live)
+    check_shown(inheritune.evaluate(model, **asked), drawn=False)  # nothing is compared
 
     for wrong, sentence in (
         ({"valdation": data}, "evaluation: unknown key `valdation`; did you mean `validation`"),

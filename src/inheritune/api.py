@@ -29,7 +29,7 @@ from inheritune.evaluation import evaluate as evaluation
 from inheritune.evaluation.result import Evaluation
 from inheritune.evaluation.subjects import Model, Models, weights_hash
 from inheritune.models.checkpoint_config import check_live
-from inheritune.models.load import load_model, quietly, save_model
+from inheritune.models.load import in_evaluation_mode, load_model, quietly, save_model
 from inheritune.recipe_file import parse_any, parse_recipe
 from inheritune.report.comparison import Directory, RunComparison, compare_runs
 from inheritune.report.results import RunResult, TrainResult
@@ -184,11 +184,10 @@ def importance(
         )
         config, name = config_of(source), short_name(name_of(source))
         text = text_for(source, config, data, tokenizer=tokenizer, bos=bos, ignore_tokenizer=ignore_tokenizer)
-        if isinstance(source, PreTrainedModel):
-            with evaluation.in_evaluation_mode([source]):
-                return analyze_layers(source, text, name=name, fewest=layers, seed=seed, show=on_blocks)
-        loaded = load_model(source, config=config).to(choose_device(device))
-        return analyze_layers(loaded, text, name=name, fewest=layers, seed=seed, show=on_blocks)
+        if isinstance(source, Pretrained):
+            source = load_model(source, config=config).to(choose_device(device))
+        with in_evaluation_mode(source):
+            return analyze_layers(source, text, name=name, fewest=layers, seed=seed, show=on_blocks)
 
 
 def evaluate(

@@ -40,7 +40,14 @@ from inheritune.initialization.vocabulary import keep_tokens, named_tokens
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.checkpoint_config import check_live
 from inheritune.models.exactness import check_exact
-from inheritune.models.load import load_config, load_model, load_tokenizer, read_tokenizer, save_model
+from inheritune.models.load import (
+    in_evaluation_mode,
+    load_config,
+    load_model,
+    load_tokenizer,
+    read_tokenizer,
+    save_model,
+)
 from inheritune.runtime.hardware import choose_device
 from inheritune.training.checks import check_ids, check_tokens
 
@@ -172,12 +179,13 @@ def inherit(
         measuring = replace(measuring, device=source.device)
     else:
         source = Pretrained.of(source, revision, trust_remote_code)
-    if output is not None:
-        cut_to_folder(source, parts, Path(output), measuring, dtype=str(dtype).removeprefix("torch."))
-        return load_model(Pretrained(output, trust_remote_code=trust_remote_code), dtype="auto")
-    config = config_of(source)
-    kept = choose_parts(source, config, parts, measuring, dtype)
-    return narrowed(blocks_of(source, config, kept.layers, dtype), kept)
+    with in_evaluation_mode(source):
+        if output is not None:
+            cut_to_folder(source, parts, Path(output), measuring, dtype=str(dtype).removeprefix("torch."))
+            return load_model(Pretrained(output, trust_remote_code=trust_remote_code), dtype="auto")
+        config = config_of(source)
+        kept = choose_parts(source, config, parts, measuring, dtype)
+        return narrowed(blocks_of(source, config, kept.layers, dtype), kept)
 
 
 def config_of(model: Pretrained | PreTrainedModel) -> PretrainedConfig:

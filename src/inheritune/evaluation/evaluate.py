@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -45,6 +44,7 @@ from inheritune.evaluation.subjects import (
 )
 from inheritune.evaluation.tasks import Plan, check_names, make_plan
 from inheritune.models.architecture import context_length
+from inheritune.models.load import in_evaluation_mode
 from inheritune.runtime import files
 from inheritune.runtime.hardware import Hardware, choose_device, command_line, describe
 from inheritune.training.checks import check_tokens
@@ -105,7 +105,7 @@ def evaluate(
     live = [subject.live for subject in subjects if subject.live is not None]
     chosen = live[0].device if live and device is None else choose_device(device)
     work = _prepare(subjects, settings, directory, chosen, dtype)
-    with in_evaluation_mode(live):
+    with in_evaluation_mode(*live):
         figures, answers, losses = zip(*(_measure(work, subject) for subject in subjects), strict=True)
         speed, samples = _side_by_side(work, subjects, figures)
     names = [subject.name for subject in subjects]
@@ -125,19 +125,6 @@ def evaluate(
         directory.mkdir(parents=True, exist_ok=True)
         save_evaluation(directory / FILE, evaluation)
     return evaluation
-
-
-@contextmanager
-def in_evaluation_mode(models: Sequence[PreTrainedModel]) -> Iterator[None]:
-    """For the time of the block."""
-    modes = [model.training for model in models]
-    try:
-        for model in models:
-            model.eval()
-        yield
-    finally:
-        for model, mode in zip(models, modes, strict=True):
-            model.train(mode)
 
 
 def default_directory(models: Sequence[str | Path]) -> Path:

@@ -255,6 +255,19 @@ def quietly() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+@contextmanager
+def in_evaluation_mode(*models: object) -> Iterator[None]:
+    """Keep dropout out of the models in memory among these, for the time of the block."""
+    modes = [(model, model.training) for model in models if isinstance(model, PreTrainedModel)]
+    for model, _ in modes:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, mode in modes:
+            model.train(mode)
+
+
 def _make_trainable(source: Pretrained, model: PreTrainedModel) -> None:
     """What makes a model that was loaded one that can be trained and saved."""
     freeze_biases(model)

@@ -183,6 +183,25 @@ def difference_picture(evaluation: Evaluation) -> Picture | None:
     return differences(lines, f"accuracy minus that of {first}, percentage points; right of 0 is better")
 
 
+def validation_picture(evaluation: Evaluation) -> Picture | None:
+    """Every model's paired difference in validation loss to the first, with its 95% interval; None without any."""
+    found, first = evaluation.validation, short(evaluation.models[0].name)
+    pairs = zip(evaluation.models, found.paired, strict=True) if found is not None else ()
+    lines = [
+        Interval(
+            short(model.name),
+            pair.difference,
+            pair.interval,
+            f"{pair.difference:+.4f} {interval('loss', pair)}",
+            i,
+            pair.outcome != UNSEEN,
+        )
+        for i, (model, pair) in enumerate(pairs)
+        if pair is not None
+    ]
+    return differences(lines, f"validation loss minus that of {first}, nats per token; left of 0 is better")
+
+
 def verdict_words(evaluation: Evaluation) -> list[str]:
     """What was found of every model but the first, and what it saves, a line for each.
 

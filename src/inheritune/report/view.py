@@ -80,7 +80,7 @@ def _(result: Evaluation) -> View:
     return View(
         words,
         tables or evaluation_report.source_tables(result),
-        lambda: evaluation_report.difference_picture(result),
+        lambda: evaluation_report.difference_picture(result) or evaluation_report.validation_picture(result),
     )
 
 
