@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -29,12 +31,18 @@ from transformers import (
 import inheritune
 import tiny_data
 from inheritune import Recipe, UserError
-from inheritune.config import TrainRecipe
+from inheritune.config import Training, TrainRecipe
 from inheritune.evaluation.subjects import weights_hash
 from inheritune.recipe_file import load_recipe, parse_recipe
 from inheritune.run_directory import RoundFigures
 from inheritune.runtime import progress
+from inheritune.runtime.hardware import choose_hardware
 from inheritune.runtime.signals import Interrupted
+from inheritune.runtime.world import World
+from inheritune.training.callbacks import Callbacks
+from inheritune.training.checkpoint import TrainState
+from inheritune.training.metrics import Metrics
+from inheritune.training.validation import WindowLosses
 from tiny_checkpoints import write_checkpoint, write_tokenizer
 from tiny_models import VOCABULARY, tiny_model
 from tiny_recipes import ARCHITECTURE, training, values
@@ -157,6 +165,8 @@ def test_data_sets_and_tokenizers_that_are_none(tmp_path: Path, tokenizer: PreTr
         with pytest.raises(UserError, match=sentence):
             inheritune.prepare(wrong, tmp_path / "out", tokenizer=tokenizer)
         assert not (tmp_path / "out" / "manifest.json").exists()
+    with pytest.raises(UserError, match="a int is no source of text: give files"):
+        inheritune.prepare(3, tmp_path / "out", tokenizer=tokenizer)
     with pytest.raises(UserError, match="a int is not a tokenizer of transformers"):
         inheritune.prepare([documents()], tmp_path / "out", tokenizer=300)  # type: ignore[arg-type]
 
@@ -395,6 +405,20 @@ def test_what_a_callback_raises_stops_the_run_and_keeps_its_checkpoint(tmp_path:
     with pytest.raises(UserError, match="on_step is 3, but should be a function"):
         inheritune.train(recipe, tmp_path / "wrong", on_step=3)  # type: ignore[arg-type]
     assert not (tmp_path / "wrong").exists()
+
+
+def test_callbacks_are_called_on_rank_0_only(tmp_path: Path) -> None:
+    settings = Training(tensorboard=False)
+    losses, told = WindowLosses(np.array([1.0, 2.0]), 8), []
+    for rank in (0, 1):
+        hardware = replace(choose_hardware(settings), world=World(rank, 2, rank, 2))
+        callbacks = Callbacks(
+            on_validation=lambda step, figures, rank=rank: told.append((rank, step, figures["loss"]))
+        )
+        Metrics(tmp_path, settings, hardware, 1.0, TrainState(step=7), callbacks).validated(
+            TrainState(step=7), losses
+        )
+    assert told == [(0, 7, 1.5)]
 
 
 def test_an_interrupted_cell_leaves_a_checkpoint_and_runs_again(tmp_path: Path, data: Path) -> None:

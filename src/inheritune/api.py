@@ -220,11 +220,11 @@ def evaluate(
     Raises:
         UserError: something the user can fix, in one sentence, as far as possible before anything is computed.
     """
-    if isinstance(models, str | os.PathLike | PreTrainedModel):
-        models = [models]
+    several = isinstance(models, Sequence | Mapping) and not isinstance(models, str)
+    found: Any = models if several else [models]
     with quietly():
         return evaluation.evaluate(
-            models,
+            found,
             parse_recipe(settings, EvaluationSettings, origin="evaluation"),
             None if output is None else Path(output),
             tokenizer=tokenizer,

@@ -13,6 +13,8 @@ from typing import Any
 from inheritune import UserError, plain_yaml
 from inheritune.card import card_name
 from inheritune.config import Recipe
+from inheritune.data.prepare import prepare
+from inheritune.data.shards import Manifest
 from inheritune.models.architecture import context_length, layer_count, parameter_count
 from inheritune.models.load import load_config
 from inheritune.models.size import on_meta
@@ -66,6 +68,17 @@ def parse_budget(text: str) -> Budget:
             f"the budget is {text!r}, but should be hours such as 2h, minutes such as 30min, or tokens such as 50M"
         )
     return Budget(tokens=tokens)
+
+
+def prepared(text: str, model: str, beside: Path) -> tuple[Path, Manifest]:
+    """Shards of a text in a model's tokens, in `data/` beside the recipe.
+
+    Raises:
+        UserError: as `prepare`.
+    """
+    name = Path(text).name.partition(".")[0].strip("*") or "text"
+    data = beside.parent / "data" / name
+    return data, prepare(text, data, tokenizer=model)
 
 
 def new_recipe(model: str, data: Path, budget: Budget) -> str:

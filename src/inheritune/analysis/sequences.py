@@ -111,6 +111,11 @@ def open_text(
     """
     if is_dataset(data):
         return _open_rows(data, tokenizer, bos)
+    if not isinstance(data, str | Path):
+        raise UserError(
+            f"a {type(data).__name__} is not a text that is understood: give a folder of token shards, a text file, "
+            "or a data set of the library `datasets`"
+        )
     data = Path(data)
     if data.is_dir():
         return text_of(open_split(data, split, bos))

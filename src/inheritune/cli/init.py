@@ -36,10 +36,10 @@ def init_command(
 ) -> None:
     """Write a recipe for a model, a text and a budget; what is not given is asked for."""
     from inheritune.cli.console import print_line, quiet
-    from inheritune.data.prepare import few_held_out, prepare
+    from inheritune.data.prepare import few_held_out
     from inheritune.data.shards import MANIFEST
     from inheritune.models.load import load_config
-    from inheritune.new_recipe import new_recipe, parse_budget
+    from inheritune.new_recipe import new_recipe, parse_budget, prepared
     from inheritune.runtime import files
 
     quiet()
@@ -55,9 +55,7 @@ def init_command(
     limit = parse_budget(budget or ask("--budget"))
     if data is None:
         assert text is not None
-        name = Path(text).name.partition(".")[0].strip("*") or "text"
-        data = output.parent / "data" / name
-        manifest = prepare(text, data, tokenizer=model)
+        data, manifest = prepared(text, model, output)
         print_line(f"{data}: {manifest.splits['train'].tokens:,} tokens")
         if few := few_held_out(manifest):
             print_line(f"note: {few}")

@@ -111,6 +111,11 @@ def prepare(
     """
     if isinstance(sources, str | Path) or is_dataset(sources):
         sources = [sources]
+    if not isinstance(sources, Sequence):
+        raise UserError(
+            f"a {type(sources).__name__} is no source of text: give files, folders, data sets, or lists of documents "
+            "in a list"
+        )
     output = Path(output)
     named = [source for source in sources if isinstance(source, str | Path)]
     local = {str(path): path.stat().st_size for path in itertools.chain(*map(local_files, named))}
