@@ -353,8 +353,8 @@ def failed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, di
     """How jobs end that cannot be done together; nobody hung, and everybody said why in a sentence."""
     folder, port = tmp_path_factory.mktemp("failed"), free_port()
     store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
-    store.add("inheritune/0", 1)
-    store.add("inheritune/1", 1)
+    store.add("inheritune/0/0", 1)  # of the first meeting, by rank 0
+    store.add("inheritune/0/1", 1)
 
     def asked(name: str, settings: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
         recipe = train_recipe(data, training=training(**settings or {}))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.distributed as dist
 
+import worlds
 from inheritune import UserError
 from inheritune.config import Training
 from inheritune.runtime.out_of_memory import needing_memory, ran_out_of_memory
@@ -140,3 +145,29 @@ def test_a_meeting_place_that_is_none(place: dict[str, str], monkeypatch: pytest
         joined(Training()),
     ):
         pass
+
+
+TWICE = """
+import os
+from inheritune.config import Training
+from inheritune.runtime.world import joined
+
+first = os.fork() != 0
+os.environ |= {"RANK": "0" if first else "1", "WORLD_SIZE": "2"}
+for turn in range(2):
+    with joined(Training(device="cpu")) as world:
+        assert world.gather((turn, world.rank)) == [(turn, 0), (turn, 1)]
+if first:
+    assert os.wait()[1] == 0
+    print("met twice")
+"""
+
+
+def test_a_program_may_join_several_times() -> None:
+    """As a script that calls several functions of the package does."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(worlds.free_port())}
+    command = [sys.executable, "-c", TWICE]
+    done = subprocess.run(
+        command, env={**os.environ, **place}, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout == "met twice\n", done.stderr

@@ -7,6 +7,7 @@ model's tensors are the business of `parallel`.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import socket
@@ -102,6 +103,8 @@ class World:
 ALONE = World()
 
 
+_MEETINGS = itertools.count()
+"""How often this program has met the others."""
 _LEFT: list[dist.ProcessGroup | None] = []
 """The last group of processes, after it was left too."""
 
@@ -224,14 +227,16 @@ def _join(world: World, training: Training) -> None:
     try:
         store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=join))
         store.set_timeout(join)
+        # A program may join several times, and each time is a meeting of its own.
+        store = dist.PrefixStore(f"inheritune/{next(_MEETINGS)}", store)
         # A meeting place that an earlier start left behind remembers who was there.
-        if store.add(f"inheritune/{world.rank}", 1) > 1:
+        if store.add(f"{world.rank}", 1) > 1:
             raise UserError(
                 f"process {world.rank} of {world.size} is at {where} already: an earlier start is still running, or "
                 "left its meeting place behind; end it, or give torchrun another --rdzv-id or port"
             )
-        store.set(f"inheritune/here/{world.rank}", socket.gethostname())
-        store.wait([f"inheritune/here/{rank}" for rank in range(world.size)], join)
+        store.set(f"here/{world.rank}", socket.gethostname())
+        store.wait([f"here/{rank}" for rank in range(world.size)], join)
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timeout)
         dist.barrier()
     except RuntimeError as error:
