@@ -282,7 +282,9 @@ def test_models_that_cannot_be_cut(make: Any, sentence: str, data: Path, tmp_pat
 # Runs and trainings ------------------------------------------------------------------------------------------------
 
 
-def test_a_run_of_a_model_in_memory(tmp_path: Path, folder: Path, model: PreTrainedModel, data: Path) -> None:
+def test_a_run_of_a_model_in_memory(
+    tmp_path: Path, folder: Path, model: PreTrainedModel, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     live = inheritune.run(run_values(data), tmp_path / "live", reference=model)
     named = inheritune.run({**run_values(data), "reference": {"pretrained": str(folder)}}, tmp_path / "named")
     assert live.verdict == named.verdict and live.summary.rounds[0].loss == named.summary.rounds[0].loss
@@ -294,6 +296,8 @@ def test_a_run_of_a_model_in_memory(tmp_path: Path, folder: Path, model: PreTrai
     # It is resumed like any run, by this model or by its recipe alone, and by no other model.
     assert inheritune.run(run_values(data), tmp_path / "live", reference=model) == live
     assert inheritune.run(tmp_path / "live/recipe.yaml", tmp_path / "live").summary == live.summary
+    monkeypatch.chdir(tmp_path / "live")
+    assert inheritune.run(run_values(data), "../live", reference=model).summary == live.summary
     with pytest.raises(UserError, match="is not the reference that is given, but another model"):
         inheritune.run(run_values(data), tmp_path / "live", reference=tiny_model("llama", seed=1))
 

@@ -25,7 +25,7 @@ from inheritune.config import EvaluationSettings, Pretrained, Recipe, Study, Tra
 from inheritune.cut import config_of, name_of, text_for, tokenizer_of
 from inheritune.data.tokenizer import AUTO
 from inheritune.estimate import Estimate, estimate
-from inheritune.evaluation import evaluate as evaluation
+from inheritune.evaluation.evaluate import evaluate as evaluate_models
 from inheritune.evaluation.result import Evaluation
 from inheritune.evaluation.subjects import Model, Models, weights_hash
 from inheritune.models.checkpoint_config import check_live
@@ -67,8 +67,8 @@ def run(
         recipe: a dictionary, a YAML file, or a `Recipe`.
         output: directory of the run; by default `runs/NAME`.
         reference: a model in memory, for a recipe that names none. It is saved in `OUTPUT-reference`, which the
-            recipe then names, so that the run can be resumed from anywhere; in a call that resumes it has to be the
-            same model, weight by weight.
+            recipe then names, so that the run can be resumed by its recipe alone; in a call that resumes it has to
+            be the same model, weight by weight.
         on_step: is called on rank 0 with (step, figures) after each step that is logged (`training.log_every`). The
             figures are those of the line in `metrics.jsonl`, and as `training` the name of the training's directory.
         on_validation: the same after each validation.
@@ -223,7 +223,7 @@ def evaluate(
     several = isinstance(models, Sequence | Mapping) and not isinstance(models, str)
     found: Any = models if several else [models]
     with quietly():
-        return evaluation.evaluate(
+        return evaluate_models(
             found,
             parse_recipe(settings, EvaluationSettings, origin="evaluation"),
             None if output is None else Path(output),
@@ -236,7 +236,7 @@ def evaluate(
 
 
 def compare(
-    runs: Sequence[Directory] | Mapping[str, Directory],
+    runs: Directory | Sequence[Directory] | Mapping[str, Directory],
     reference: Directory | None = None,
     output: str | Path | None = None,
     *,
@@ -245,8 +245,8 @@ def compare(
     """Runs in one table and one figure: losses, paired differences with intervals, cost.
 
     Args:
-        runs: directories or results of runs and trainings; as a mapping, by name. As texts they may be `NAME=PATH`,
-            and those with the same name are seeds of one row.
+        runs: one or several directories or results of runs and trainings; as a mapping, by name. As texts they may be
+            `NAME=PATH`, and those with the same name are seeds of one row.
         reference: name or directory to compare with; by default the reference of the first run, else the first.
         output: folder for page, tables and figures; by default nothing is written.
         title: heads the page.
@@ -254,6 +254,8 @@ def compare(
     Raises:
         UserError: something the user can fix, in one sentence.
     """
+    if isinstance(runs, str | os.PathLike):
+        runs = [runs]
     return compare_runs(runs, reference, None if output is None else Path(output), title)
 
 
@@ -286,7 +288,8 @@ def _resolved(
     if isinstance(own, Mapping) and {"pretrained", "architecture"} & own.keys():
         raise UserError(f"{origin} names a {key}, and another one is given: leave one of them out")
     directory = directory_of(parse_recipe(_naming(values, key, Path("in memory")), kind, origin), output)
-    folder = directory.with_name(f"{directory.name}-{key}")
+    folder = directory.resolve()  # the same from everywhere
+    folder = folder.with_name(f"{folder.name}-{key}")
     settings = parse_recipe(_naming(values, key, folder), kind, origin)
     with joined(settings.training) as world:
         made = world.on_first(_save, model, folder, key)
@@ -318,21 +321,17 @@ def directory_of(recipe: Recipe | TrainRecipe, output: str | Path | None) -> Pat
 
 def _save(model: PreTrainedModel, folder: Path, key: str) -> bool:
     """Save a model in this folder, or make sure that it is the one that is there; whether it was saved."""
+
+    def check(there: Path) -> None:
+        if weights_hash(load_model(there, dtype=model.dtype)) != weights_hash(model):
+            raise UserError(
+                f"{folder} is not the {key} that is given, but another model: give another output"
+                if there == folder
+                else f"the {key} changes when it is saved and read again: name its id or folder in the recipe"
+            )
+
     if folder.exists():
-        _check_same(model, folder, f"is not the {key} that is given, but another model: give another output")
+        check(folder)
         return False
-    found = tokenizer_of(model)
-    save_model(
-        model,
-        folder,
-        tokenizer=found,
-        check=lambda written: _check_same(
-            model, written, f"the {key} changes as it is saved and read: name its id or folder instead"
-        ),
-    )
+    save_model(model, folder, tokenizer=tokenizer_of(model), check=check)
     return True
-
-
-def _check_same(model: PreTrainedModel, folder: Path, otherwise: str) -> None:
-    if weights_hash(load_model(folder, dtype=model.dtype)) != weights_hash(model):
-        raise UserError(f"{folder} {otherwise}")

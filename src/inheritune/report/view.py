@@ -92,7 +92,7 @@ def _(result: comparison.RunComparison) -> View:
 
 @view.register
 def _(result: RunResult) -> View:
-    tables = [rounds_table(result.summary)]
+    tables = [rounds_table(result.summary, "The reference and every finished round")]
     return View(
         verdict_words(result.summary), tables, lambda: loss_curves(read_run(result.directory), "step")
     )
