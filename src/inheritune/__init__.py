@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inheritune.analysis.analyze import analyze
     from inheritune.cut import inherit
+    from inheritune.publish import push
     from inheritune.training.teacher import answers
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "analyze", "answers", "inherit"]
+__all__ = ["UserError", "__version__", "analyze", "answers", "inherit", "push"]
 
 
 class UserError(ValueError):
@@ -57,4 +58,8 @@ def __getattr__(name: str) -> Any:
         from inheritune.training.teacher import answers
 
         return answers
+    if name == "push":
+        from inheritune.publish import push
+
+        return push
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -275,7 +275,11 @@ def shortened(values: Any) -> Any:
         }
         return {**values, "shared": shared, "rows": rows, "seeds": [0], "headline": []}
     data = {"path": "data/mine", **values.get("data", {}), "window": 32}
-    training = {**_short(values.get("training", {})), "tokens_per_step": 256, "tensorboard": False}
+    training = {
+        **_short(values.get("training", {})),
+        "tokens_per_step": 256,
+        "tracking": {"tensorboard": False},
+    }
     return _with_small_models({**values, "data": data, "training": training})
 
 
@@ -388,7 +392,7 @@ def _load_dataset(path: str, name: str | None = None, **more: Any) -> Any:
 def _short_quickstart(original: Callable[[Path], Recipe]) -> Callable[[Path], Recipe]:
     def short(data: Path) -> Recipe:
         values = original(data).model_dump(mode="json", exclude={"reference": {"training"}})
-        values["training"] |= {"steps": 2, "tensorboard": False}
+        values["training"] |= {"steps": 2, "tracking": {"tensorboard": False}}
         values["training"]["schedule"]["warmup_steps"] = 1
         return parse_recipe(values, Recipe)
 
