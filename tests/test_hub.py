@@ -22,6 +22,8 @@ from inheritune.data.shards import read_manifest
 from inheritune.models.load import load_model
 from inheritune.publish import push
 from inheritune.recipe_file import parse_recipe
+from small_tokenizers import byte_level
+from tiny_gguf import write_gguf
 from tiny_models import tiny_model
 from tiny_recipes import values
 
@@ -110,6 +112,19 @@ def test_a_pushed_model_is_cut_and_analyzed_by_its_id(hub: Hub, call: Client, tm
     assert (tmp_path / "analysis").exists()
 
 
+def test_a_gguf_is_cut_by_the_name_of_its_file(hub: Hub, call: Client, tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    file = write_gguf(tmp_path / "large-F16.gguf", model, tokenizer)
+    hub.repos["models", "a-lab/large-GGUF"] = Repo(files={file.name: file.read_bytes()})
+    cut = call("inherit", "a-lab/large-GGUF/large-F16.gguf", "--keep", "0,3", "-o", tmp_path / "small")
+    assert cut.code == 0, cut.err
+    assert same(tmp_path / "small", here(file, [0, 3], tmp_path / "here"))
+    assert ModelCard.load(tmp_path / "small/README.md").data.base_model == "a-lab/large-GGUF"
+    missing = call("inherit", "a-lab/large-GGUF/other.gguf", "--keep", "0,3", "-o", tmp_path / "other")
+    assert missing.code == 2 and "other.gguf" in missing.err and "Traceback" not in missing.err
+
+
 def here(model: Path, layers: list[int], output: Path) -> Path:
     """The same cut of a folder."""
     from inheritune import inherit
@@ -154,7 +169,7 @@ def test_a_download_that_breaks_off_is_told_in_a_sentence(hub: Hub, call: Client
     hub.broken = {"GET"}
     broken = call("inherit", "b-lab/large", "--layers", 2, "-o", tmp_path / "small")
     assert broken.code == 2
-    assert "cannot load the model b-lab/large" in broken.err and "Traceback" not in broken.err
+    assert "error: the download of b-lab/large broke off (" in broken.err and "Traceback" not in broken.err
     assert not (tmp_path / "small").exists()
     hub.broken = set()
     assert call("inherit", "b-lab/large", "--layers", 2, "-o", tmp_path / "small").code == 0

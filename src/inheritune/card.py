@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inheritune import __version__, gguf, plain_yaml
+from inheritune import __version__, plain_yaml
 from inheritune.config import Pretrained
+from inheritune.models.gguf import located
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -208,7 +209,7 @@ def _base(source: Pretrained) -> dict[str, Any]:
     """What a card takes over from the model that the weights come from: which that is, its license and languages."""
     from huggingface_hub import ModelCard, hf_hub_download
 
-    place, _ = gguf.located(source)
+    place, _ = located(source)
     local = Path(place).is_dir()
     found: dict[str, Any] = {} if local else {"base_model": place}
     try:
