@@ -60,7 +60,10 @@ SIZES = {"512": "32", "1024": "48", "1280": "56", "80M": "200K", "24000": "500"}
 BEFORE = {
     "docs/how-to/resume.md": ["inheritune prepare my-texts --tokenizer gpt2 -o data/mine"],
     "docs/how-to/several-gpus.md": ["inheritune prepare my-texts --tokenizer gpt2 -o data/mine"],
-    "docs/how-to/publish.md": ["inheritune prepare my-texts --tokenizer gpt2 -o data/mine"],
+    "docs/how-to/publish.md": [
+        "inheritune prepare my-texts --tokenizer HuggingFaceTB/SmolLM2-135M -o data/mine",
+        "inheritune run recipe.yaml -o runs/mine --set keep=ends",
+    ],
     "docs/how-to/evaluate.md": [
         "inheritune prepare my-texts --tokenizer HuggingFaceTB/SmolLM2-135M -o data/mine",
         "inheritune run recipe.yaml -o runs/mine",

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny_data
 from inheritune import UserError
 from inheritune.config import TrainRecipe
-from inheritune.recipe_file import parse_recipe
+from inheritune.recipe_file import load_recipe, parse_recipe
 from inheritune.runtime.signals import Interrupted
 from inheritune.train import train_model
 from inheritune.training.metrics import steps_worth
@@ -113,6 +114,26 @@ def test_trackio_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     expected = [(line["step"], line["loss"]) for line in lines if line["kind"] == "train"]
     assert [(step, values["train/loss"]) for step, values in copied if "train/loss" in values] == expected
+
+
+def test_a_run_with_the_keys_of_version_0_1_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = _Tracker()
+    monkeypatch.setitem(sys.modules, "wandb", module)  # type: ignore[arg-type]
+    settings = recipe(tiny_data.write_shards(tmp_path / "data"), "wandb")
+    directory = tmp_path / "one"
+    with monkeypatch.context() as stopped, pytest.raises(Interrupted):
+        stop_after(stopped, 5)
+        train_model(settings, directory)
+    written = yaml.safe_load((directory / "recipe.yaml").read_text())
+    tracking = written["training"].pop("tracking")
+    old = {key: tracking[key] for key in ("tensorboard", "wandb")}
+    (directory / "recipe.yaml").write_text(
+        yaml.safe_dump({**written, "training": {**written["training"], **old}})
+    )
+    train_model(load_recipe(directory / "recipe.yaml", TrainRecipe), directory)
+    assert [step for step, values in module.lines if "train/loss" in values] == [2, 4, 6, 8, 10, 12]
 
 
 def curve(losses: dict[int, float]) -> list[dict[str, Any]]:
