@@ -62,7 +62,7 @@ BEFORE = {
     "docs/how-to/several-gpus.md": ["inheritune prepare my-texts --tokenizer gpt2 -o data/mine"],
     "docs/how-to/publish.md": [
         "inheritune prepare my-texts --tokenizer HuggingFaceTB/SmolLM2-135M -o data/mine",
-        "inheritune run recipe.yaml -o runs/mine --set keep=ends",
+        "inheritune run recipe.yaml -o runs/mine --set keep=ends --set start_layers=2",
     ],
     "docs/how-to/evaluate.md": [
         "inheritune prepare my-texts --tokenizer HuggingFaceTB/SmolLM2-135M -o data/mine",

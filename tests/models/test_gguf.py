@@ -140,6 +140,12 @@ def test_several_files_in_a_folder(file: Path) -> None:
         load_config(file.parent)
 
 
+def test_no_such_file(tmp_path: Path) -> None:
+    for name in (tmp_path / "no.gguf", "no.gguf", "models/no.gguf"):
+        with pytest.raises(UserError, match=r"there is no file .*no\.gguf"):
+            load_config(name)
+
+
 @pytest.mark.parametrize("library", ["gguf", "accelerate"])
 def test_the_extra_is_not_installed(file: Path, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
     real = importlib.util.find_spec

@@ -22,7 +22,7 @@ def push_command(
         bool, typer.Option("--public", help="For everybody to see; by default private.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the files and their sizes; nothing is sent or asked.")
+        bool, typer.Option("--dry-run", help="List the files and their bytes; nothing is sent or asked.")
     ] = False,
 ) -> None:
     """Upload a model with its card to the Hugging Face hub, in one commit.
@@ -36,6 +36,6 @@ def push_command(
     quiet()
     pushed = push(model, repo, public=public, dry_run=dry_run)
     for name, size in pushed.files.items():
-        print_line(f"{memory(size):>10}  {name}")
+        print_line(f"{size:>15,}  {name}")
     where = pushed.url or f"nothing was sent; it would go to {pushed.repo}"
-    print_line(f"{memory(sum(pushed.files.values())):>10}  in all: {where}")
+    print_line(f"{memory(sum(pushed.files.values())):>15}  in all: {where}")

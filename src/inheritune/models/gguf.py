@@ -26,7 +26,7 @@ def located(source: Pretrained) -> tuple[str, str | None]:
     A GGUF is named by its path, by its folder where there is nothing else to read, or as OWNER/NAME/FILE.gguf.
 
     Raises:
-        UserError: a folder with several.
+        UserError: no such file, or a folder with several.
     """
     name, path = str(source.name), Path(source.name)
     if path.suffix == SUFFIX:
@@ -35,6 +35,8 @@ def located(source: Pretrained) -> tuple[str, str | None]:
         on_hub = re.fullmatch(r"([\w.-]+/[\w.-]+)/(.+)", name)
         if on_hub and not path.parent.exists():
             return on_hub[1], on_hub[2]
+        if not path.is_dir():
+            raise UserError(f"there is no file {name}")
     if name.strip() and path.is_dir() and not (path / "config.json").exists():
         found = sorted(path.glob(f"*{SUFFIX}"))
         if len(found) > 1:
