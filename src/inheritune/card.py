@@ -238,12 +238,11 @@ def _datasets(data: Path | None) -> list[str]:
 def _loss_result(kind: str, words: str, data: Path, value: float) -> EvalResult:
     from huggingface_hub import EvalResult
 
-    name = f"validation split of {data.name}"
     ids = _datasets(data)
     return EvalResult(
         task_type="text-generation",
         dataset_type=ids[0] if len(ids) == 1 else data.name,
-        dataset_name=name,
+        dataset_name=f"validation split of {data.name}",
         metric_type=kind,
         metric_name=words,
         metric_value=round(value, 4),

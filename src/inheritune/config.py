@@ -329,7 +329,7 @@ class ModelSource(Settings):
     """A model: trained already (`pretrained`), or made from random weights (`architecture`)."""
 
     pretrained: Word | None = None
-    """A Hugging Face model id, or the folder of a checkpoint in that format."""
+    """A Hugging Face model id, the folder of a checkpoint in that format, or a GGUF file (needs the extra `gguf`)."""
     revision: Word | None = None
     trust_remote_code: bool = False
     architecture: Values | None = None

@@ -20,6 +20,7 @@ from inheritune.analysis.analyze import analyze
 from inheritune.config import EvaluationSettings, TrainRecipe
 from inheritune.data.prepare import prepare
 from inheritune.evaluation.evaluate import evaluate
+from inheritune.evaluation.speed import checkpoint_bytes
 from inheritune.models.load import load_config, load_model, load_tokenizer
 from inheritune.recipe_file import parse_recipe
 from inheritune.train import train_model
@@ -94,6 +95,7 @@ def test_what_takes_a_model_takes_a_gguf(file: Path, large: Parts, tmp_path: Pat
     )
     assert plain is not None and packed is not None
     assert packed.scores[0].value == pytest.approx(plain.scores[0].value, abs=1e-3)
+    assert checkpoint_bytes(file) == file.stat().st_size
     assert analyze(str(file), data, device="cpu").model_type == "llama"
 
 

@@ -92,17 +92,18 @@ def checkpoint_bytes(model: Pretrained | str | Path) -> int | None:
     None where there are no such files here; what the weights take in memory can then stand for them.
     """
     source = Pretrained.of(model)
-    place, file = located(source)
-    folder = Path(place)
+    place, gguf = located(source)
+    folder, file = Path(place), gguf or "config.json"
     if not folder.is_dir():
         try:
-            config = try_to_load_from_cache(place, file or "config.json", revision=source.revision)
+            found = try_to_load_from_cache(place, file, revision=source.revision)
         except ValueError:  # neither a folder nor the form of an id
             return None
-        if not isinstance(config, str):
+        if not isinstance(found, str):
             return None
-        folder = Path(config).parent
-    return sum(each.stat().st_size for each in folder.glob(file or "model*.safetensors")) or None
+        folder = Path(found.removesuffix(file))
+    files = [folder / gguf] if gguf else folder.glob("model*.safetensors")
+    return sum(each.stat().st_size for each in files) or None
 
 
 def memory_bytes(model: PreTrainedModel) -> int:

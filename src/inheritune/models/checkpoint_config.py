@@ -130,7 +130,7 @@ def _values(source: Pretrained) -> dict[str, Any]:
         return read_object(Path(source.name) / CONFIG)
     try:
         return PretrainedConfig.get_config_dict(source.name, revision=source.revision)[0]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise UserError(_not_given(source, error)) from error
 
 

@@ -225,7 +225,7 @@ def downloading(source: Pretrained) -> Iterator[None]:
     except Exception as error:
         link: BaseException | None = error
         while link is not None and (not isinstance(link, HTTPError) or isinstance(link, HfHubHTTPError)):
-            link = link.__cause__ or link.__context__
+            link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
         if link is None:
             raise
         raise UserError(
