@@ -34,7 +34,7 @@ def training_of(size: Size, spec: dict[str, Any]) -> Any:
 
     own = {"steps": 100_000, "tokens_per_step": size.tokens_per_step, "device": spec["device"]}
     changed = gpu_variants.recipe(gpu_variants.parse(spec["contestant"]))
-    return Training.model_validate({**own, "tensorboard": False, **changed})
+    return Training.model_validate({**own, "tracking": {"tensorboard": False}, **changed})
 
 
 def model_of(size: Size) -> Any:

@@ -95,7 +95,7 @@ def recipe_of(
             "tokens_per_step": size.tokens_per_step * (processes if cuda else 1),
             "device": options.device,
             "log_every": 1,
-            "tensorboard": False,
+            "tracking": {"tensorboard": False},
             **({} if cuda else {"precision": "fp32"}),
             "schedule": {"warmup_steps": 5},
             "validation": {"every": options.steps, "windows": 8},

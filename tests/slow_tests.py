@@ -50,6 +50,11 @@ SLOW = [
     "tests/test_quickstart.py::test_docstrings_are_several_megabytes_and_always_the_same",
     "tests/test_quickstart.py::test_the_users_own_text",
     "tests/test_results.py::test_tables_and_pictures_are_those_made_from_the_files",
+    # a stand-in for the hub, beside what is quick there
+    "tests/test_hub.py::test_a_data_set_is_prepared_by_the_name_of_its_preset",
+    "tests/test_hub.py::test_a_download_that_breaks_off_is_told_in_a_sentence",
+    "tests/test_hub.py::test_a_gguf_is_cut_by_the_name_of_its_file",
+    "tests/test_hub.py::test_an_upload_that_breaks_off_leaves_nothing_and_is_done_again",
     # fuzz
     "tests/models/test_damaged_checkpoints.py::test_any_configuration_gives_one_sentence_or_a_model",
     "tests/models/test_damaged_checkpoints.py::test_damaged_files_give_one_sentence_or_the_same_model",

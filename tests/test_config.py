@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from inheritune import UserError
-from inheritune.config import Recipe, Settings, Study, TrainRecipe
+from inheritune.config import Recipe, Settings, Study, Tracking, TrainRecipe
 from inheritune.recipe_file import differences, load_any, load_recipe, parse_recipe, to_yaml
 
 MINIMAL: dict[str, Any] = {"data": {"path": "x"}, "reference": {"pretrained": "gpt2"}}
@@ -161,7 +161,7 @@ def test_mistakes_are_told_in_one_sentence(changes: dict[str, Any], sentence: st
         ({"refrence": 1, "trainin": 2}, "did you mean `reference`?; unknown key `trainin`; did you mean"),
         (
             {"training": dict.fromkeys("abcdefghijkl", 1)},
-            "tensorboard, wandb; unknown key `training.b`; unknown",
+            "tracking; unknown key `training.b`; unknown",
         ),
         ({"training": dict.fromkeys("abcdefghijkl", 1)}, "(and 2 more)"),
     ],
@@ -379,3 +379,12 @@ def test_what_changed_for_the_reference_and_the_rounds_is_told_once() -> None:
     assert differences(old, parse_recipe({**values, "reference": own}, Recipe)) == [
         "reference.training.steps: 100000 -> 7000"
     ]
+
+
+def test_what_is_tracked_is_said_in_one_place_and_was_said_in_two() -> None:
+    old = parse_recipe({**MINIMAL, "training": {"wandb": "mine", "tensorboard": False}}, Recipe)
+    assert old.training.tracking == Tracking(wandb="mine", tensorboard=False)
+    new = {"tracking": {"wandb": "mine", "tensorboard": False}}
+    assert old == parse_recipe({**MINIMAL, "training": new}, Recipe)
+    with pytest.raises(UserError, match="`wandb` is given twice: keep that in `tracking`"):
+        parse_recipe({**MINIMAL, "training": {**new, "wandb": "other"}}, Recipe)

@@ -229,7 +229,7 @@ def test_rows_of_other_data_are_not_paired(data: Path, tmp_path: Path) -> None:
     "changed",
     [
         {"log_every": 1},
-        {"tensorboard": True},
+        {"tracking": {"tensorboard": True}},
         {"checkpoints": {"every": 2, "keep": 4}},
         {"gradient_norms": True},
         {"validation": {"every": 5}},

@@ -55,7 +55,7 @@ def test_the_users_own_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     def short(data: Path) -> quickstart.Recipe:
         values = original(data).model_dump(mode="json", exclude={"reference": {"training"}})
-        values["training"] |= {"steps": 4, "tensorboard": False}
+        values["training"] |= {"steps": 4, "tracking": {"tensorboard": False}}
         values["training"]["schedule"]["warmup_steps"] = 1
         return parse_recipe(values, quickstart.Recipe)
 

@@ -42,7 +42,7 @@ def training(**changes: Any) -> dict[str, Any]:
         "schedule": {"warmup_steps": 2, "final_learning_rate": 1e-4},
         "checkpoints": {"every": 3},
         "log_every": 2,
-        "tensorboard": False,
+        "tracking": {"tensorboard": False},
         **changes,
     }
 

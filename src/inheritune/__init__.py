@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from inheritune.cut import inherit
     from inheritune.data.prepare import prepare
     from inheritune.initialization.append import append
+    from inheritune.publish import push
     from inheritune.training.teacher import answers
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ __all__ = [
     "inherit",
     "plan",
     "prepare",
+    "push",
     "run",
     "train",
 ]
@@ -39,6 +41,7 @@ _PLACES = {
     "append": "inheritune.initialization.append",
     "inherit": "inheritune.cut",
     "prepare": "inheritune.data.prepare",
+    "push": "inheritune.publish",
     "Recipe": "inheritune.config",
 }
 """Where each name of the package comes from. No module of the package has the name of one of them."""

@@ -38,6 +38,7 @@ from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.load import load_config, load_model
 from inheritune.models.presets import from_config
 from inheritune.models.size import flops_per_token, on_meta
+from inheritune.publish import publish_last_round, write_card
 from inheritune.run_directory import (
     Answer,
     Phase,
@@ -48,8 +49,6 @@ from inheritune.run_directory import (
     Verdict,
     Worth,
     answer,
-    publish_last_round,
-    write_card,
 )
 from inheritune.runtime.hardware import Hardware, choose_hardware
 from inheritune.runtime.world import World, check_same, joined
@@ -512,7 +511,7 @@ def answer_tasks(recipe: Recipe, folder: RunDirectory, summary: Summary) -> None
     tasks: Answer = "not known yet" if held is None else answer(held)
     if tasks != summary.tasks:
         summary.tasks = tasks
-        write_card(folder.final, recipe, summary)
+        write_card(folder.final, recipe, summary, folder.path / EVALUATION)
         folder.record("finished", summary.rounds[-1].round, summary)  # last: it says that this is done
 
 

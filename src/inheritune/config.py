@@ -205,6 +205,17 @@ Narrow = Literal["importance", "first"]
 """Which parts of the width a narrower model keeps."""
 
 
+class Tracking(Settings):
+    """Where the lines of `metrics.jsonl` are copied to."""
+
+    tensorboard: bool = True
+    """Event files in the directory of the training."""
+    wandb: Word | None = None
+    """Project of Weights & Biases (needs the extra `wandb`)."""
+    trackio: Word | None = None
+    """Project of trackio, by default in a database on this machine (needs the extra `trackio`)."""
+
+
 class Training(Settings):
     """One training: of the reference, of one round, or of a single model."""
 
@@ -238,9 +249,21 @@ class Training(Settings):
     """Steps between two lines of `metrics.jsonl`."""
     gradient_norms: bool = False
     """Record the gradient norm of every layer's query and key weights at each validation."""
-    tensorboard: bool = True
-    wandb: Word | None = None
-    """Project of Weights & Biases to log to (needs the extra `wandb`)."""
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tracking_in_one_place(cls, values: Any) -> Any:
+        """Recipes of version 0.1 have `tensorboard` and `wandb` here."""
+        if not isinstance(values, Mapping) or not (old := values.keys() & {"tensorboard", "wandb"}):
+            return values
+        tracking = values.get("tracking", {})
+        if not isinstance(tracking, Mapping):
+            return values
+        if twice := sorted(old & tracking.keys()):
+            raise UserError(f"`{twice[0]}` is given twice: keep that in `tracking`")
+        rest = {key: value for key, value in values.items() if key not in old}
+        return {**rest, "tracking": {**tracking, **{key: values[key] for key in old}}}
 
     @field_validator(
         "parallel", mode="before", json_schema_input_type=Parallel | Auto | Literal["ddp", "fsdp"]
@@ -315,7 +338,7 @@ class ModelSource(Settings):
     """A model: trained already (`pretrained`), or made from random weights (`architecture`)."""
 
     pretrained: Word | None = None
-    """A Hugging Face model id, or the folder of a checkpoint in that format."""
+    """A Hugging Face model id, the folder of a checkpoint in that format, or a GGUF file (needs the extra `gguf`)."""
     revision: Word | None = None
     trust_remote_code: bool = False
     architecture: Values | None = None

@@ -28,7 +28,7 @@ from inheritune.analysis.layers import choose_kept
 from inheritune.analysis.sequences import Text, open_text
 from inheritune.analysis.shape import Target, choose_shape, shapes
 from inheritune.analysis.width import keep_width, narrowed
-from inheritune.card import card_name, model_card
+from inheritune.card import cut_card
 from inheritune.config import Narrow, Pretrained
 from inheritune.data.documents import is_dataset
 from inheritune.data.shards import Split, open_split
@@ -274,7 +274,7 @@ def cut_to_folder(
             kept = kept.model_copy(update={"vocabulary": smaller.checked(saved)})
         save(folder / CHOICE, kept)
 
-    card = _card(source, kept, None if smaller is None else len(smaller.tokens))
+    card = cut_card(name_of(source), _named(source), kept, None if smaller is None else len(smaller.tokens))
     save_model(small, output, tokenizer=tokenizer, card=card, check=check)
     if not tokenizer:
         logger.warning("%s comes without a tokenizer: there is none in %s either", name_of(source), output)
@@ -485,37 +485,8 @@ def tokenizer_of(model: Pretrained | PreTrainedModel) -> PreTrainedTokenizerBase
     return read_tokenizer(model)
 
 
-def _card(source: Pretrained | PreTrainedModel, kept: Kept, tokens: int | None) -> str:
-    named = source.name_or_path if isinstance(source, PreTrainedModel) else str(source)
-    name, count = card_name(named or name_of(source)), len(kept.layers)
-    if kept.layers == list(range(count)):
-        title = f"The first {count} of {kept.of_layers} layers of {name}"
-        which = f"Blocks 0 to {count - 1}"
-    else:
-        title = f"{count} of {kept.of_layers} layers of {name}"
-        which = f"Blocks {', '.join(map(str, kept.layers))} (counted from 0)"
-    why = ""
-    if kept.measured is not None and kept.loss is not None:
-        whole = "" if kept.whole is None else f", the whole model's {kept.whole:.3f}"
-        why = (
-            f" They are the `{kept.keep}` choice on {kept.measured.windows} windows of {kept.measured.window} "
-            f"tokens, where their loss is {kept.loss:.3f} nats per token{whole}."
-        )
-    part = "as they are"
-    if (width := kept.width) is not None:
-        title += ", narrower"
-        chosen = "of most importance" if width.narrow == "importance" else "that are first"
-        part = (
-            f"and of these the dimensions, heads and MLP channels {chosen} (hidden size {width.hidden}, "
-            f"{width.heads} heads, MLP {width.mlp})"
-        )
-    if tokens is not None:
-        title += f", with {tokens:,} of its tokens"
-        why += f"\nOf the embeddings and the head the rows of {tokens:,} tokens are kept, and in the tokenizer these."
-    text = f"""
-{which}, all embeddings, the final norm and the head of {name}, {part}: the first step of
-*Inheritune: Training Smaller Yet More Attentive Language Models* (arXiv 2404.08634).{why}
-"""
-    if count < kept.of_layers:
-        text += f"It is meant to be trained further; as it is, it predicts far worse than {name}.\n"
-    return model_card(title, text, named or None)
+def _named(model: Pretrained | PreTrainedModel) -> Pretrained | None:
+    """Where a model is from; of one in memory without an id or a folder nothing is known."""
+    if isinstance(model, Pretrained):
+        return model
+    return Pretrained(model.name_or_path) if model.name_or_path else None

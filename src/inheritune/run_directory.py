@@ -22,32 +22,22 @@ Every file appears at once, so what is there is finished; resuming means doing w
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from shutil import copytree, rmtree
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from shutil import rmtree
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, computed_field, model_validator
 
-from inheritune import UserError, __version__, plain_yaml
-from inheritune.card import card_name, model_card
+from inheritune import UserError, plain_yaml
 from inheritune.config import Recipe
 from inheritune.data.shards import DataIdentity, check_same_data
 from inheritune.quantities import bits_per_byte, loss_decimals, signed_interval
 from inheritune.recipe_file import AnyRecipe, differences, load_recipe, parse_recipe, to_yaml
 from inheritune.runtime import files
-
-if TYPE_CHECKING:
-    import torch
-    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-
-    from inheritune.data.loader import TrainingData
-
-logger = logging.getLogger(__name__)
 
 STARTS = "starts.jsonl"
 BARE = ("recipe.yaml", STARTS, "state.json", "summary.json")
@@ -492,82 +482,3 @@ def _read(kind: type[_R], path: Path) -> _R:
     except (OSError, ValidationError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is damaged or missing, so the run cannot be resumed: {reason}") from error
-
-
-def publish_last_round(path: Path, recipe: Recipe, data: TrainingData, model: Path, summary: Summary) -> None:
-    """Put the last round's model where users look for it, with its tokenizer and a model card."""
-    from inheritune.models.load import save_tokenizer
-
-    tokenizer = _final_tokenizer(recipe, data)
-    with files.directory(path) as temporary:
-        copytree(model, temporary, dirs_exist_ok=True)
-        save_tokenizer(tokenizer, temporary)
-        write_card(temporary, recipe, summary)
-
-
-def write_card(folder: Path, recipe: Recipe, summary: Summary) -> None:
-    """Write the model card of the run's result, which is in this folder."""
-    from inheritune.models.load import load_config
-
-    dtype = load_config(recipe.reference.at(folder)).dtype
-    files.write_text(folder / "README.md", _card(recipe, summary, dtype))
-
-
-def _final_tokenizer(recipe: Recipe, data: TrainingData) -> PreTrainedTokenizerBase | list[Path]:
-    """The data's tokenizer with the reference's chat template; the reference's where the data has none."""
-    from inheritune.models.load import read_tokenizer, same_tokens, tokenizer_in
-
-    own, source = tokenizer_in(data.path), recipe.reference
-    if source.trained is None or (own is not None and own.chat_template is not None):
-        return own or []
-    try:
-        found = read_tokenizer(source.trained)
-    except UserError as error:  # the run is done: its result is worth more than this
-        logger.warning("%s", error)
-        return own or []
-    if own is None:
-        return found
-    if not isinstance(found, list) and same_tokens(own, found):
-        own.chat_template = found.chat_template
-    return own
-
-
-def _card(recipe: Recipe, summary: Summary, dtype: torch.dtype) -> str:
-    """Model card of the result, whose weights have this type."""
-    reference, last, reported = summary.reference, summary.rounds[-1], summary.reported
-    assert reference is not None and reference.loss is not None and reported is not None
-    closest = (
-        ""
-        if reported is last
-        else f"Round {reported.round}, with {reported.layers} layers, came closest. Of it: "
-    )
-    low, high = last.interval
-    source = recipe.reference.pretrained
-    origin = card_name(source) if source else "a reference trained by the same recipe"
-    kept = last.kept or list(range(last.layers))
-    which = (
-        f"The first {last.layers}"
-        if kept == list(range(last.layers))
-        else f"Layers {', '.join(map(str, kept))}"
-    )
-    whole, small = summary.bits_per_byte(reference.loss), summary.bits_per_byte(last.loss)
-    known = whole is not None and small is not None
-    per_byte = f"\n| the same in bits per byte | {whole:.4f} | {small:.4f} |" if known else ""
-    text = f"""
-{which} of {reference.layers} layers of {origin}, trained further by the recipe of
-*Inheritune: Training Smaller Yet More Attentive Language Models* (arXiv 2404.08634).
-
-| | reference | this model |
-|---|---|---|
-| layers | {reference.layers} | {last.layers} |
-| parameters | {reference.parameters:,} | {last.parameters:,} |
-| validation loss (nats per token) | {reference.loss:.4f} | {last.loss:.4f} |{per_byte}
-
-Verdict: {summary.verdict}. Difference {last.difference:+.4f}, 95% interval [{low:+.4f}, {high:+.4f}], over
-{reference.windows} paired windows, measured on these weights, which are {str(dtype).removeprefix("torch.")}.
-
-{closest}{summary.answers_sentence()}
-
-Made with inheritune {__version__}.
-"""
-    return model_card(summary.name, text, source)

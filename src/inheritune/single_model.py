@@ -17,6 +17,7 @@ from inheritune.analysis.kept import CHOICE, Kept
 from inheritune.analysis.layers import choose_kept, recorded
 from inheritune.analysis.sequences import text_of
 from inheritune.analysis.width import keep_width, narrowed
+from inheritune.card import README, train_card
 from inheritune.config import MEASURED, ModelSource, Recipe, Training, TrainRecipe
 from inheritune.data.answers import Answers, verify_answers
 from inheritune.data.loader import TrainingData, open_data, open_together, windows_read
@@ -28,12 +29,13 @@ from inheritune.models.load import load_config, load_model, load_tokenizer
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.models.size import flops_per_token, on_meta
 from inheritune.run_directory import RunDirectory
+from inheritune.runtime import files
 from inheritune.runtime.hardware import Hardware, choose_hardware, command_line, describe
 from inheritune.runtime.world import ALONE, World, check_same, joined
 from inheritune.training.callbacks import NONE, Callbacks
 from inheritune.training.checks import check_fit, check_room
 from inheritune.training.distillation import check_teacher, distilled_from, learning_from
-from inheritune.training.final_model import saved_dtype
+from inheritune.training.final_model import MODEL, saved_dtype
 from inheritune.training.loop import train
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.micro_batch import windows_per_process
@@ -73,7 +75,10 @@ def train_model(recipe: TrainRecipe, directory: Path, *, callbacks: Callbacks = 
             trust_remote_code=recipe.model.trust_remote_code,
             title=recipe.name,
         )
-    return WindowLosses.load(directory / "validation.json")
+        losses = WindowLosses.load(directory / "validation.json")
+        card = train_card(recipe, losses.mean, len(losses.losses))
+        world.on_first(files.write_text, directory / MODEL / README, card)
+    return losses
 
 
 def check_inputs(recipe: Recipe | TrainRecipe) -> None:

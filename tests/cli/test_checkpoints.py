@@ -329,7 +329,7 @@ DAMAGES: dict[str, tuple[str, Damage, str]] = {
         write("adapter_config.json", '{"base_model_name_or_path": null}'),
         "is an adapter (PEFT), not a model: merge it",
     ),
-    "a folder of GGUF": ("llama", only_gguf, "model-Q4_K_M.gguf is in the GGUF format: convert it first"),
+    "a folder of GGUF": ("llama", only_gguf, "model-Q4_K_M.gguf cannot be read: it is damaged"),
     "weights as their makers keep them": ("llama", as_raw, "(original/consolidated.00.pth)"),
     "no weights": ("llama", remove(WEIGHTS), "has a configuration but no weights"),
     "a link to nothing": (
@@ -426,7 +426,7 @@ def test_every_verb_refuses_by_the_configuration(
             "MODEL/model.safetensors is a file: give the folder that it is in, MODEL",
         ),
         ("MODEL/config.json", "is a file: give the folder that it is in, MODEL"),
-        ("some.gguf", "some.gguf is in the GGUF format: convert it first"),
+        ("some.gguf", "some.gguf cannot be read: it is damaged"),
         ("RUN", "RUN is the directory of a run, not a model: give RUN/final"),
         ("TRAINED", "TRAINED is the directory of a run, not a model: give TRAINED/model"),
         ("EMPTY", "EMPTY is not a model: the folder has no config.json"),

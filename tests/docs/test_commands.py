@@ -36,6 +36,7 @@ from inheritune import quickstart
 from inheritune.cli import main as cli
 from inheritune.config import Recipe, TrainRecipe
 from inheritune.recipe_file import load_any, parse_recipe
+from tiny_gguf import write_gguf
 
 FOLLOWED = [
     ROOT / "README.md",
@@ -59,6 +60,10 @@ SIZES = {"512": "32", "1024": "48", "1280": "56", "80M": "200K", "24000": "500"}
 BEFORE = {
     "docs/how-to/resume.md": ["inheritune prepare my-texts --tokenizer gpt2 -o data/mine"],
     "docs/how-to/several-gpus.md": ["inheritune prepare my-texts --tokenizer gpt2 -o data/mine"],
+    "docs/how-to/publish.md": [
+        "inheritune prepare my-texts --tokenizer HuggingFaceTB/SmolLM2-135M -o data/mine",
+        "inheritune run recipe.yaml -o runs/mine --set keep=ends --set start_layers=2",
+    ],
     "docs/how-to/evaluate.md": [
         "inheritune prepare my-texts --tokenizer HuggingFaceTB/SmolLM2-135M -o data/mine",
         "inheritune run recipe.yaml -o runs/mine",
@@ -147,10 +152,12 @@ NOT_RUN: dict[str, Callable[[list[str]], None]] = {
     "sbatch": check_sbatch,
     "examples/one-machine.sh": check_script,
     "examples/several-machines.sh": check_script,
-    ".": lambda words: None,
+    **dict.fromkeys(
+        (".", "hf", "convert_hf_to_gguf.py", "llama-quantize", "llama-cli", "vllm"), lambda words: None
+    ),
 }
 """Programs of commands that install something, or that need several processes or machines (`test_examples.py` runs
-those) -> how it is made sure that such a command is one."""
+those), and programs of others -> how it is made sure that such a command is one."""
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -246,6 +253,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
+    (folder / "gguf").mkdir()
+    llama = AutoModelForCausalLM.from_pretrained(folder / "HuggingFaceTB/SmolLM2-135M")
+    write_gguf(folder / "gguf/SmolLM2-135M-Q8_0.gguf", llama, tokenizer)
     generator = random.Random(0)
     texts = [tiny_items.phrase(generator, 20, 40) for _ in range(800)]
     (folder / "my-texts").mkdir()
@@ -275,7 +285,11 @@ def shortened(values: Any) -> Any:
         }
         return {**values, "shared": shared, "rows": rows, "seeds": [0], "headline": []}
     data = {"path": "data/mine", **values.get("data", {}), "window": 32}
-    training = {**_short(values.get("training", {})), "tokens_per_step": 256, "tensorboard": False}
+    training = {
+        **_short(values.get("training", {})),
+        "tokens_per_step": 256,
+        "tracking": {"tensorboard": False},
+    }
     return _with_small_models({**values, "data": data, "training": training})
 
 
@@ -329,6 +343,8 @@ class Follower:
         if arguments[0] == "study" and arguments[1].startswith("recipes/paper"):
             study = yaml.safe_load(Path(arguments[1]).read_text())
             arguments += ["--row", study["reference"]]  # each row is a program of its own
+        if arguments[0] == "push" and "--dry-run" not in arguments:
+            arguments += ["--dry-run"]  # test_hub.py pushes
         self.monkeypatch.setattr(sys, "argv", ["inheritune", *arguments])
         with pytest.raises(SystemExit) as ended:
             cli.main()
@@ -388,7 +404,7 @@ def _load_dataset(path: str, name: str | None = None, **more: Any) -> Any:
 def _short_quickstart(original: Callable[[Path], Recipe]) -> Callable[[Path], Recipe]:
     def short(data: Path) -> Recipe:
         values = original(data).model_dump(mode="json", exclude={"reference": {"training"}})
-        values["training"] |= {"steps": 2, "tensorboard": False}
+        values["training"] |= {"steps": 2, "tracking": {"tensorboard": False}}
         values["training"]["schedule"]["warmup_steps"] = 1
         return parse_recipe(values, Recipe)
 

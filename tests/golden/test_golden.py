@@ -38,7 +38,7 @@ def losses(work: Path) -> dict[str, list[float]]:
         "precision": "fp32",
         "device": "cpu",
         "log_every": 2,
-        "tensorboard": False,
+        "tracking": {"tensorboard": False},
     }
     values["training"]["schedule"]["warmup_steps"] = 3
     summary = run(parse_recipe(values, Recipe), work / "run")

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tiny_data
 from inheritune import UserError
 from inheritune.config import TrainRecipe
-from inheritune.recipe_file import parse_recipe
+from inheritune.recipe_file import load_recipe, parse_recipe
 from inheritune.runtime.signals import Interrupted
 from inheritune.single_model import train_model
 from inheritune.training.metrics import steps_worth
 from tiny_recipes import ARCHITECTURE, stop_after, training
 
 
-class _Wandb(SimpleNamespace):
+class _Tracker(SimpleNamespace):
     """In place of the module: it remembers what it was called with."""
 
     def __init__(self) -> None:
         super().__init__(started=[], lines=[], finished=0)
 
-    def init(self, **settings: Any) -> _Wandb:
+    def init(self, **settings: Any) -> _Tracker:
         self.started.append(settings)
         return self
 
@@ -38,48 +41,99 @@ class _Wandb(SimpleNamespace):
         self.finished += 1
 
 
-@pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> _Wandb:
-    module = _Wandb()
-    monkeypatch.setitem(sys.modules, "wandb", module)  # type: ignore[arg-type]
-    return module
+LIBRARIES = pytest.mark.parametrize("library", ["wandb", "trackio"])
 
 
-def recipe(data: Path, **changes: Any) -> TrainRecipe:
+def recipe(data: Path, library: str) -> TrainRecipe:
     values = {
         "data": {"path": str(data), "window": 32},
         "model": {"architecture": ARCHITECTURE},
-        "training": training(wandb="small-models", **changes),
+        "training": training(tracking={"tensorboard": False, library: "small-models"}),
     }
     return parse_recipe(values, TrainRecipe)
 
 
-def test_a_training_that_continues_is_one_run_of_wandb(
-    tmp_path: Path, wandb: _Wandb, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = tiny_data.write_shards(tmp_path / "data")
-    settings = recipe(data)
+def train_in_two_starts(settings: TrainRecipe, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as stopped, pytest.raises(Interrupted):
         stop_after(stopped, 5)
-        train_model(settings, tmp_path / "one")
-    train_model(settings, tmp_path / "one")
-    first, second = wandb.started
+        train_model(settings, directory)
+    train_model(settings, directory)
+
+
+@LIBRARIES
+def test_a_training_that_is_resumed_is_one_run_there(
+    tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = _Tracker()
+    monkeypatch.setitem(sys.modules, library, module)  # type: ignore[arg-type]
+    settings = recipe(tiny_data.write_shards(tmp_path / "data"), library)
+    train_in_two_starts(settings, tmp_path / "one", monkeypatch)
+    first, second = module.started
     assert first == second
     assert first["resume"] == "allow"
     assert first["project"] == "small-models"
-    assert first["name"] == "one"
+    assert first["name"].startswith("one")
     assert first["config"] == settings.training.model_dump(mode="json")
     assert first["config"]["optimizer"]["weight_decay"] == 0.1
-    assert wandb.finished == 2
-    assert [step for step, values in wandb.lines if "train/loss" in values] == [2, 4, 6, 8, 10, 12]
-    train_model(settings, tmp_path / "two")
-    assert wandb.started[-1]["id"] != first["id"], "another training is another run"
+    assert module.finished == 2
+    assert [step for step, values in module.lines if "train/loss" in values] == [2, 4, 6, 8, 10, 12]
+    train_model(settings, tmp_path / "two/one")
+    assert [module.started[-1].get(key) for key in ("id", "name")] != [first.get("id"), first["name"]]
 
 
-def test_wandb_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="asks for `wandb`, which is not installed"):
-        train_model(recipe(tiny_data.write_shards(tmp_path / "data")), tmp_path / "one")
+@LIBRARIES
+def test_a_library_that_is_not_installed(
+    tmp_path: Path, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"asks for `{library}`, which is not installed"):
+        train_model(recipe(tiny_data.write_shards(tmp_path / "data"), library), tmp_path / "one")
+
+
+def test_weights_and_biases_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="the extra `wandb` is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    directory = tmp_path / "one"
+    train_in_two_starts(recipe(tiny_data.write_shards(tmp_path / "data"), "wandb"), directory, monkeypatch)
+    run = (directory / "wandb-run").read_text()
+    files = sorted((directory / "wandb").glob(f"offline-run-*-{run}/run-{run}.wandb"))
+    assert len(files) == 2, "each start writes a file of the same run"
+    assert all(b"train/loss" in file.read_bytes() for file in files)
+
+
+def test_trackio_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio", reason="the extra `trackio` is not installed")
+    directory = tmp_path / "one"
+    train_in_two_starts(recipe(tiny_data.write_shards(tmp_path / "data"), "trackio"), directory, monkeypatch)
+    run = f"one-{(directory / 'trackio-run').read_text()}"
+    with sqlite3.connect(tmp_path / "trackio/small-models.db") as database:
+        rows = database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY id").fetchall()
+    assert {name for name, _, _ in rows} == {run}
+    copied = [(step, json.loads(metrics)) for _, step, metrics in rows]
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    expected = [(line["step"], line["loss"]) for line in lines if line["kind"] == "train"]
+    assert [(step, values["train/loss"]) for step, values in copied if "train/loss" in values] == expected
+
+
+def test_a_run_with_the_keys_of_version_0_1_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = _Tracker()
+    monkeypatch.setitem(sys.modules, "wandb", module)  # type: ignore[arg-type]
+    settings = recipe(tiny_data.write_shards(tmp_path / "data"), "wandb")
+    directory = tmp_path / "one"
+    with monkeypatch.context() as stopped, pytest.raises(Interrupted):
+        stop_after(stopped, 5)
+        train_model(settings, directory)
+    written = yaml.safe_load((directory / "recipe.yaml").read_text())
+    tracking = written["training"].pop("tracking")
+    old = {key: tracking[key] for key in ("tensorboard", "wandb")}
+    (directory / "recipe.yaml").write_text(
+        yaml.safe_dump({**written, "training": {**written["training"], **old}})
+    )
+    train_model(load_recipe(directory / "recipe.yaml", TrainRecipe), directory)
+    assert [step for step, values in module.lines if "train/loss" in values] == [2, 4, 6, 8, 10, 12]
 
 
 def curve(losses: dict[int, float]) -> list[dict[str, Any]]:

@@ -11,7 +11,9 @@ from inheritune.cli.options import IgnoreTokenizer, Revision, TrustRemoteCode
 
 
 def answers_command(
-    teacher: Annotated[str, typer.Argument(help="Hugging Face model id, or folder of a checkpoint.")],
+    teacher: Annotated[
+        str, typer.Argument(help="Hugging Face model id, folder of a checkpoint, or GGUF file.")
+    ],
     data: Annotated[Path, typer.Option(help="Folder with token shards; their training split is read.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the answers.")],
     window: Annotated[int, typer.Option(help="Tokens of each window, as in the recipes.")] = 1024,

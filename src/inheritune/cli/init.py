@@ -19,7 +19,7 @@ QUESTIONS = {
 
 def init_command(
     model: Annotated[
-        str | None, typer.Option(help="Hugging Face model id, or folder of a checkpoint.")
+        str | None, typer.Option(help="Hugging Face model id, folder of a checkpoint, or GGUF file.")
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder with token shards of the model's tokenizer.")

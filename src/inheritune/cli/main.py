@@ -21,6 +21,7 @@ from inheritune.cli.inherit import inherit_command
 from inheritune.cli.init import init_command
 from inheritune.cli.plan import plan_command
 from inheritune.cli.prepare import prepare_command
+from inheritune.cli.push import push_command
 from inheritune.cli.quickstart import quickstart_command
 from inheritune.cli.report import report_command
 from inheritune.cli.run import run_command
@@ -59,6 +60,7 @@ app.command("study")(study_command)
 app.command("evaluate")(evaluate_command)
 app.command("report")(report_command)
 app.command("compare")(compare_command)
+app.command("push")(push_command)
 app.command("schema")(schema_command)
 
 

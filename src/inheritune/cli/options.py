@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-ModelName = Annotated[str, typer.Argument(help="Hugging Face model id, or folder of a checkpoint.")]
+ModelName = Annotated[
+    str, typer.Argument(help="Hugging Face model id, folder of a checkpoint, or GGUF file.")
+]
 RecipeFile = Annotated[Path, typer.Argument(help="Recipe file (YAML).")]
 Set = Annotated[
     list[str] | None,

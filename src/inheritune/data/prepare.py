@@ -40,7 +40,7 @@ from inheritune.data.shards import (
     read_manifest,
     sha256_of_directory,
 )
-from inheritune.data.sources import resolve
+from inheritune.data.sources import Remote, resolve
 from inheritune.data.unfinished import (
     PROGRESS,
     Arguments,
@@ -173,6 +173,7 @@ def prepare(
                 splits={name: record for name, record in saved.splits.items() if record.tokens},
                 arguments=arguments.model_dump(),
                 rows_without_text=saved.rows_without_text,
+                datasets=sorted({one.dataset for one in opened if isinstance(one, Remote)}),
             )
             files.write_json(work / MANIFEST, manifest.model_dump())
         publish(work, output)

@@ -98,6 +98,8 @@ class Manifest(_Record):
     arguments: dict[str, Any] = {}
     rows_without_text: int = 0
     """Left out of the sources: empty ones, and with `skip_invalid` those whose text is null, missing or no text."""
+    datasets: list[str] = []
+    """Ids of the sources that are data sets on the Hugging Face hub."""
 
 
 class DataIdentity(BaseModel):

@@ -46,6 +46,7 @@ _DATASETS = {
 
 # The low-data experiments (paper, appendix B): tokens in per mille of each part of RedPajama v1.
 _REDPAJAMA = "redpajama-1b"
+_REDPAJAMA_DATASET = "togethercomputer/RedPajama-Data-1T"
 _REDPAJAMA_FILES = "https://data.together.xyz/redpajama-data-1T/v1.0.0/urls.txt"
 _REDPAJAMA_TOKENS = 1_000_000_000
 _REDPAJAMA_PARTS = {
@@ -118,11 +119,12 @@ class Remote(Source):
         name: str,
         row_text: RowText,
         rows: Callable[[], Iterable[Any]],
+        dataset: str,
         row: str = "row",
         tokens: int | None = None,
     ) -> None:
         super().__init__(name, row_text, tokens=tokens)
-        self.rows, self.row = rows, row
+        self.rows, self.dataset, self.row = rows, dataset, row
 
     def documents(self) -> Iterator[str]:
         """See `Source`. OSError when the network fails, after which the same command resumes."""
@@ -167,7 +169,7 @@ def _hub_dataset(name: str, row_text: RowText, split: str, config: str | None) -
         raise UserError(f"the split {split!r} of {name} has no rows")
     if not any(map(row_text.is_in, first)):  # what is nested may be null in one row and not in the next
         raise UserError(row_text.missing(first, name))
-    return Remote(name, row_text, lambda: rows)
+    return Remote(name, row_text, lambda: rows, name)
 
 
 def _redpajama(seed: int, row_text: RowText) -> list[Remote]:
@@ -213,7 +215,7 @@ def _redpajama_part(part: str, urls: list[str], tokens: int, seed: int, row_text
                     if characters >= characters_per_file:
                         break
 
-    return Remote(f"{_REDPAJAMA}/{part}", row_text, rows, "document", tokens)
+    return Remote(f"{_REDPAJAMA}/{part}", row_text, rows, _REDPAJAMA_DATASET, "document", tokens)
 
 
 def docstring_documents() -> Iterator[str]:

@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from inheritune import UserError
+from inheritune.config import Pretrained
 from inheritune.data.documents import one_line
+from inheritune.models.gguf import given, located
 from inheritune.runtime import files
 
 logger = logging.getLogger(__name__)
@@ -167,18 +169,19 @@ def train(texts: Iterable[str], vocabulary: int, directory: Path) -> None:
 
 
 def named_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a hub id or folder. Raises UserError if there is none, or if its vocabulary is empty."""
+    """The tokenizer of a hub id, a folder or a GGUF. Raises UserError if there is none, or it has no vocabulary."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
     from transformers import AutoTokenizer
 
+    source = Pretrained(name, None, trust_remote_code)
     if not Path(name).exists():
         try:
-            validate_repo_id(name)
+            validate_repo_id(located(source)[0])
         except HFValidationError as error:
             raise UserError(f"there is no tokenizer at {name}: the folder does not exist") from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(**given(source), use_fast=True)
     except Exception as error:  # OSError, KeyError, bare Exception of tokenizers: whatever the files are not
         if Path(name).exists():
             raise UserError(f"{name} is not a folder with a tokenizer: {one_line(error)}") from error

@@ -22,6 +22,7 @@ from inheritune import UserError
 from inheritune.config import Pretrained
 from inheritune.evaluation.result import ModelSpeed, Rate, SpeedResult, Spread
 from inheritune.models.architecture import context_length
+from inheritune.models.gguf import located
 from inheritune.runtime.progress import ProgressBar
 
 PROMPT_TOKENS, NEW_TOKENS, TURNS = 512, 64, 5
@@ -85,22 +86,24 @@ def measure_speed(
 
 
 def checkpoint_bytes(model: Pretrained | str | Path) -> int | None:
-    """Bytes of a model's weight files (`model*.safetensors`): of a folder, or of what the cache of Hugging Face's
-    hub holds of a model id.
+    """Bytes of a model's weight files (`model*.safetensors`, or a GGUF): of a folder, or of what the cache of Hugging
+    Face's hub holds of a model id.
 
     None where there are no such files here; what the weights take in memory can then stand for them.
     """
     source = Pretrained.of(model)
-    folder = Path(source.name)
+    place, gguf = located(source)
+    folder, file = Path(place), gguf or "config.json"
     if not folder.is_dir():
         try:
-            config = try_to_load_from_cache(str(source), "config.json", revision=source.revision)
+            found = try_to_load_from_cache(place, file, revision=source.revision)
         except ValueError:  # neither a folder nor the form of an id
             return None
-        if not isinstance(config, str):
+        if not isinstance(found, str):
             return None
-        folder = Path(config).parent
-    return sum(file.stat().st_size for file in folder.glob("model*.safetensors")) or None
+        folder = Path(found.removesuffix(file))
+    files = [folder / gguf] if gguf else folder.glob("model*.safetensors")
+    return sum(each.stat().st_size for each in files) or None
 
 
 def memory_bytes(model: PreTrainedModel) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import (
     GatedRepoError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -31,6 +32,7 @@ from inheritune import UserError
 from inheritune.config import Pretrained
 from inheritune.models.architecture import cut_config, layer_count
 from inheritune.models.checkpoint_files import CONFIG, adapter_sentence, check_place, read_object, warn_once
+from inheritune.models.gguf import gguf_config, gguf_path, given
 from inheritune.models.layer_fields import MISFITS, lines_of
 from inheritune.models.size import on_meta
 
@@ -55,21 +57,7 @@ def load_config(model: Pretrained | str | Path) -> PretrainedConfig:
             does not fit together.
     """
     source = Pretrained.of(model)
-    check_place(source)
-    values = _values(source)
-    _check_values(source, values)
-    try:
-        config = AutoConfig.from_pretrained(
-            source.name, revision=source.revision, trust_remote_code=source.trust_remote_code
-        )
-    except OSError as error:
-        raise UserError(f"cannot read the configuration of {source}: {lines_of(error)[0]}") from error
-    except MISFITS as error:
-        raise UserError(_misfit(source, values, error)) from error
-    if not isinstance(config.dtype, torch.dtype | None):
-        raise UserError(
-            f"{CONFIG} of {source} says dtype: {_shown(config.dtype)}, but that is no type of weights"
-        )
+    config, values = _read(source)
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(
             f"{source} is an encoder-decoder model ({config.model_type}), not a causal language model"
@@ -115,6 +103,32 @@ def check_live(model: PreTrainedModel) -> None:
     layer_count(config)
 
 
+def _read(source: Pretrained) -> tuple[PretrainedConfig, dict[str, Any]]:
+    """The configuration as transformers makes it, and what is in its file; a GGUF has none."""
+    try:
+        file = gguf_path(source)
+    except (OSError, ValueError, HTTPError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(_not_given(source, error)) from error
+    if file is not None:
+        return gguf_config(source, file), {}
+    check_place(source)
+    values = _values(source)
+    _check_values(source, values)
+    try:
+        config = AutoConfig.from_pretrained(**given(source))
+    except OSError as error:
+        raise UserError(f"cannot read the configuration of {source}: {lines_of(error)[0]}") from error
+    except MISFITS as error:
+        raise UserError(_misfit(source, values, error)) from error
+    if not isinstance(config.dtype, torch.dtype | None):
+        raise UserError(
+            f"{CONFIG} of {source} says dtype: {_shown(config.dtype)}, but that is no type of weights"
+        )
+    return config, values
+
+
 def without_weights(
     source: Pretrained, config: PretrainedConfig, values: Mapping[str, Any] | None = None
 ) -> PreTrainedModel:
@@ -135,7 +149,7 @@ def _values(source: Pretrained) -> dict[str, Any]:
         return read_object(Path(source.name) / CONFIG)
     try:
         return PretrainedConfig.get_config_dict(source.name, revision=source.revision)[0]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPError) as error:
         raise UserError(_not_given(source, error)) from error
 
 

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
@@ -58,8 +58,6 @@ def check_place(source: Pretrained) -> None:
     place = Path(source.name)
     with reading(place):
         if place.is_file():
-            if place.suffix == ".gguf":
-                raise UserError(_gguf(place))
             raise UserError(f"{source} is a file: give the folder that it is in, {place.parent}")
         if place.is_dir():
             _check_folder(place)
@@ -78,8 +76,6 @@ def _check_folder(folder: Path) -> None:
         return
     if models := [folder / name for name in OURS if (folder / name / CONFIG).is_file()]:
         raise UserError(f"{folder} is the directory of a run, not a model: give {models[0]}")
-    if ggufs := sorted(folder.glob("*.gguf")):
-        raise UserError(_gguf(ggufs[0]))
     if private := _private(folder):
         raise UserError(f"{folder} is not a model of transformers: {private}")
     raise UserError(f"{folder} is not a model: the folder has no {CONFIG}")
@@ -163,7 +159,9 @@ def _no_weights(folder: Path) -> str:
             "so only safetensors are read; convert it with transformers' `save_pretrained`"
         )
     if ggufs := sorted(folder.glob("*.gguf")):
-        return _gguf(ggufs[0])
+        return (
+            f"{folder} has a configuration but no weights beside {ggufs[0].name}: give that file, {ggufs[0]}"
+        )
     if private := _private(folder):
         return f"{folder} has a configuration, but {private}"
     if others := sorted(path.name for path in folder.glob("*.safetensors")):
@@ -178,14 +176,6 @@ def adapter_sentence(source: Pretrained | Path, adapter: Mapping[str, Any]) -> s
     return (
         f"{source} is an adapter (PEFT){of}, not a model: merge it into its base model first, with "
         "peft's `merge_and_unload`, and save the result with `save_pretrained`"
-    )
-
-
-def _gguf(file: Path) -> str:
-    return (
-        f"{file} is in the GGUF format: convert it first, in Python with "
-        f"`AutoModelForCausalLM.from_pretrained({str(file.parent)!r}, gguf_file={file.name!r})"
-        ".save_pretrained(FOLDER)`; quantized weights stay as coarse as they are"
     )
 
 
@@ -221,6 +211,26 @@ def reading(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or lines_of(error)[0]
         raise UserError(f"cannot read {error.filename or path}: {reason}") from error
+
+
+@contextmanager
+def downloading(source: Pretrained) -> Iterator[None]:
+    """Say in one sentence that the way to the hub failed, wherever below it did.
+
+    Raises:
+        UserError: it did.
+    """
+    try:
+        yield
+    except Exception as error:
+        link: BaseException | None = error
+        while link is not None and (not isinstance(link, HTTPError) or isinstance(link, HfHubHTTPError)):
+            link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+        if link is None:
+            raise
+        raise UserError(
+            f"the download of {source} broke off ({lines_of(link)[0]}): the same command resumes it"
+        ) from error
 
 
 @cache

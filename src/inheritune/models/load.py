@@ -5,6 +5,7 @@ Weights come from safetensors files only: pickle files can run code, so they are
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import shutil
@@ -22,6 +23,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    GgufConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -39,6 +41,7 @@ from inheritune.models.checkpoint_files import (
     GENERATION,
     WEIGHTS,
     check_pointer,
+    downloading,
     read_object,
     read_tensors,
     reading,
@@ -46,6 +49,7 @@ from inheritune.models.checkpoint_files import (
 )
 from inheritune.models.checkpoint_weights import LANGUAGE_MODEL, check_size, check_weights
 from inheritune.models.empty_blocks import empty_all_but, with_only
+from inheritune.models.gguf import given, located
 from inheritune.models.layer_fields import lines_of
 from inheritune.models.presets import freeze_biases
 from inheritune.runtime import files
@@ -99,6 +103,8 @@ def load_model(
     source = Pretrained.of(named)
     config = load_config(source) if config is None else config
     kept = range(layer_count(config)) if layers is None else layers
+    if located(source)[1] is not None:
+        return _load_gguf(source, config, dtype)
     folder = Path(source.name)
     local = folder.is_dir()
     if local:
@@ -115,18 +121,18 @@ def load_model(
         if layers is not None:
             kind = with_only(type(empty), config, layers)
     try:
-        with quietly():
+        with downloading(source), quietly():
             model, report = kind.from_pretrained(
-                source.name,
+                **given(source),
                 config=config,
                 dtype=dtype,
-                revision=source.revision,
-                trust_remote_code=source.trust_remote_code,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # `check_weights` names the tensor and both shapes
                 key_mapping=LANGUAGE_MODEL,
                 output_loading_info=True,
             )
+    except UserError:
+        raise
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         if "use_safetensors" in str(error):  # transformers would have one allow pickles
             raise UserError(
@@ -139,6 +145,34 @@ def load_model(
         tensors = read_tensors(folder)
     model.__class__ = getattr(type(model), "whole_class", type(model))
     check_weights(source, model, report, tensors, kept)
+    _make_trainable(source, model)
+    return model.eval()
+
+
+def _load_gguf(source: Pretrained, config: PretrainedConfig, dtype: torch.dtype | str) -> PreTrainedModel:
+    """The whole model in a GGUF file, which `load_config` has looked at, as one of plain tensors."""
+    wanted = config.dtype if dtype == "auto" else dtype
+    warn_once(
+        f"{source} is a GGUF file: all of it is read and dequantized, and what was quantized stays as coarse as it is"
+    )
+    try:
+        with downloading(source), quietly():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                **given(source),
+                config=copy.deepcopy(config),
+                dtype=wanted,
+                quantization_config=GgufConfig(dequantize=True),
+                output_loading_info=True,
+            )
+    except UserError:
+        raise
+    except Exception as error:  # of whatever kind, from the three libraries that read it
+        raise UserError(f"cannot load the model {source}: {lines_of(error)[0]}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"{source} lacks {missing[0]}: transformers cannot read this model from GGUF")
+    if (quantizer := getattr(model, "hf_quantizer", None)) is not None:
+        quantizer.remove_quantization_config(model)
+    model.name_or_path = str(source)
     _make_trainable(source, model)
     return model.eval()
 
@@ -195,6 +229,8 @@ def read_tokenizer(model: Pretrained | str | Path) -> PreTrainedTokenizerBase | 
         UserError: it is damaged.
     """
     source = Pretrained.of(model)
+    if located(source)[1] is not None:
+        return _gguf_tokenizer(source)
     files = _tokenizer_files(source)
     if not files:
         return []
@@ -202,9 +238,7 @@ def read_tokenizer(model: Pretrained | str | Path) -> PreTrainedTokenizerBase | 
         with reading(file):
             check_pointer(file)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source.name, revision=source.revision, trust_remote_code=source.trust_remote_code
-        )
+        tokenizer = AutoTokenizer.from_pretrained(**given(source))
     except Exception as error:  # tokenizers has nothing narrower for a file that it cannot read
         if need := _needs(files, source.trust_remote_code):
             logger.warning("the tokenizer of %s cannot be used here: it needs %s", source, need)
@@ -218,6 +252,18 @@ def read_tokenizer(model: Pretrained | str | Path) -> PreTrainedTokenizerBase | 
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise UserError(_no_vocabulary(source, files))
     return tokenizer
+
+
+def _gguf_tokenizer(source: Pretrained) -> PreTrainedTokenizerBase | list[Path]:
+    """The tokenizer in a GGUF file, as transformers makes it again."""
+    try:
+        with downloading(source):
+            return AutoTokenizer.from_pretrained(**given(source))
+    except UserError:
+        raise
+    except Exception as error:
+        logger.warning("the tokenizer in %s cannot be used here: %s", source, lines_of(error)[0])
+        return []
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase | Sequence[Path], folder: Path) -> None:
@@ -272,11 +318,12 @@ def _make_trainable(source: Pretrained, model: PreTrainedModel) -> None:
     """What makes a model that was loaded one that can be trained and saved."""
     freeze_biases(model)
     # Else a language model would be saved under the names that it had in a multimodal one.
-    model._weight_conversions = [
-        change
-        for change in model._weight_conversions
-        if not set(change.source_patterns) & set(LANGUAGE_MODEL)
-    ]
+    if model._weight_conversions is not None:  # of a GGUF there are none
+        model._weight_conversions = [
+            change
+            for change in model._weight_conversions
+            if not set(change.source_patterns) & set(LANGUAGE_MODEL)
+        ]
     if model.generation_config is None:  # a model that cannot generate
         return
     try:
@@ -291,9 +338,11 @@ def _tokenizer_files(source: Pretrained) -> list[Path]:
     folder = Path(source.name)
     if not folder.is_dir():
         try:
-            folder = Path(
-                snapshot_download(str(source), revision=source.revision, allow_patterns=list(TOKENIZER_FILES))
-            )
+            with downloading(source):
+                kept = list(TOKENIZER_FILES)
+                folder = Path(snapshot_download(str(source), revision=source.revision, allow_patterns=kept))
+        except UserError:
+            raise
         except (OSError, ValueError):  # neither a folder, nor an id that the hub or its cache knows
             return []
     return [file for name in TOKENIZER_FILES for file in sorted(folder.glob(name))]

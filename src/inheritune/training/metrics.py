@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 
@@ -24,8 +25,8 @@ LEAST_LAST = 3
 """How few validations say how fast the loss still falls."""
 MOST_TIMES = 10
 """How many times as long as the training was, a straight line through its end may be drawn on."""
-WANDB_RUN = "wandb-run"
-"""The file with the id of a training's run of Weights & Biases."""
+RUN_ID = "{}-run"
+"""The file with the id of a training's run of Weights & Biases, or of trackio."""
 
 
 class Metrics:
@@ -62,10 +63,11 @@ class Metrics:
         kept = [row for row in read(path) if row["step"] <= step] if path.exists() and step else []
         files.write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
         self.file = path.open("a", encoding="utf-8")
-        if training.tensorboard:
+        if training.tracking.tensorboard:
             self.writers.append(_TensorBoard(directory / "tensorboard", step))
-        if training.wandb:
-            self.writers.append(_wandb(training, directory))
+        for library in ("wandb", "trackio"):
+            if getattr(training.tracking, library):
+                self.writers.append(_tracker(library, training, directory))
 
     def stepped(self, state: TrainState, result: StepResult) -> None:
         """Note a step that was done and counted; write a line, about those since the last one, if it is due."""
@@ -180,20 +182,25 @@ class _TensorBoard:
         self.writer.close()
 
 
-def _wandb(training: Training, directory: Path) -> Any:
+def _tracker(library: Literal["wandb", "trackio"], training: Training, directory: Path) -> Any:
+    """A run of Weights & Biases or trackio; a training that is resumed is the same run there."""
     try:
-        import wandb
+        module = import_module(library)
     except ImportError as error:
-        raise UserError("the recipe asks for `wandb`, which is not installed: pip install wandb") from error
-    # A training that continues is the same run there.
-    path = directory / WANDB_RUN
+        raise UserError(
+            f"the recipe asks for `{library}`, which is not installed: pip install 'inheritune[{library}]'"
+        ) from error
+    path = directory / RUN_ID.format(library)
     if not path.exists():
         files.write_text(path, uuid.uuid4().hex[:12])
-    return wandb.init(
-        project=training.wandb,
-        id=path.read_text(encoding="utf-8").strip(),
-        name=directory.name,
-        dir=directory,
-        config=training.model_dump(mode="json"),
-        resume="allow",
-    )
+    run = path.read_text(encoding="utf-8").strip()
+    settings = {
+        "project": getattr(training.tracking, library),
+        "name": directory.name,
+        "group": directory.parent.name,
+        "config": training.model_dump(mode="json"),
+        "resume": "allow",
+    }
+    if library == "wandb":
+        return module.init(**settings, id=run, dir=directory)
+    return module.init(**settings | {"name": f"{directory.name}-{run}"})  # runs are known by their names

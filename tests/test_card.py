@@ -1,0 +1,118 @@
+"""Model cards of what was not made by a run, and results in the formats of the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub import parse_eval_result_entries as parse_entries
+
+import tiny_data
+from inheritune import inherit
+from inheritune.card import benchmark_results, escaped, run_card
+from inheritune.config import Recipe, TrainRecipe
+from inheritune.data.shards import read_manifest
+from inheritune.evaluation.result import Evaluation, MetricResult, Score, TaskResult
+from inheritune.recipe_file import parse_recipe
+from inheritune.run_directory import Answers, ReferenceFigures, RoundFigures, Summary
+from inheritune.runtime import files
+from inheritune.single_model import train_model
+from tiny_models import tiny_model
+from tiny_recipes import training
+
+
+def task(name: str, note: str | None = None) -> TaskResult:
+    scores = [Score(value=0.31, standard_error=None), Score(value=0.254321, standard_error=None)]
+    metric = MetricResult(metric="acc", higher_is_better=True, scores=scores, paired=[None, None])
+    return TaskResult(
+        task=name, metric="acc", items=9, shots=5, version="1", data="x", note=note, metrics=[metric]
+    )
+
+
+def test_only_benchmarks_of_the_hub_that_were_asked_in_full_are_results_there() -> None:
+    tasks = [task("gsm8k"), task("arc_easy"), task("gpqa_diamond_zeroshot", "other items")]
+    found = benchmark_results(Evaluation(models=[], tasks=tasks))
+    assert list(found) == ["gsm8k.yaml"]
+    (entry,) = parse_entries(yaml.safe_load(found["gsm8k.yaml"]))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("openai/gsm8k", "gsm8k", 0.2543)
+    assert entry.notes is not None and "5 shots" in entry.notes
+    assert benchmark_results(Evaluation(models=[], tasks=tasks, settings={"limit": 10})) == {}
+
+
+def test_the_card_of_a_run_has_its_tasks_and_data_sets(tmp_path: Path) -> None:
+    data = tiny_data.write_shards(tmp_path / "data")
+    manifest = read_manifest(data).model_copy(update={"datasets": ["some-lab/text"]})
+    files.write_text(data / "manifest.json", manifest.model_dump_json())
+    values: dict[str, Any] = {"data": {"path": str(data)}, "reference": {"pretrained": "some-lab/large"}}
+    figures = RoundFigures(
+        round=1,
+        layers=2,
+        parameters=9,
+        loss=3.0,
+        difference=-0.5,
+        standard_error=0.1,
+        interval=(-0.7, -0.3),
+        parity=True,
+        training_flops=1.0,
+        total_training_flops=1.0,
+        steps=5,
+        seconds=1.0,
+        directory="round-1-2-layers",
+        kept=[0, 3],
+    )
+    reference = ReferenceFigures(layers=4, parameters=18, loss=3.5, windows=7, bytes_per_token=4.0)
+    summary = Summary(name="small", verdict="parity", reference=reference, rounds=[figures], tasks="holds")
+    text = run_card(
+        parse_recipe(values, Recipe), summary, "float32", Evaluation(models=[], tasks=[task("a|b")])
+    )
+    card = ModelCard(text)
+    assert card.data.datasets == ["some-lab/text"]
+    results = [(one.dataset_type, one.metric_type, one.metric_value) for one in card.data.eval_results]
+    assert results == [
+        ("some-lab/text", "loss", 3.0),
+        ("some-lab/text", "bits_per_byte", 1.082),
+        ("a|b", "acc", 0.2543),
+    ]
+    assert r"| a\|b (acc, 5 shots) | 0.3100 | 0.2543 |" in card.text
+    assert summary.answers == Answers(own="holds", control="not asked", tasks="holds", texts="not asked")
+    assert "Layers 0, 3 of 4 layers" in card.text and "Tasks: holds." in card.text
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "no front matter",
+        "---\nlicense: [1]\nlanguage: no\n---\n",
+        "---\n: : :\n---\n",
+        b"\xff\xfe",
+        "---\n- a\n---\n",
+    ],
+)
+def test_a_card_that_says_nothing_is_done_without(tmp_path: Path, card: str | bytes) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "large")
+    (tmp_path / "large/README.md").write_bytes(card.encode() if isinstance(card, str) else card)
+    inherit(tmp_path / "large", 2, output=tmp_path / "small")
+    own = ModelCard.load(tmp_path / "small/README.md")
+    assert not {"license", "language", "base_model"} & own.data.to_dict().keys()
+    assert "inheritune inherit large --keep 0,1 -o small" in own.text
+
+
+def test_what_a_single_training_leaves_has_a_card(tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "large")
+    values = {
+        "name": "one",
+        "data": {"path": str(tiny_data.write_shards(tmp_path / "data")), "window": 32},
+        "model": {"pretrained": str(tmp_path / "large")},
+        "training": training(steps=2, schedule={"warmup_steps": 0}),
+    }
+    losses = train_model(parse_recipe(values, TrainRecipe), tmp_path / "run")
+    card = ModelCard.load(tmp_path / "run/model/README.md")
+    assert card.data.eval_results[0].metric_value == round(losses.mean, 4)
+    assert "Trained from large for 2 steps" in card.text and "inheritune train recipe.yaml" in card.text
+
+
+def test_text_of_others_shows_as_it_is() -> None:
+    assert escaped("a *b* <c> [d](e) | `f` #g & \\") == (r"a \*b\* &lt;c&gt; \[d\](e) \| \`f\` \#g &amp; \\")
