@@ -85,6 +85,12 @@ def test_training_teaches_something(finished: tuple[Path, Summary]) -> None:
     assert validations[0]["step"] == 0
     assert validations[0]["loss"] == pytest.approx(math.log(97), abs=0.2)
     assert validations[-1]["loss"] < validations[0]["loss"] - 0.1
+    final = WindowLosses.load(directory / "reference/validation.json")
+    assert (rows[-1]["kind"], rows[-1]["loss"], rows[-1]["windows"]) == (
+        "final",
+        final.mean,
+        len(final.losses),
+    )
     steps = [row["step"] for row in rows if row["kind"] == "train"]
     assert steps == [2, 4, 6, 8, 10, 12]
 

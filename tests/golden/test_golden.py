@@ -45,7 +45,7 @@ def losses(work: Path) -> dict[str, list[float]]:
     found = {}
     for name in ("reference", summary.rounds[0].directory):
         rows = metrics.read(work / "run" / name / "metrics.jsonl")
-        found[name] = [row["loss"] for row in rows]
+        found[name] = [row["loss"] for row in rows if row["kind"] != "final"]
     return found
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inheritune.report.figures import (
+    KEPT,
     Interval,
     Line,
     Picture,
@@ -96,6 +97,17 @@ def test_the_first_loss_of_a_cut_does_not_scale_the_axis(first: float) -> None:
     assert loss_limits([cut, begun], [3.24]) == loss_limits([cut], [3.24])
 
 
+def test_of_a_training_that_has_only_begun_everything_is_shown() -> None:
+    low, high = loss_limits([line([21.0, 18.0], finished=False)], [3.24])
+    assert low < 3.24 and high > 21.0  # axes with nothing in them would say that nothing was learned
+    first = line(
+        [21.0], x=np.zeros(1), faint=(np.array([10.0, 20.0]), np.array([15.0, 12.0])), finished=False
+    )
+    assert loss_limits([first], [3.24])[1] > 21.0
+    longer = line([21.0, *(4.0 - 0.01 * i for i in range(20))], finished=False)
+    assert loss_limits([longer], [3.24])[1] < 4.2
+
+
 def test_ends_levels_and_second_halves_are_always_in_the_range() -> None:
     for losses in ([3.0, 5.0, 4.0, 9.0], [9.0, 8.0, 7.0, 6.0, 5.0], [3.0, 3.0]):
         low, high = loss_limits([line(losses), line([2.0, 2.1])], [6.5])
@@ -110,6 +122,20 @@ def test_one_point_is_no_curve() -> None:
     assert curves([line([3.0, math.nan])], "loss", "step") is None
     assert curves([line([0.0, -1.0])], "norm", "step", logarithmic=True) is None
     assert curves([line([3.0], x=np.ones(1))], "rank", "layer") is not None
+
+
+def test_choices_of_layers_have_the_width_for_themselves() -> None:
+    picture = curves([line([5.0, 4.0, 3.0], x=np.array([15.0, 16.0, 17.0]))], "loss", KEPT)
+    assert [text for text in texts(picture) if text.isdigit() and int(text) > 9] == ["15", "16", "17"]
+    assert "0" not in texts(picture)
+
+
+def test_what_is_above_the_axis_is_said_in_the_figure() -> None:
+    cut, other = line([21.0, 5.0, 4.0], name="cut"), line([9.0, 8.0], name="other", x=np.array([50.0, 60.0]))
+    words = texts(curves([cut, other], "loss", "step", limits=(3.0, 6.0), separated=True))
+    assert {"cut off above 6; the highest is 21", "cut", "other, above"} <= set(words)
+    whole = curves([cut, other], "loss", "step", limits=(3.0, 21.0), separated=True)
+    assert not any("cut off" in text or "above" in text for text in texts(whole))
 
 
 def test_the_legend_is_in_the_order_of_the_ends_and_has_every_name() -> None:
@@ -174,7 +200,7 @@ def test_long_names_keep_both_ends() -> None:
 @given(st.lists(st.floats(-100, 100) | st.just(math.nan), max_size=300))
 def test_smoothing_is_a_mean_of_neighbours(values: list[float]) -> None:
     array = np.array(values, dtype=np.float64)
-    half = max(2, len(values) // 50)
+    half = min(max(2, len(values) // 50), len(values) // 10)
     for row, value in enumerate(smooth(array)):
         near = array[max(0, row - half) : row + half + 1]
         near = near[np.isfinite(near)]
@@ -196,4 +222,6 @@ def test_thinning_keeps_both_ends_and_the_rows_together() -> None:
 def test_a_round_that_has_only_begun_does_not_hide_the_others(run: Path) -> None:
     change_summary(run, verdict=None, rounds=[round_summary(1)])
     write_metrics(run / "round-2-6-layers", metrics_rows(2, 10.8, 3.4, steps=5))
-    assert {"round 1, 4 layers", "round 2, 6 layers …"} <= set(texts(loss_curves(read_run(run), "flops")))
+    picture = loss_curves(read_run(run), "flops")
+    assert {"round 1, 4 layers", "round 2, 6 layers …, above"} <= set(texts(picture))
+    assert "cut off above 4.05; the highest is 10.8" in texts(picture)

@@ -204,6 +204,18 @@ def test_figures_and_tables_can_be_read_aloud(run: Path) -> None:
     assert page.all("html")[0]["lang"] == "en"
 
 
+def test_curves_on_fewer_windows_than_the_verdict_say_so(run: Path) -> None:
+    assert "of the 512 windows" not in read(run).text
+    for name, key in (("reference", "reference"), ("round-2-6-layers", 2)):
+        write_metrics(run / name, [row | {"windows": 48} for row in metrics_rows(key, 5.0, 3.4)])
+    page = read(run)
+    assert "curves on 48 of the 512 windows" in page.all("img")[0]["alt"]
+    assert "a curve need not end at its model's final loss" in page.text
+    write_metrics(run / "reference", [row | {"windows": 512} for row in metrics_rows("reference", 5.0, 3.4)])
+    shutil.rmtree(run / "round-2-6-layers")
+    assert "of the 512 windows" not in read(run).all("img")[0]["alt"]
+
+
 def test_the_output_goes_where_it_is_asked_for(run: Path, tmp_path: Path) -> None:
     assert write_report(run) == run / "report.html"
     assert write_report(run, tmp_path / "page.html") == tmp_path / "page.html"

@@ -356,7 +356,8 @@ def _page(comparison: RunComparison, *drawn: Picture | None) -> Page:
         "excludes 0. Where there are several seeds, the line above them is their mean, with the standard deviation "
         "between them.",
         f"Over the steps of each training. In black: {comparison.reference}, its final loss as a dotted line. A "
-        "hollow mark at the end means that the run is unfinished.",
+        "hollow mark at the end means that the run is unfinished. Final losses, as in the table, are on all "
+        "validation windows; curves are on those that were validated while training.",
         "Over training FLOPs; rounds of one run follow one another, since their costs add up.",
     )
     paired, over_steps, over_flops = (

@@ -35,7 +35,12 @@ DOTTED = (0, (1, 2.5))
 NARROW, WIDE = 480, 760  # of a figure, in SVG units
 POINTS = 400  # of a curve: more cannot be seen, and would only make the file larger
 MARKS = 16  # at most, on one curve
-LAYER = "layer"  # what a horizontal axis of layers is called
+FEW_POINTS = 8  # of a training, thin curve included
+LAYER, KEPT, BLOCK = (
+    "layer",
+    "layers kept",
+    "block, from 0",
+)  # what horizontal axes of whole numbers are called
 PANELS_FROM = 9  # rows that no longer fit into one pair of axes
 MAP_CELLS = 128
 """Sides of a drawn attention map; of a larger one each cell shows the largest value it covers."""
@@ -141,13 +146,14 @@ def curves(
     limits: tuple[float, float] | None = None,
     level: tuple[float, str] | None = None,
     logarithmic: bool = False,
-    separators: Sequence[float] = (),
+    separated: bool = False,
 ) -> Picture | None:
     """Lines in one pair of axes, with a legend in the order of their ends; None if no line can be seen.
 
     A figure of `NARROW` width has its legend above, one of `WIDE` on the right. `heading`, `limits` and `logarithmic`
-    are of the vertical axis. `level` is marked by a dotted line, and is in the legend if it has a name; `separators`
-    are positions of thin vertical lines.
+    are of the vertical axis; what is above its limits is said in the figure, and a line that is there as a whole is
+    only in the legend. `level` is marked by a dotted line, and is in the legend if it has a name. Where lines are
+    `separated` a thin vertical line is at the beginning of each that begins after 0.
     """
     if logarithmic:  # NaN, which is not drawn, in place of what such an axis cannot show
         lines = [replace(line, y=np.where(line.y > 0, line.y, np.nan)) for line in lines]
@@ -156,12 +162,14 @@ def curves(
         return None
     figure = Drawing(figsize=(width / 72, 5.2), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(heading)
-    for position in separators:
-        axes.axvline(position, color=MUTED, linewidth=0.6)
+    axes.set_title(_with_cut(heading, lines, limits))
     legend: dict[str, tuple[float, Any]] = {}
     for line in lines:
-        legend.setdefault(line.name, (line.end, _draw(axes, line)))
+        above = limits is not None and all(np.min(y) > limits[1] for _, y in line.points)
+        name = f"{short(line.name)}, above" if above else line.name
+        legend.setdefault(name, (line.end, _draw(axes, line)))
+        if separated and not above and (begins := line.points[0][0][0]) > 0:
+            axes.axvline(begins, color=MUTED, linewidth=0.6)
     if level is not None:
         legend.setdefault(level[1], (level[0], _draw_level(axes, level[0])))
     _set_axes(axes, lines, x_label, limits, logarithmic)
@@ -193,7 +201,7 @@ def panels(
     rows = -(-len(names) // columns)
     figure = Drawing(figsize=(960 / 72, 0.6 + 2.2 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    figure.suptitle(heading, **HEADING)
+    figure.suptitle(_with_cut(heading, lines, limits), **HEADING)
     figure.supxlabel(x_label, color=MUTED, fontsize=11)
     # One line with gaps: as many lines as curves would make the file larger.
     thinned = [thin(line.x, line.y, points=24) for line in lines]
@@ -284,20 +292,23 @@ def loss_limits(lines: Sequence[Line], levels: Sequence[float] = ()) -> tuple[fl
 
     Above the highest of these it has room for three times their distance and for half a nat, and for the second half
     of every curve; but for no loss of the first 15% of a curve, where what has just been cut from a good model may be
-    at the height of a random one. A training that is not finished is as long as the longest for this.
+    at the height of a random one. A training that is not finished is as long as the longest for this. As long as all
+    have only begun there is room for everything, of one with few points for the first ones too.
     """
-    parts = [(x - x[0], y, line.finished) for line in lines for x, y in line.points]
-    longest = max((x[-1] for x, _, _ in parts), default=0.0)
+    drawn = [(line, line.points) for line in lines if line.points]
+    longest = max((x[-1] - x[0] for _, points in drawn for x, _ in points), default=0.0)
+    begun = not any(line.finished for line, _ in drawn)
     late, half, ends = [*levels], [], [*levels]
-    for x, y, finished in parts:
-        share = x / max(x[-1] if finished else longest, 1e-12)
-        if finished or share[-1] >= 0.15:
-            share[-1] = 1  # the end counts, also of a single point
-            late += y[share >= 0.15].tolist()
-            half += y[share >= 0.5].tolist()
-            ends.append(float(y[-1]))
-    if parts and not half:
-        return loss_limits([replace(line, finished=True) for line in lines], levels)
+    for line, points in drawn:
+        few = begun and sum(len(x) for x, _ in points) < FEW_POINTS
+        for x, y in points:
+            share = (x - x[0]) / max(x[-1] - x[0] if line.finished else longest, 1e-12)
+            if line.finished or few or share[-1] >= 0.15:
+                share[-1] = 1  # the end counts, also of a single point
+                counts = share >= (0 if few else 0.15)
+                late += y[counts].tolist()
+                half += y[counts if begun else share >= 0.5].tolist()
+                ends.append(float(y[-1]))
     if not ends:
         return 0.0, 1.0
     top = max([max(ends) + max(3 * (max(ends) - min(ends)), 0.5), *half])
@@ -307,10 +318,13 @@ def loss_limits(lines: Sequence[Line], levels: Sequence[float] = ()) -> tuple[fl
 
 
 def smooth(values: FloatArray) -> FloatArray:
-    """The mean over a centred window of 4% of the rows, at least five, narrower at both ends; NaN is left out."""
+    """The mean over a centred window of 4% of the rows, narrower at both ends; NaN is left out.
+
+    The window has at least five rows, but no more than a fifth of them: a few rows are shown as they are.
+    """
     if not len(values):
         return values
-    half = max(2, len(values) // 50)
+    half = min(max(2, len(values) // 50), len(values) // 10)
     seen = np.isfinite(values)
     total, number = (
         np.convolve(column, np.ones(2 * half + 1))[half : half + len(values)]
@@ -345,7 +359,7 @@ def _look(place: int) -> tuple[str, str, Any]:
 
 def _drawable(lines: Sequence[Line], x_label: str) -> list[Line]:
     """Those that can be seen: a layer is a point of its own; of a training one point is no curve."""
-    least = 1 if x_label == LAYER else 2
+    least = 1 if x_label in (LAYER, KEPT, BLOCK) else 2
     return [line for line in lines if any(len(x) >= least for x, _ in line.points)]
 
 
@@ -374,6 +388,14 @@ def _draw_level(axes: Axes, value: float) -> Any:
     return axes.axhline(value, color=INK, linewidth=1, linestyle=DOTTED, zorder=1.5)
 
 
+def _with_cut(heading: str, lines: Sequence[Line], limits: tuple[float, float] | None) -> str:
+    """The heading, and below it what is above the limits, if something is."""
+    highest = max(float(np.max(y)) for line in lines for _, y in line.points)
+    if limits is None or highest <= limits[1]:
+        return heading
+    return f"{heading}\ncut off above {significant(limits[1])}; the highest is {significant(highest)}"
+
+
 def _set_axes(
     axes: Axes,
     lines: Sequence[Line],
@@ -382,9 +404,9 @@ def _set_axes(
     logarithmic: bool = False,
 ) -> None:
     """Ranges, and few and short numbers on both axes."""
-    end, layers = max(float(np.max(x)) for line in lines for x, _ in line.points), x_label == LAYER
-    axes.set(xlabel=x_label, xlim=(0.5, end + 0.5) if layers else (0, 1.02 * end))
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=layers))
+    x, whole = np.concatenate([x for line in lines for x, _ in line.points]), x_label in (LAYER, KEPT, BLOCK)
+    axes.set(xlabel=x_label, xlim=(x.min() - 0.5, x.max() + 0.5) if whole else (0, 1.02 * x.max()))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10], integer=whole))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count(x) if x >= 10_000 else f"{x:,.5g}"))
     if logarithmic:
         axes.set_yscale("log")

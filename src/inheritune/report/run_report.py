@@ -81,11 +81,14 @@ def loss_curves(run: Run, axis: Axis) -> Picture | None:
     scale, unit = flop_scale(max(t.total_flops or 0.0 for t in shown)) if axis == "flops" else (1.0, "")
     return curves(
         [_loss_line(run, training, axis, scale) for training in shown],
-        "loss, nats per token",
+        f"loss, nats per token{_on_fewer_windows(run)}",
         "step" if axis == "step" else f"cumulative training compute, {unit}",
-        limits=_loss_limits(run),
+        limits=loss_limits(
+            [_loss_line(run, training, "step") for training in run.trainings],
+            [] if run.reference_loss is None else [run.reference_loss],
+        ),
         level=None if run.reference_loss is None else (run.reference_loss, "reference, final"),
-        separators=[t.before / scale for t in shown if t.before] if axis == "flops" else (),
+        separated=axis == "flops",
     )
 
 
@@ -100,9 +103,13 @@ def _loss_line(run: Run, training: Entry, axis: Axis, scale: float = 1.0) -> Lin
     return Line(name, x, validation["loss"], training.round, faint=faint, finished=finished)
 
 
-def _loss_limits(run: Run) -> tuple[float, float]:
-    levels = [] if run.reference_loss is None else [run.reference_loss]
-    return loss_limits([_loss_line(run, training, "step") for training in run.trainings], levels)
+def _on_fewer_windows(run: Run) -> str:
+    """Says so where the curves are of fewer windows than the final losses, as validations while training may be."""
+    windows = np.concatenate([training.metrics.validation["windows"] for training in run.trainings])
+    known, reference = windows[np.isfinite(windows)], run.summary.reference
+    if reference is None or reference.windows is None or not len(known) or known.min() >= reference.windows:
+        return ""
+    return f"; curves on {known.min():,.0f} of the {reference.windows:,} windows"
 
 
 def _curve_blocks(run: Run) -> Iterator[pages.Block]:
@@ -114,13 +121,14 @@ def _curve_blocks(run: Run) -> Iterator[pages.Block]:
         caption += "; the reference is drawn from 0 beside them, its own training is not part of their cost"
     by_flops = loss_curves(run, "flops"), f"{caption}."
     yield from pages.pictures((by_step, "Every model over its own steps."), by_flops)
-    high = _loss_limits(run)[1]
     notes = "Lines with marks are validation losses, thin lines training losses, smoothed by a moving mean."
     if run.reference_loss is not None:
         notes += f" Dotted: the reference's final validation loss, {run.reference_loss:.3f}."
-    losses = [rows["loss"] for t in run.trainings for rows in (t.metrics.train, t.metrics.validation)]
-    if np.nanmax(np.concatenate(losses)) > high:
-        notes += f" Losses above {significant(high)}, as in the first steps, are cut off."
+    if _on_fewer_windows(run):
+        notes += (
+            " While a model is trained it is validated on some of the windows; final losses, in tables and verdict, "
+            "are on all, so a curve need not end at its model's final loss."
+        )
     yield pages.Paragraph(notes)
 
 

@@ -38,7 +38,7 @@ COLUMNS = {
         *("step", "flops", "loss", "learning_rate", "gradient_norm"),
         *("tokens_per_second", "flops_per_second", "memory_bytes"),
     ),
-    "validation": ("step", "flops", "loss"),
+    "validation": ("step", "flops", "loss", "windows"),
     "gradients": ("step",),
 }
 """What every kind of row is expected to hold."""
@@ -200,7 +200,8 @@ def read_metrics(directory: Path, notes: list[str]) -> MetricColumns:
     """
     file = directory / METRICS
     text = file.read_text("utf-8", errors="replace") if file.is_file() else ""
-    rows: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in COLUMNS}
+    # The final loss is read from `validation.json`, which has it by window.
+    rows: dict[str, dict[int, dict[str, Any]]] = {kind: {} for kind in (*COLUMNS, "final")}
     unreadable = 0
     for line in filter(str.strip, text.splitlines()):
         try:

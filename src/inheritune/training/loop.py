@@ -170,6 +170,7 @@ def train(
             saver.wait()
             round_weights(model, dtype, world)
             losses = validation.measured(state, "all")
+            metrics.validated(state, losses, "final")
         except NonFiniteError as error:
             saver.wait()
             raise NonFiniteError(_explain(error, directory, data, order), error.step) from error
@@ -206,7 +207,7 @@ class Validation:
             return validate(self.loss, split, self.data.window, self.hardware, windows)
 
     def measured(self, state: TrainState, windows: int | Literal["all"]) -> WindowLosses:
-        """Losses on the validation split; every line of the metrics is of the same windows."""
+        """Losses on the validation split; every line of a curve is of the same windows."""
         losses = self.on(self.data.validation, windows)
         self.metrics.validated(state, losses.thinned(self.training.validation.windows))
         return losses

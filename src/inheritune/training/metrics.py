@@ -94,10 +94,12 @@ class Metrics:
         )
         self.results, self.seconds = [], state.seconds
 
-    def validated(self, state: TrainState, losses: WindowLosses) -> None:
-        """Write a line about a validation."""
+    def validated(
+        self, state: TrainState, losses: WindowLosses, kind: Literal["validation", "final"] = "validation"
+    ) -> None:
+        """Write a line about a validation; `final` is that of what will be left behind, on all windows."""
         figures = {"loss": losses.mean, "standard_error": losses.standard_error}
-        self._log("validation", state, **self._spent(state), **figures)
+        self._log(kind, state, **self._spent(state), **figures, windows=len(losses.losses))
 
     def close(self) -> None:
         """Flush everything."""
