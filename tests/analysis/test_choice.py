@@ -17,7 +17,7 @@ from inheritune.analysis import layers as layers_module
 from inheritune.analysis.choice import contiguous, put_back, race, search, with_each, without_each
 from inheritune.analysis.importance import ChoiceLosses, Windows
 from inheritune.analysis.kept import load_kept
-from inheritune.analysis.layers import choose_kept, losses_on, recorded, searched, windows_of
+from inheritune.analysis.layers import RULES, choose_kept, losses_on, recorded, searched, windows_of
 from inheritune.analysis.sequences import text_of
 from inheritune.data.shards import open_split
 from inheritune.initialization import append, choose, select
@@ -177,7 +177,7 @@ def test_progress_counts_the_windows_that_choices_are_measured_on(text, monkeypa
 
     monkeypatch.setattr(layers_module, "ProgressBar", Bar)
     losses, _ = losses_on(lively("llama"), text, 0)
-    searched(losses, 2, "choosing")
+    searched(losses, losses.similarities(4)[1], 2, "choosing")
     done = [at for at, _ in counts]
     assert done[0] == 4 and done[1] == 8, "from the first candidate on"
     assert done[-1] == sum(map(len, losses.known.values()))
@@ -223,6 +223,10 @@ def test_a_measured_choice_is_deterministic_and_recorded(text, tmp_path: Path) -
     assert tuple(kept.layers) == kept.path[-1] and len(kept.path) == LAYERS - 2
     assert kept.measured.windows == 32 and kept.measured.identity == text.tokens.identity
     assert kept.loss == ChoiceLosses(model, windows_of(text, 64, 0)[0]).mean(tuple(kept.layers))
+    assert [figures.block for figures in kept.blocks] == list(range(LAYERS))
+    points = {(point.keep, len(point.layers)): point.layers for point in kept.curve}
+    assert set(points) == {(rule, size) for rule in RULES for size in (3, 2)}
+    assert points["measured", 2] == kept.layers and points["first", 3] == [0, 1, 2]
     path = tmp_path / "choice.json"
     assert recorded(path, lambda: kept) == kept
     assert recorded(path, lambda: pytest.fail("it is recorded already")) == load_kept(path) == kept

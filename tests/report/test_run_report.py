@@ -12,7 +12,7 @@ import matplotlib
 import pytest
 
 from inheritune.analysis.forecast import Forecast, Prediction, Probe
-from inheritune.analysis.kept import Kept, Measurement, save
+from inheritune.analysis.kept import BlockFigures, Kept, LayerAnalysis, Measurement, Point, load_kept, save
 from inheritune.cli.console import console, print_result
 from inheritune.report import figures, write_report
 from inheritune.report.results import RunResult
@@ -312,6 +312,17 @@ def add_choices(run: Path) -> None:
     path = (*((0, 1, 2, 3, 4, 5, 7), (0, 1, 2, 3, 5, 7), (0, 1, 2, 5, 7)), (0, 1, 2, 7))
     cut = {7: 3.61, 6: 3.82, 5: 4.27, 4: 5.13}
 
+    added = (4.7, 0.3, 0.2, 0.1, 0.05, 0.1, -0.02, 0.4)
+    blocks = tuple(
+        BlockFigures(block=i, added=value, low=value - 0.1, high=value + 0.1, influence=value / 10)
+        for i, value in enumerate(added)
+    )
+    rules = tuple(
+        Point(keep=keep, layers=list(path[7 - n]), loss=cut[n] + extra * (8 - n))
+        for n in cut
+        for keep, extra in (("measured", 0.0), ("first", 1.5), ("ends", 0.2))
+    )
+
     def kept(layers: int) -> Kept:
         return Kept(
             keep="measured",
@@ -320,8 +331,9 @@ def add_choices(run: Path) -> None:
             loss=cut[layers],
             whole=3.5,
             path=path[: 8 - layers],
-            path_losses=tuple(cut[len(choice)] for choice in path[: 8 - layers]),
             measured=measured,
+            blocks=blocks if layers == 4 else (),
+            curve=rules if layers == 4 else (),
         )
 
     save(run / "round-1-4-layers/choice.json", kept(4))
@@ -355,8 +367,12 @@ def test_layers_that_were_kept_their_search_and_what_was_predicted(run: Path) ->
         "0-3, 5, 7",
         "5.130",
         "3.820",
-        "32 training windows of 256 tokens",
+        "32 windows of 256 tokens",
         "started with 4 layers",
+        "hollow marks are layers that round 2 does not have",
+        "Before training validation loss 1 4 of 8 0-2, 7 measured 5.130 3.500 5.100",
+        "0 +4.700 [+4.600, +4.800] 0.470 1, 2",
+        "3 +0.100 [+0.000, +0.200] 0.010 2",
     ):
         assert words in page.text, words
     for predicted, found in ((3.4, FINAL_LOSS[1]), (3.3, FINAL_LOSS[2])):
@@ -377,3 +393,23 @@ def test_choices_that_were_not_measured_have_no_losses(run: Path) -> None:
     save(run / "round-1-4-layers/choice.json", Kept(keep="first", layers=[0, 1, 2, 3], of_layers=8))
     page = Page(write_report(run).read_text("utf-8"))
     assert "0-3" in page.text and "Loss at the cut" not in page.text
+    assert (
+        "Round Layers Kept, from 0 Rule Before training validation loss 1 4 of 8 0-3 first 5.100" in page.text
+    )
+    assert "What each layer is worth" not in page.text
+
+
+def test_what_analyze_left_in_a_run_is_shown(run: Path) -> None:
+    add_choices(run)
+    kept = load_kept(run / "round-1-4-layers/choice.json")
+    for path in (run / "reference/forecast.json", *run.glob("round-*/choice.json")):
+        path.unlink()
+    assert "What each layer is worth" not in Page(write_report(run).read_text("utf-8")).text
+    figures = {"blocks": kept.blocks, "curve": kept.curve, "measured": kept.measured}
+    about = {"model": "m", "parameters": 1, "of_layers": 8, "loss": 3.5, "angles": [], "sentence": "s"}
+    save(run / "layers.json", LayerAnalysis(**about, **figures))
+    page = Page(write_report(run).read_text("utf-8"))
+    assert (
+        "What each layer is worth, on some of 32 windows of 256 tokens, with the 95% interval." in page.text
+    )
+    assert any("first ends at" in picture["alt"] for picture in page.all("img"))

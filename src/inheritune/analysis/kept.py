@@ -85,30 +85,6 @@ class KeptTokens(Record):
     """The same with all tokens."""
 
 
-class Kept(Record):
-    """Which layers were kept, by which rule, and if they are narrower, what of their width."""
-
-    keep: str
-    """The rule: a word of a recipe's `keep`, or `list`."""
-    layers: list[int]
-    of_layers: int
-    loss: float | None = None
-    """Nats per token with what was kept as it is; None if it was not measured."""
-    whole: float | None = None
-    """The same with all blocks, in their full width."""
-    path: tuple[tuple[int, ...], ...] = ()
-    """The best choice found of each smaller cut on the way to this one."""
-    path_losses: tuple[float, ...] = ()
-    """Theirs; none in files of versions that did not record them."""
-    measured: Measurement | None = None
-    width: KeptWidth | None = None
-    """None where it is the model's."""
-    trials: tuple[Trial, ...] = ()
-    """The shapes that were compared, where a size was asked for."""
-    vocabulary: KeptTokens | None = None
-    """None where all tokens were kept."""
-
-
 class BlockFigures(Record):
     """What one block is worth."""
 
@@ -128,6 +104,32 @@ class Point(Record):
     keep: str
     layers: list[int]
     loss: float
+
+
+class Kept(Record):
+    """Which layers were kept, by which rule, and if they are narrower, what of their width."""
+
+    keep: str
+    """The rule: a word of a recipe's `keep`, or `list`."""
+    layers: list[int]
+    of_layers: int
+    loss: float | None = None
+    """Nats per token with what was kept as it is; None if it was not measured."""
+    whole: float | None = None
+    """The same with all blocks, in their full width."""
+    path: tuple[tuple[int, ...], ...] = ()
+    """The best choice found of each smaller cut on the way to this one."""
+    blocks: tuple[BlockFigures, ...] = ()
+    """What each block of the whole model is worth, where the choice was searched for."""
+    curve: tuple[Point, ...] = ()
+    """Of each cut on the way, the choice that was found and those of the other rules."""
+    measured: Measurement | None = None
+    width: KeptWidth | None = None
+    """None where it is the model's."""
+    trials: tuple[Trial, ...] = ()
+    """The shapes that were compared, where a size was asked for."""
+    vocabulary: KeptTokens | None = None
+    """None where all tokens were kept."""
 
 
 class LayerAnalysis(Record, Shown):

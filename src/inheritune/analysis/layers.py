@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -141,21 +141,26 @@ def kept_at(
 ) -> list[Kept]:
     """The choice of each of these sizes by a rule, with its loss; arguments and errors as of `choose_kept`."""
     losses, measured = losses_on(model, text, seed)
-    path: list[Choice] = []
     if keep == "measured":
-        found = searched(losses, min(sizes), f"choosing {min(sizes)} of {depth} layers")
+        fewest, (cosines, angles) = min(sizes), losses.similarities(FEW)
+        blocks = block_figures(losses, cosines)
+        found = searched(losses, angles, fewest, f"choosing {fewest} of {depth} layers")
         path = [found[size] for size in sorted(found, reverse=True)]
-    elif keep == "contiguous":
+        kept = [_kept(keep, found[size], losses, measured, path[: depth - size]) for size in sizes]
+        # What is known of all blocks and depths is in the record of the smallest cut alone.
+        known = {"blocks": tuple(blocks), "curve": tuple(rule_curve(losses, angles, found))}
+        return [one.model_copy(update=known) if len(one.layers) == fewest else one for one in kept]
+    if keep == "contiguous":
         angles = losses.similarities(len(losses.windows))[1]
         found = {size: contiguous(angles, size) for size in sizes}
     else:
         found = {size: tuple(choose(f"{keep} {size}", depth)) for size in sizes}
-    return [_kept(keep, found[size], losses, measured, path[: depth - size]) for size in sizes]
+    return [_kept(keep, found[size], losses, measured) for size in sizes]
 
 
-def searched(losses: ChoiceLosses, fewest: int, title: str) -> dict[int, Choice]:
+def searched(losses: ChoiceLosses, angles: np.ndarray, fewest: int, title: str) -> dict[int, Choice]:
     """`search`, with a bar that counts windows on which choices were measured; how many there will be is a guess."""
-    left, angles = 0, losses.similarities(FEW)[1]
+    left = 0
 
     def rules(size: int) -> list[Choice]:
         return [contiguous(angles, size), tuple(choose(f"ends {size}", len(losses.whole)))]
@@ -200,7 +205,6 @@ def _kept(
         loss=losses.mean(choice),
         whole=losses.mean(losses.whole),
         path=tuple(path),
-        path_losses=tuple(map(losses.mean, path)),
         measured=measured,
     )
 
@@ -246,16 +250,8 @@ def analyze_layers(
     cosines, angles = losses.similarities(FEW)
     blocks = block_figures(losses, cosines)
     show(blocks)
-    best = searched(losses, fewest or max(1, depth // 2), f"cuts of {name}")
-    cuts: list[tuple[str, Choice]] = []
-    for size in sorted(best, reverse=True):
-        cuts += [("measured", best[size]), ("contiguous", contiguous(angles, size))]
-        cuts += [(word, tuple(choose(f"{word} {size}", depth))) for word in WORDS]
-    found = losses([choice for _, choice in cuts], FEW).mean(1)  # all at once: they begin alike
-    curve = [
-        Point(keep=keep, layers=list(choice), loss=float(loss))
-        for (keep, choice), loss in zip(cuts, found, strict=True)
-    ]
+    best = searched(losses, angles, fewest or max(1, depth // 2), f"cuts of {name}")
+    curve = rule_curve(losses, angles, best)
     return LayerAnalysis(
         model=name,
         parameters=parameter_count(model),
@@ -267,6 +263,19 @@ def analyze_layers(
         curve=curve,
         sentence=advice(blocks, curve, depth),
     )
+
+
+def rule_curve(losses: ChoiceLosses, angles: np.ndarray, best: Mapping[int, Choice]) -> list[Point]:
+    """Losses on a few windows of the best choice at each depth, and of those that the other rules make there."""
+    depth, cuts = len(losses.whole), list[tuple[str, Choice]]()
+    for size in sorted(best, reverse=True):
+        cuts += [("measured", best[size]), ("contiguous", contiguous(angles, size))]
+        cuts += [(word, tuple(choose(f"{word} {size}", depth))) for word in WORDS]
+    found = losses([choice for _, choice in cuts], FEW).mean(1)  # all at once: they begin alike
+    return [
+        Point(keep=keep, layers=list(choice), loss=float(loss))
+        for (keep, choice), loss in zip(cuts, found, strict=True)
+    ]
 
 
 def block_figures(losses: ChoiceLosses, cosines: np.ndarray) -> list[BlockFigures]:

@@ -23,7 +23,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from inheritune import UserError
 from inheritune.analysis.importance import ChoiceLosses
 from inheritune.analysis.kept import Kept, Trial
-from inheritune.analysis.layers import losses_on, searched, window_length, windows_at
+from inheritune.analysis.layers import FEW, losses_on, searched, window_length, windows_at
 from inheritune.analysis.sequences import Text
 from inheritune.analysis.width import keep_width, narrowed
 from inheritune.config import Optimizer, Schedule, Training
@@ -195,7 +195,8 @@ def choose_shape(model: PreTrainedModel, target: Target, text: Text, seed: int) 
     depth, fewest = len(losses.whole), candidates[-1].layers
     best = {depth: losses.whole}
     if fewest < depth:
-        best |= searched(losses, fewest, f"choosing {fewest} to {depth} layers")
+        angles = losses.similarities(FEW)[1]
+        best |= searched(losses, angles, fewest, f"choosing {fewest} to {depth} layers")
     cuts, at_cut = list[Kept](), list[float]()
     with ProgressBar("cuts to this size", len(candidates), "shapes") as bar:
         for shape in candidates:

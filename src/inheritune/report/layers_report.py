@@ -20,32 +20,34 @@ from inheritune.analysis.kept import (
     Point,
     Trial,
     load_kept,
+    load_layers,
     save,
 )
-from inheritune.quantities import ranges
-from inheritune.report.figures import Line, Picture, curves
-from inheritune.report.pages import Block, Paragraph, pictures, write_files
-from inheritune.report.runs import round_directories
+from inheritune.quantities import ranges, signed_interval
+from inheritune.report.figures import BLOCK, KEPT, Line, Picture, curves
+from inheritune.report.pages import Block, Fold, Paragraph, pictures, write_files
+from inheritune.report.runs import Run, round_directories
 from inheritune.report.table import Table
 from inheritune.run_directory import Summary
 
+BLOCK_COLUMNS = ("Block", "Difference", "95% interval", "Influence")
+INFLUENCE = (
+    "Difference: the loss without the block minus the loss with it, nats per token, before any training. Influence: "
+    "1 - cosine of the hidden states before and after the block."
+)
 SHOWN = 6
 """Depths of which the table of cuts has a row."""
 
 
 def block_table(name: str, blocks: Sequence[BlockFigures]) -> Table:
     """What each block is worth."""
-    rows = [
-        (
-            str(figures.block),
-            f"{figures.added:+.3f}",
-            f"[{figures.low:+.3f}, {figures.high:+.3f}]",
-            f"{figures.influence:.3f}",
-        )
-        for figures in blocks
-    ]
-    columns = ("Block", "Difference", "95% interval", "Influence")
-    return Table(f"{name}: the loss without each block minus the loss with it", columns, rows)
+    title = f"{name}: the loss without each block minus the loss with it"
+    return Table(title, BLOCK_COLUMNS, map(_block_cells, blocks))
+
+
+def _block_cells(figures: BlockFigures) -> tuple[str, ...]:
+    interval = signed_interval((figures.low, figures.high), 3)
+    return str(figures.block), f"{figures.added:+.3f}", interval, f"{figures.influence:.3f}"
 
 
 def cut_table(analysis: LayerAnalysis) -> Table:
@@ -76,29 +78,39 @@ def shape_table(trials: Sequence[Trial]) -> Table:
     return Table("Shapes of this size", columns, rows)
 
 
-def worth_picture(analysis: LayerAnalysis) -> Picture | None:
-    """The loss that each block's absence adds, with its interval."""
-    blocks = np.array([float(figures.block) for figures in analysis.blocks])
-    added = np.array([figures.added for figures in analysis.blocks])
-    band = np.array([figures.high - figures.added for figures in analysis.blocks])
-    line = Line("without it", blocks, added, 0, marks=len(blocks), band=band)
-    return curves([line], "loss without the block minus loss with it, nats per token", "block, from 0")
+def worth_picture(blocks: Sequence[BlockFigures], kept: Sequence[int] | None = None) -> Picture | None:
+    """The loss that each block's absence adds, with its interval; marks of those that are not kept are hollow."""
+    numbers = np.array([figures.block for figures in blocks])
+    added = np.array([figures.added for figures in blocks])
+    band = np.array([figures.high - figures.added for figures in blocks])
+    hollow = None if kept is None else ~np.isin(numbers, kept)
+    line = Line("without it", numbers.astype(float), added, 0, marks=len(blocks), band=band, hollow=hollow)
+    # The first block of a good model may be worth fifty times as much as those among which one chooses.
+    low, high, usual = added.min(), (added + band).max(), 4 * float(np.quantile(added + band, 0.75))
+    high = min(high, usual) if usual > low else high
+    gap = 0.06 * max(high - min(low, 0), 1e-6)
+    heading = "loss without the block minus loss with it, nats per token"
+    return curves([line], heading, BLOCK, limits=(min(low, 0) - gap, high + gap))
 
 
 def cut_picture(cuts: Sequence[Point]) -> Picture | None:
-    """The loss of cuts as they are, over their depth, one line for each rule."""
+    """The loss of cuts as they are, over their depth, one line for each rule, the first of which is to be seen."""
     rules = list(dict.fromkeys(point.keep for point in cuts))
     lines = []
     for place, rule in enumerate(rules):
         points = sorted((len(point.layers), point.loss) for point in cuts if point.keep == rule)
         depths, losses = (np.array(values, dtype=float) for values in zip(*points, strict=True))
         lines.append(Line(rule, depths, losses, place, marks=len(points)))
-    return curves(lines, "loss of the cut as it is, nats per token", "layers kept")
+    low, most = min(point.loss for point in cuts), max(point.loss for point in cuts)
+    high = min(most, low + max(3 * (float(lines[0].y.max()) - low), 0.5))
+    gap = 0.06 * max(high - low, 0.01)
+    heading = "loss of the cut as it is, nats per token"
+    return curves(lines, heading, KEPT, limits=(low - gap, high + gap))
 
 
 def write_layers(directory: Path, analysis: LayerAnalysis) -> list[Path]:
     """Write `layers.json`, `worth.svg` and `cuts.svg`; returns what it wrote."""
-    pictures = {"worth.svg": worth_picture(analysis), "cuts.svg": cut_picture(analysis.curve)}
+    pictures = {"worth.svg": worth_picture(analysis.blocks), "cuts.svg": cut_picture(analysis.curve)}
     written = write_files(directory, pictures)
     save(directory / LAYERS_FILE, analysis)
     return [directory / LAYERS_FILE, *written]
@@ -110,39 +122,74 @@ def choices_of(run: Path) -> dict[int, Kept]:
     return {number: load_kept(path) for number, path in paths.items() if path.is_file()}
 
 
-def kept_table(choices: Mapping[int, Kept]) -> Table:
-    """Which layers each round kept."""
+def kept_table(choices: Mapping[int, Kept], before: Mapping[int, float] | None = None) -> Table:
+    """Which layers each round kept; `before` has their validation losses before training, by round."""
+
+    def known(loss: float | None) -> str:
+        return "" if loss is None else f"{loss:.3f}"
+
     rows = [
         (
             str(number),
             f"{len(kept.layers)} of {kept.of_layers}",
             ranges(kept.layers),
             kept.keep,
-            "" if kept.loss is None else f"{kept.loss:.3f}",
-            "" if kept.whole is None else f"{kept.whole:.3f}",
+            *map(known, (kept.loss, kept.whole, (before or {}).get(number))),
         )
         for number, kept in choices.items()
     ]
-    columns = ("<Round", "Layers", "<Kept, from 0", "<Rule", "Loss at the cut", "Loss of all")
+    measured = "Loss at the cut", "Loss of all"
+    columns = ("<Round", "Layers", "<Kept, from 0", "<Rule", *measured, "Before training|validation loss")
     table = Table("Which of the reference's layers each round has", columns, rows)
-    return table if any(kept.loss is not None for kept in choices.values()) else table.select(range(4))
+    hidden = {
+        column
+        for column in table.headings
+        if not any(row.cells[table.headings.index(column)] for row in table.rows)
+    }
+    return table.without(hidden)
 
 
-def kept_blocks(run: Path, summary: Summary) -> list[Block]:
-    """Which layers the rounds of a run kept, the search for them, and what was predicted of each depth."""
-    choices = choices_of(run)
-    path = run / "reference" / FORECAST
-    blocks: list[Block] = [kept_table(choices)] if choices else []
-    searched = max(choices.values(), key=lambda kept: len(kept.path_losses), default=None)
-    if searched is not None and searched.path_losses and searched.measured is not None:
-        cuts = [
-            Point(keep=searched.keep, layers=list(choice), loss=loss)
-            for choice, loss in zip(searched.path, searched.path_losses, strict=True)
-        ]
-        read = f"{searched.measured.windows} training windows of {searched.measured.window} tokens"
-        caption = f"The best choice that was found at each depth, before any training, on {read}."
-        blocks += pictures((cut_picture(cuts), caption))
-    return blocks + (forecast_blocks(load_forecast(path), summary) if path.is_file() else [])
+def kept_blocks(run: Run) -> list[Block]:
+    """Which layers the rounds of a run kept, at which loss they began, what was known of layers, and predicted."""
+    choices = choices_of(run.path)
+    starts = {t.round: t.metrics.validation for t in run.trainings if t.round}
+    before = {
+        number: float(rows["loss"][0])
+        for number, rows in starts.items()
+        if len(rows["step"]) and not rows["step"][0]
+    }
+    blocks: list[Block] = [kept_table(choices, before)] if choices else []
+    forecasts, layers = run.path / "reference" / FORECAST, run.path / LAYERS_FILE
+    forecast = load_forecast(forecasts) if forecasts.is_file() else None
+    records: list[Kept | LayerAnalysis] = [load_layers(layers)] if layers.is_file() else []
+    records += [*(forecast.curve if forecast else ()), *choices.values()]
+    known = max(records, key=lambda record: len(record.curve), default=None)
+    if known is not None:
+        blocks += measured_blocks(known, choices)
+    return blocks + (forecast_blocks(forecast, run.summary) if forecast else [])
+
+
+def measured_blocks(known: Kept | LayerAnalysis, choices: Mapping[int, Kept] = {}) -> list[Block]:
+    """What each layer is worth, and the loss over depth by rule; `choices` are those of a run's rounds."""
+    if known.measured is None or not known.blocks:
+        return []
+    on = f"on some of {known.measured.windows} windows of {known.measured.window} tokens"
+    last = max(choices) if choices else None
+    worth = f"What each layer is worth, {on}, with the 95% interval"
+    worth += f"; hollow marks are layers that round {last} does not have." if last else "."
+    cuts = f"The loss of cuts before any training, by the rule that says which layers are kept, {on}."
+    rows = [
+        (*cells, ", ".join(str(number) for number, kept in choices.items() if figures.block in kept.layers))
+        for figures, cells in zip(known.blocks, map(_block_cells, known.blocks), strict=True)
+    ]
+    table = Table("What each layer is worth", (*BLOCK_COLUMNS, "<In rounds"), rows, (INFLUENCE,))
+    return [
+        *pictures(
+            (worth_picture(known.blocks, choices[last].layers if last else None), worth),
+            (cut_picture(known.curve), cuts),
+        ),
+        Fold("What each layer is worth, in figures", [table if choices else table.without({"In rounds"})]),
+    ]
 
 
 def forecast_blocks(forecast: Forecast, summary: Summary) -> list[Block]:
@@ -175,6 +222,6 @@ def forecast_blocks(forecast: Forecast, summary: Summary) -> list[Block]:
             Line("found", depths, np.array([found[int(n)] for n in depths]), len(lines), marks=len(depths))
         )
     level = forecast.target, "wanted"
-    picture = curves(lines, "loss after training, nats per token", "layers kept", level=level)
+    picture = curves(lines, "loss after training, nats per token", KEPT, level=level)
     title = f"The loss that was predicted of each depth after {forecast.steps:,} steps"
     return [Table(title, columns, rows), Paragraph(note), *pictures((picture, f"{title}."))]

@@ -50,7 +50,7 @@ def run_page(run: Run) -> pages.Page:
     parts: dict[str, Sequence[pages.Block]] = {
         "Loss curves": list(_curve_blocks(run)),
         "Rounds": list(_round_blocks(run)),
-        "Layers": kept_blocks(run.path, run.summary),
+        "Layers": kept_blocks(run),
         "Evaluation": [] if run.evaluation is None else evaluation_blocks(run.evaluation),
         "Attention": analysis_blocks(run),
         "Samples": _samples(run),
