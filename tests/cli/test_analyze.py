@@ -61,7 +61,18 @@ def test_table_sentence_and_files(folder: Path, tmp_path: Path) -> None:
         "layers.json",
         "worth.svg",
         "cuts.svg",
+        "analysis.html",
     }
+    page = (tmp_path / "out" / "analysis.html").read_text("utf-8")
+    for words in (
+        "<h1>reference, 4 layers</h1>",
+        "The cheapest block to drop",
+        "Layers 3-4 are lazy",
+        "What each layer is worth, on some of",
+        'id="maps"',
+        "3 validation windows of 40 tokens",
+    ):
+        assert words in page, words
     analysis = json.loads((tmp_path / "out" / "analysis.json").read_text())["analyses"][0]
     assert len(analysis["ranks"]) == 4
     assert [len(head) for head in analysis["ranks"][0]] == [3] * 4
@@ -86,6 +97,8 @@ def test_two_models_in_one_picture(folder: Path, tmp_path: Path) -> None:
     maps = (tmp_path / "maps.svg").read_text()
     assert maps.count("<image") == 3, "L3H1 is in one of them only"
     assert len(json.loads((tmp_path / "analysis.json").read_text())["analyses"]) == 2
+    page = (tmp_path / "analysis.html").read_text("utf-8")
+    assert "<h1>reference, 4 layers and small, 2 layers</h1>" in page and 'id="layers"' not in page
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     invoke(
         folder / "reference",
@@ -126,6 +139,8 @@ def test_what_each_layer_is_worth_comes_first(folder: Path, tmp_path: Path) -> N
     before = (tmp_path / "layers.json").read_bytes()
     invoke(folder / "reference", "--data", folder / "data", "-o", tmp_path, "-n", 1)
     assert (tmp_path / "layers.json").read_bytes() == before
+    page = (tmp_path / "analysis.html").read_text("utf-8")
+    assert 'id="layers"' in page and 'id="attention"' not in page, "this time it was not asked for"
 
 
 def test_rank_and_importance_may_disagree() -> None:

@@ -13,8 +13,8 @@ from handmade_attention import handmade_model
 from inheritune.analysis.analyze import analyze
 from inheritune.analysis.result import save_analyses
 from inheritune.report import write_report
-from inheritune.report.analysis_report import over_depth, run_analyses
-from report.synthetic_run import write_run
+from inheritune.report.analysis_report import analysis_page, labelled, over_depth, run_analyses
+from report.synthetic_run import change_summary, write_run
 from tiny_data import write_shards
 
 
@@ -44,6 +44,16 @@ def test_sentences_and_figures_of_both_models(run: Path) -> None:
     assert "reference, 4 layers ends at 1; final, 2 layers ends at 4." in rank.label
     assert page.count(f'alt="{rank.label}"') == 1
     assert "Left out of" not in page
+    assert "it counts where the two disagree" in page
+    change_summary(run, verdict=None)
+    assert "it counts where the two disagree" not in page_of(run), "there is no verdict above yet"
+
+
+def test_what_users_named_is_text_on_the_page_of_an_analysis(run: Path) -> None:
+    hostile = "<script>alert('1')"
+    found = [a.model_copy(update={"model": hostile}) for a in run_analyses(run).values()]
+    page = analysis_page(None, labelled(found)).html()
+    assert "<script" not in page and page.count("&lt;script&gt;alert(&#39;1&#39;)") > 4
 
 
 def test_an_analysis_in_the_run_itself(run: Path) -> None:

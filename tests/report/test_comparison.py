@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
 import json
 import math
 import re
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -368,7 +371,10 @@ def test_what_users_wrote_is_text_on_the_page(runs: Path) -> None:
     entries = read_entries([(None, runs / "reference"), (hostile, runs / "better")])
     write_comparison(entries, None, runs / "out", "<b>title</b>")
     html = (runs / "out" / "comparison.html").read_text("utf-8")
-    assert "<script" not in html
+    script = resources.files("inheritune.report").joinpath("templates/table.js").read_text("utf-8")
+    assert html.replace(f"<script>{script}</script>", "").count("<script") == 0, "there is ours alone"
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"img-src data:; script-src 'sha256-{digest}'\"" in html, "and no other would run"
     assert "<b>" not in html
     assert html.count("&lt;script&gt;alert") >= 2  # table and what the figures are said to show
     assert "\x1b" not in html

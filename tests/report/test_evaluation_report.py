@@ -168,8 +168,8 @@ def test_groups_that_the_paper_prints_no_figures_of() -> None:
 def test_tasks_of_no_group_validation_and_speed_have_their_tables() -> None:
     tables = {tuple(table[0]): table for table in markdown_tables(to_markdown(evaluation()))}
     other = next(table for head, table in tables.items() if head[0] == "Task" and "Chance" in head)
-    assert other[1] == ["rte", "acc", "500", "0", "50.00", "reference", "54.00 ± 1.01", "", "", "", ""]
-    assert other[2][5:] == ["small", "50.00 ± 1.01", "-4.00", "[-6.00, -2.00]", "0.040", "worse"]
+    assert other[1] == ["rte", "reference", "54.00 ± 1.01", "", "", "", "", "acc", "500", "0", "50.00"]
+    assert other[2][1:7] == ["small", "50.00 ± 1.01", "-4.00", "[-6.00, -2.00]", "0.040", "worse"]
     validation = next(table for head, table in tables.items() if head[1] == "Loss")
     assert validation[2] == ["small", "3.1675 ± 0.0120", "+0.0156", "[+0.0101, +0.0211]", "worse"]
     result = evaluation()

@@ -21,7 +21,7 @@ def analyze_command(
         Path | None, typer.Option(help="A text file, read with the model's own tokenizer.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the results and their pictures.")
+        Path | None, typer.Option("--output", "-o", help="Folder for the results, their pictures and a page.")
     ] = None,
     attention: Annotated[
         bool, typer.Option("--attention", help="Rank and mass of every attention head too, as in the paper.")
@@ -66,7 +66,7 @@ def analyze_command(
 ) -> None:
     """What each layer is worth, which ones to keep, and what cuts cost; on demand, which layers are lazy."""
     from inheritune import api
-    from inheritune.analysis.analyze import Options, analyze_side_by_side, check_analysis
+    from inheritune.analysis.analyze import Analyzed, Options, analyze_side_by_side, check_analysis
     from inheritune.analysis.layers import disagreement
     from inheritune.analysis.maps import parse_heads
     from inheritune.analysis.result import short_name
@@ -100,6 +100,7 @@ def analyze_command(
     attention = attention or heads is not None or other is not None
     if attention:
         check_analysis(models, source, options, parsed)
+    worth, analyzed = None, list[Analyzed]()
     if other is None:
         name = short_name(model)
         worth = api.importance(
@@ -118,14 +119,13 @@ def analyze_command(
         print_line(worth.sentence)
         for path in write_layers(output, worth) if output else ():
             print_line(str(path))
-    if not attention:
-        return
-    analyzed = analyze_side_by_side(models, source, options, heads=parsed, maps=output is not None)
+    if attention:
+        analyzed = analyze_side_by_side(models, source, options, heads=parsed, maps=output is not None)
     for name, analysis in labelled([one.analysis for one in analyzed]).items():
         console.print(analysis_table(name, analysis).terminal())
         print_line(analysis.cut.sentence)
         lazy = [layer - 1 for layer in analysis.cut.lazy_layers]
-        if other is None and (sentence := disagreement(worth.blocks, lazy)):
+        if worth is not None and (sentence := disagreement(worth.blocks, lazy)):
             print_line(sentence)
-    for path in write_analysis(output, analyzed) if output else ():
+    for path in write_analysis(output, worth, analyzed) if output else ():
         print_line(str(path))

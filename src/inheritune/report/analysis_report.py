@@ -1,4 +1,4 @@
-"""Rank and mass of attention: the section of a run's report, and the files that `inheritune analyze` leaves."""
+"""Rank and mass of attention: the section of a run's report, and files and page that `inheritune analyze` leaves."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from inheritune.analysis.kept import LayerAnalysis
 from inheritune.analysis.result import FILE, AttentionAnalysis, load_analyses, save_analyses, short_name
 from inheritune.report.figures import LAYER, Line, Picture, curves, maps
-from inheritune.report.pages import Block, Fold, Paragraph, pictures, write_files
+from inheritune.report.layers_report import measured_blocks
+from inheritune.report.pages import Block, Fold, Page, Paragraph, Section, pictures, write_files
 from inheritune.report.runs import Entry, FloatArray, Run
 from inheritune.report.table import Table
 
@@ -21,6 +23,12 @@ HEADINGS = {
     "rank": "approximate rank k*, highest mean over heads",
     "mass": "columns m* that hold most mass, mean over heads",
 }
+PAGE = "analysis.html"
+UNTRAINED = (
+    "Ranks are those of the reference as it is: they guess which of its layers could go. Whether a depth is as good "
+    "was measured after its training, against the reference's loss. That is the verdict above, and it counts where "
+    "the two disagree."
+)
 SHOWN_LAYERS = 5
 """Of a model whose gradient norms are drawn over steps."""
 
@@ -34,27 +42,37 @@ def analysis_blocks(run: Run) -> list[Block]:
         others = f"{lazy} of {analysis.depth} layers {'is' if lazy == 1 else 'are'} lazy."
         text = analysis.cut.sentence if place == 0 else others if lazy else "No layer is lazy."
         blocks.append(Paragraph(text, f"{name}."))
-    if analyses:
-        first = next(iter(analyses.values()))
-        rank = (
-            f"Approximate rank: how many singular values hold {100 * first.tau:g}% of a head's attention; of "
-            "each layer the head with the highest mean. Below the dotted line a head is degenerate; hollow marks are "
-            "lazy layers, in which every head is."
-        )
-        mass = (
-            f"Mass: how many columns, that is attended tokens, hold {100 * first.mass:g}% of a head's "
-            "attention; mean over the heads of each layer."
-        )
-        blocks += pictures((over_depth(analyses, "rank"), rank), (over_depth(analyses, "mass"), mass))
-        measured = "; ".join(
-            f"{name}: {a.sequences} validation windows of {a.window} tokens" for name, a in analyses.items()
-        )
-        blocks.append(Paragraph(f"{measured}. Bands are one standard deviation over windows."))
+    if analyses and run.summary.verdict is not None:
+        blocks.append(Paragraph(UNTRAINED))
+    blocks += _rank_and_mass(analyses)
     gradients = pictures(*((picture, "") for picture in _gradient_pictures(run)))
     if gradients:
         note = Paragraph("Recorded at validation steps, before clipping.")
         blocks.append(Fold("Gradient norms of query and key weights", [*gradients, note]))
     return blocks
+
+
+def _rank_and_mass(analyses: Mapping[str, AttentionAnalysis]) -> list[Block]:
+    """Both pictures, and what was measured."""
+    if not analyses:
+        return []
+    first = next(iter(analyses.values()))
+    rank = (
+        f"Approximate rank: how many singular values hold {100 * first.tau:g}% of a head's attention; of each layer "
+        "the head with the highest mean. Below the dotted line a head is degenerate; hollow marks are lazy layers, "
+        "in which every head is."
+    )
+    mass = (
+        f"Mass: how many columns, that is attended tokens, hold {100 * first.mass:g}% of a head's attention; mean "
+        "over the heads of each layer."
+    )
+    measured = "; ".join(
+        f"{name}: {a.sequences} validation windows of {a.window} tokens" for name, a in analyses.items()
+    )
+    return [
+        *pictures((over_depth(analyses, "rank"), rank), (over_depth(analyses, "mass"), mass)),
+        Paragraph(f"{measured}. Bands are one standard deviation over windows."),
+    ]
 
 
 def run_analyses(directory: Path) -> dict[str, AttentionAnalysis]:
@@ -79,17 +97,44 @@ def labelled(analyses: Sequence[AttentionAnalysis]) -> dict[str, AttentionAnalys
     return dict(zip(names, analyses, strict=True))
 
 
-def write_analysis(directory: Path, analyzed: Sequence[Analyzed]) -> list[Path]:
-    """Write `analysis.json`, `rank.svg`, `mass.svg` and, where there are maps, `maps.svg`; returns what it wrote."""
+def write_analysis(directory: Path, layers: LayerAnalysis | None, analyzed: Sequence[Analyzed]) -> list[Path]:
+    """Write the page of an analysis of layers, of attention or of both, and what is there of attention.
+
+    That is `analysis.json`, `rank.svg`, `mass.svg` and, where there are maps, `maps.svg`; what `write_layers` wrote
+    is only shown. Returns what it wrote.
+    """
     names = labelled([one.analysis for one in analyzed])
     heads = {
         name: {head: attention_tt.numpy() for head, attention_tt in one.maps.items()}
         for name, one in zip(names, analyzed, strict=True)
     }
-    rank, mass = over_depth(names, "rank"), over_depth(names, "mass")
-    written = write_files(directory, {"rank.svg": rank, "mass.svg": mass, "maps.svg": maps(heads)})
-    save_analyses(directory / FILE, list(names.values()))
-    return [directory / FILE, *written]
+    drawn, written = maps(heads), list[Path]()
+    if names:
+        rank, mass = over_depth(names, "rank"), over_depth(names, "mass")
+        written = write_files(directory, {"rank.svg": rank, "mass.svg": mass, "maps.svg": drawn})
+        save_analyses(directory / FILE, list(names.values()))
+        written.insert(0, directory / FILE)
+    page = analysis_page(layers, names, drawn)
+    return [*written, *write_files(directory, {PAGE: page.html()})]
+
+
+def analysis_page(
+    layers: LayerAnalysis | None, analyses: Mapping[str, AttentionAnalysis], heads: Picture | None = None
+) -> Page:
+    """The page of what `inheritune analyze` found; `heads` are attention maps."""
+    verdicts = [] if layers is None else [layers.sentence]
+    verdicts += [f"{name}: {analysis.cut.sentence}" for name, analysis in analyses.items()]
+    models = [*analyses] if layers is None else [f"{layers.model}, {layers.of_layers} layers"]
+    caption = (
+        "Attention of single heads on the first of the windows, queries from top to bottom; darker is more."
+    )
+    tables = [Fold(name, [analysis_table(name, analysis)]) for name, analysis in analyses.items()]
+    sections = (
+        Section("Layers", "layers", [] if layers is None else measured_blocks(layers)),
+        Section("Attention", "attention", [*_rank_and_mass(analyses), *tables]),
+        Section("Maps", "maps", pictures((heads, caption), wide=True)),
+    )
+    return Page("Inheritune analysis", " and ".join(models), verdicts, sections, "inheritune analyze")
 
 
 def analysis_table(name: str, analysis: AttentionAnalysis) -> Table:
@@ -105,8 +150,7 @@ def analysis_table(name: str, analysis: AttentionAnalysis) -> Table:
         )
         for layer, ranks in zip(analysis.layers, analysis.ranks, strict=True)
     ]
-    headings = ("Layer", "Max rank", "Mean rank", "Mean columns", "Degenerate", "<")
-    return Table(name, headings, rows)
+    return Table(name, ("Layer", "Max rank", "Mean rank", "Mean columns", "Degenerate", "<"), rows)
 
 
 def over_depth(

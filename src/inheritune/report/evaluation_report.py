@@ -364,7 +364,9 @@ def _other_tasks(evaluation: Evaluation) -> list[Table]:
         legend = list(_paired_legend(results))
     notes = [*_legend(results), *legend, *_task_notes(evaluation, missing, tasks)]
     headings = ("<Task", "<Metric", "Items", "Shots", "Chance", "<Model", "Value", *PAIRED)
-    return [_if_paired(evaluation, Table(title, headings, rows, notes, "tasks"))]
+    table = Table(title, headings, rows, notes, "tasks")
+    front = "Task", "Model", "Value", *(column.heading for column in PAIRED)
+    return [_if_paired(evaluation, table.first(*front))]
 
 
 def _validation_tables(evaluation: Evaluation) -> list[Table]:

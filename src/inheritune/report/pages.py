@@ -1,19 +1,22 @@
 """A page of a report: title, verdict, and sections of text, tables and figures; one HTML file that loads nothing.
 
-Every value that a page is given is text: the one template, `templates/page.html`, escapes it. The same page gives the
-same bytes.
+Every value that a page is given is text: the one template, `templates/page.html`, escapes it, and its policy lets no
+script run but `templates/table.js`, which sorts the table of a comparison. The same page gives the same bytes.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from inheritune import UserError
 from inheritune.evaluation.result import Sample
@@ -92,9 +95,15 @@ class Page:
     facts: Sequence[tuple[str, str, str]] = ()
     notes: Sequence[str] = ()
 
+    @property
+    def sorts(self) -> bool:
+        """Whether it has a table that can be sorted and filtered."""
+        blocks = (block for section in self.sections for block in section.blocks)
+        return any(isinstance(block, Table) and block.kind == "runs" for block in blocks)
+
     def html(self) -> str:
         """The page as HTML."""
-        return printable(_TEMPLATE.render(page=self))
+        return printable(_TEMPLATE.render(page=self, script=Markup(_SCRIPT), script_hash=_SCRIPT_HASH))
 
 
 def pictures(*found: tuple[Picture | None, str], wide: bool = False) -> list[Block]:
@@ -148,6 +157,8 @@ def _data_uri(picture: Picture) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(picture.svg.encode()).decode()}"
 
 
+_SCRIPT = resources.files("inheritune.report").joinpath("templates/table.js").read_text("utf-8")
+_SCRIPT_HASH = f"sha256-{base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()}"
 _ENVIRONMENT = Environment(
     loader=PackageLoader("inheritune.report"),
     autoescape=True,

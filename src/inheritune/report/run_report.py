@@ -160,8 +160,11 @@ def _round_blocks(run: Run) -> Iterator[pages.Block]:
             " ctrl.: the fair control, the reference trained on for as many steps as the round that the verdict is "
             "about; its difference is to the untouched reference, and its FLOPs count in no cost."
         )
-    yield rounds_table(summary, title, (note,))
-    for table in (texts_table(summary), decisions_table(summary)):
+    # What decides is seen on a phone, too.
+    front = "Loss", "Difference", "95% interval"
+    yield rounds_table(summary, title, (note,)).first("Round", "Layers", *front)
+    texts = texts_table(summary)
+    for table in (texts and texts.first("Text", "Round", *front), decisions_table(summary)):
         if table is not None:
             yield table
     lines = []
