@@ -114,6 +114,7 @@ SAMPLED = {
     "tests/models/test_pretrained.py::test_the_language_model_of_a_multimodal_one_is_the_same_function": 3,
     "tests/models/test_pretrained.py::test_what_may_be_left_over": 4,
     "tests/models/test_sweep.py::test_a_type_is_cut_exactly_or_refused_in_a_sentence": 30,
+    "tests/report/test_browser.py::test_a_page_fits_the_screen_in_light_and_dark": 4,
     "tests/test_final_model.py::test_tokenizer_and_template_of_the_final_model": 3,
     "tests/test_identity.py::test_a_run_resumes_with_settings_that_do_not_decide_its_weights": 6,
     "tests/test_identity.py::test_killed_while_a_run_is_opened": 3,

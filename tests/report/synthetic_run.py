@@ -7,6 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+from inheritune.analysis.forecast import Forecast, Prediction, Probe
+from inheritune.analysis.kept import BlockFigures, Kept, LayerAnalysis, Measurement, Point, save
+
 LAYERS = {1: 4, 2: 6}
 PARAMETERS = {"reference": 3_200_000, 1: 1_650_000, 2: 1_952_000}
 FLOPS_PER_STEP = {"reference": 4.0e12, 1: 2.35e12, 2: 3.57e12}
@@ -142,3 +145,67 @@ def write_run(path: Path) -> Path:
 def change_summary(path: Path, **changes: Any) -> None:
     """Write the run's summary.json with these changes."""
     (path / "summary.json").write_text(json.dumps(run_summary(**changes)))
+
+
+def add_choices(run: Path) -> None:
+    """What `keep: measured` and `start_layers: auto` leave in a run, of which the second round was predicted."""
+    measured = Measurement(data="data", identity=None, windows=32, window=256, seed=0)
+    path = (*((0, 1, 2, 3, 4, 5, 7), (0, 1, 2, 3, 5, 7), (0, 1, 2, 5, 7)), (0, 1, 2, 7))
+    cut = {7: 3.61, 6: 3.82, 5: 4.27, 4: 5.13}
+
+    added = (4.7, 0.3, 0.2, 0.1, 0.05, 0.1, -0.02, 0.4)
+    blocks = tuple(
+        BlockFigures(block=i, added=value, low=value - 0.1, high=value + 0.1, influence=value / 10)
+        for i, value in enumerate(added)
+    )
+    rules = tuple(
+        Point(keep=keep, layers=list(path[7 - n]), loss=cut[n] + extra * (8 - n))
+        for n in cut
+        for keep, extra in (("measured", 0.0), ("first", 1.5), ("ends", 0.2))
+    )
+
+    def kept(layers: int) -> Kept:
+        return Kept(
+            keep="measured",
+            layers=list(path[7 - layers]),
+            of_layers=8,
+            loss=cut[layers],
+            whole=3.5,
+            path=path[: 8 - layers],
+            measured=measured,
+            blocks=blocks if layers == 4 else (),
+            curve=rules if layers == 4 else (),
+        )
+
+    save(run / "round-1-4-layers/choice.json", kept(4))
+    save(run / "round-2-6-layers/choice.json", kept(6))
+    probes = tuple(
+        Probe(layers=n, steps=s, loss=3.9, flops=1e13, directory=f"probe-{n}-layers-{s}-steps")
+        for n in (4, 6)
+        for s in (30, 60)
+    )
+    depths = tuple(
+        Prediction(layers=n, loss=3.6 - 0.05 * n, low=3.5 - 0.05 * n, high=3.7 - 0.05 * n)
+        for n in range(4, 8)
+    )
+    curve = [kept(layers) for layers in range(4, 8)]
+    forecast = Forecast(curve=curve, steps=600, target=3.43, probes=probes, depths=depths, start=4)
+    save(run / "reference/forecast.json", forecast)
+    rounds = [round_summary(1, predicted=3.4), round_summary(2, predicted=3.3)]
+    change_summary(run, rounds=rounds, probe_flops=4e13)
+
+
+def layer_analysis(kept: Kept) -> LayerAnalysis:
+    """What `inheritune analyze` would have found, by what a choice knows."""
+    assert kept.measured is not None and kept.whole is not None
+    return LayerAnalysis(
+        model="tiny",
+        parameters=PARAMETERS["reference"],
+        of_layers=kept.of_layers,
+        measured=kept.measured,
+        loss=kept.whole,
+        blocks=list(kept.blocks),
+        angles=[],
+        curve=list(kept.curve),
+        sentence="Keep the measured ones.",
+    )

@@ -11,15 +11,16 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from inheritune.analysis.forecast import Forecast, Prediction, Probe
-from inheritune.analysis.kept import BlockFigures, Kept, LayerAnalysis, Measurement, Point, load_kept, save
+from inheritune.analysis.kept import Kept, load_kept, save
 from inheritune.cli.console import console, print_result
 from inheritune.report import figures, write_report
 from inheritune.report.results import RunResult
 from inheritune.run_directory import Summary
 from report.synthetic_run import (
     FINAL_LOSS,
+    add_choices,
     change_summary,
+    layer_analysis,
     metrics_rows,
     reference_summary,
     round_summary,
@@ -306,54 +307,6 @@ def test_long_metrics_do_not_make_a_long_page(run: Path) -> None:
     assert write_report(run).stat().st_size < short + 80_000
 
 
-def add_choices(run: Path) -> None:
-    """What `keep: measured` and `start_layers: auto` leave in a run, of which the second round was predicted."""
-    measured = Measurement(data="data", identity=None, windows=32, window=256, seed=0)
-    path = (*((0, 1, 2, 3, 4, 5, 7), (0, 1, 2, 3, 5, 7), (0, 1, 2, 5, 7)), (0, 1, 2, 7))
-    cut = {7: 3.61, 6: 3.82, 5: 4.27, 4: 5.13}
-
-    added = (4.7, 0.3, 0.2, 0.1, 0.05, 0.1, -0.02, 0.4)
-    blocks = tuple(
-        BlockFigures(block=i, added=value, low=value - 0.1, high=value + 0.1, influence=value / 10)
-        for i, value in enumerate(added)
-    )
-    rules = tuple(
-        Point(keep=keep, layers=list(path[7 - n]), loss=cut[n] + extra * (8 - n))
-        for n in cut
-        for keep, extra in (("measured", 0.0), ("first", 1.5), ("ends", 0.2))
-    )
-
-    def kept(layers: int) -> Kept:
-        return Kept(
-            keep="measured",
-            layers=list(path[7 - layers]),
-            of_layers=8,
-            loss=cut[layers],
-            whole=3.5,
-            path=path[: 8 - layers],
-            measured=measured,
-            blocks=blocks if layers == 4 else (),
-            curve=rules if layers == 4 else (),
-        )
-
-    save(run / "round-1-4-layers/choice.json", kept(4))
-    save(run / "round-2-6-layers/choice.json", kept(6))
-    probes = tuple(
-        Probe(layers=n, steps=s, loss=3.9, flops=1e13, directory=f"probe-{n}-layers-{s}-steps")
-        for n in (4, 6)
-        for s in (30, 60)
-    )
-    depths = tuple(
-        Prediction(layers=n, loss=3.6 - 0.05 * n, low=3.5 - 0.05 * n, high=3.7 - 0.05 * n)
-        for n in range(4, 8)
-    )
-    curve = [kept(layers) for layers in range(4, 8)]
-    forecast = Forecast(curve=curve, steps=600, target=3.43, probes=probes, depths=depths, start=4)
-    save(run / "reference/forecast.json", forecast)
-    rounds = [round_summary(1, predicted=3.4), round_summary(2, predicted=3.3)]
-    change_summary(run, rounds=rounds, probe_flops=4e13)
-
-
 def test_layers_that_were_kept_their_search_and_what_was_predicted(run: Path) -> None:
     assert "Which of the reference" not in Page(write_report(run).read_text("utf-8")).text
     add_choices(run)
@@ -401,13 +354,9 @@ def test_choices_that_were_not_measured_have_no_losses(run: Path) -> None:
 
 def test_what_analyze_left_in_a_run_is_shown(run: Path) -> None:
     add_choices(run)
-    kept = load_kept(run / "round-1-4-layers/choice.json")
+    save(run / "layers.json", layer_analysis(load_kept(run / "round-1-4-layers/choice.json")))
     for path in (run / "reference/forecast.json", *run.glob("round-*/choice.json")):
         path.unlink()
-    assert "What each layer is worth" not in Page(write_report(run).read_text("utf-8")).text
-    figures = {"blocks": kept.blocks, "curve": kept.curve, "measured": kept.measured}
-    about = {"model": "m", "parameters": 1, "of_layers": 8, "loss": 3.5, "angles": [], "sentence": "s"}
-    save(run / "layers.json", LayerAnalysis(**about, **figures))
     page = Page(write_report(run).read_text("utf-8"))
     assert (
         "What each layer is worth, on some of 32 windows of 256 tokens, with the 95% interval." in page.text
