@@ -31,6 +31,7 @@ from inheritune.report.evaluation_report import (
     verdict_words,
     write_evaluation,
 )
+from inheritune.report.table import Table
 from report.synthetic_evaluation import evaluation, metric, model, speed, task
 from report.synthetic_run import write_run
 
@@ -49,6 +50,21 @@ def test_what_better_and_worse_mean_is_a_whole_sentence() -> None:
     assert f"- {FOOT}\n" in text
     assert text.count("by chance.") == text.count(FOOT)
     assert FOOT in " ".join(evaluation_page(evaluation()).html().split())
+
+
+def test_of_a_few_items_every_figure_says_so() -> None:
+    result, words = evaluation(settings={"limit": 7}), "first 7 items of each task"
+    assert all(words in sentence for sentence in verdict_words(result))
+    page = evaluation_page(result)
+    tables = [block for section in page.sections for block in section.blocks if isinstance(block, Table)]
+    for table in tables:
+        assert (words in table.title) == (table.kind in ("scores", "paired", "tasks")), table.title
+    picture = difference_picture(result)
+    assert picture is not None
+    assert f">{words}<" in picture.svg and words in picture.label
+    for text in (to_markdown(result), printed(result, 100)):
+        assert text.count(words) >= 5
+    assert "items of each task" not in to_markdown(evaluation()) + evaluation_page(evaluation()).html()
 
 
 def only(**parts: object) -> Evaluation:

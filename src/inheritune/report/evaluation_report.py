@@ -179,8 +179,10 @@ def difference_picture(evaluation: Evaluation) -> Picture | None:
         for i, pair in enumerate(result.paired)
         if pair is not None
     ]
-    first = short(evaluation.models[0].name)
-    return differences(lines, f"accuracy minus that of {first}, percentage points; right of 0 is better")
+    label = (
+        f"accuracy minus that of {short(evaluation.models[0].name)}, percentage points; right of 0 is better"
+    )
+    return differences(lines, label + _limited(evaluation, "\n"))
 
 
 def validation_picture(evaluation: Evaluation) -> Picture | None:
@@ -292,7 +294,8 @@ def _group_tables(evaluation: Evaluation, group: GroupResult) -> Iterator[Table]
     named = {cell.task for cell in group.columns}
     tasks = [task for task in evaluation.tasks if task.task in named]
     notes = [*_legend(results), *_task_notes(evaluation, group.missing, tasks)]
-    yield Table(f"{group.name}: figures", ["<Model", *(column for column, _ in shown)], rows, notes, "scores")
+    title = f"{group.name}: figures{_limited(evaluation)}"
+    yield Table(title, ["<Model", *(column for column, _ in shown)], rows, notes, "scores")
     if len(evaluation.models) > 1 and results:
         yield _paired_table(evaluation, group.name, shown)
     if group.name in paper_tables():
@@ -310,7 +313,7 @@ def _paired_table(
             # The metric only where a task is there twice: the table above names it for all.
             task = f"{name}, {result.metric}" if times[name] > 1 else name
             rows.append(_paired_row((model.name, task), result, i))
-    title = f"{group}: differences to {evaluation.models[0].name} on the same items"
+    title = f"{group}: differences to {evaluation.models[0].name} on the same items{_limited(evaluation)}"
     legend = _paired_legend([result for _, result in results])
     return Table(title, ("<Model", "<Task", *PAIRED), rows, legend, "paired")
 
@@ -362,6 +365,7 @@ def _other_tasks(evaluation: Evaluation) -> list[Table]:
     if len(evaluation.models) > 1 and tasks:
         title += f", with differences to {evaluation.models[0].name} on the same items"
         legend = list(_paired_legend(results))
+    title += _limited(evaluation)
     notes = [*_legend(results), *legend, *_task_notes(evaluation, missing, tasks)]
     headings = ("<Task", "<Metric", "Items", "Shots", "Chance", "<Model", "Value", *PAIRED)
     table = Table(title, headings, rows, notes, "tasks")
@@ -511,7 +515,14 @@ def _verdict(evaluation: Evaluation, i: int) -> str:
     if evaluation.validation is not None:
         quality.append(f"validation loss {_against(_as_metric(evaluation.validation), i)}")
     found = "; ".join(quality) or "nothing was measured of how good it is"
-    return f"{evaluation.models[i].name}: {found}. It has {_savings(evaluation, i)}."
+    asked = f"{_limited(evaluation, ' Asked were the ')}." if _limited(evaluation) else ""
+    return f"{evaluation.models[i].name}: {found}. It has {_savings(evaluation, i)}.{asked}"
+
+
+def _limited(evaluation: Evaluation, before: str = ", ") -> str:
+    """Says of figures that they are of a few items, where `--limit` was given; else empty."""
+    limit = evaluation.settings.get("limit")
+    return f"{before}first {limit} items of each task" if limit and evaluation.tasks else ""
 
 
 def _accuracies(evaluation: Evaluation, i: int) -> Iterator[str]:
@@ -569,7 +580,8 @@ def _savings(evaluation: Evaluation, i: int) -> str:
 def _figure(evaluation: Evaluation) -> list[pages.Block]:
     caption = (
         f"Accuracy minus that of {evaluation.models[0].name} on the same items, in percentage points, with its 95% "
-        "interval; a filled mark means better or worse, an open one no difference seen."
+        "interval; a filled mark means better or worse, an open one no difference seen"
+        f"{_limited(evaluation, '. Asked were the ')}."
     )
     return pages.pictures((difference_picture(evaluation), caption), wide=True)
 
