@@ -75,6 +75,7 @@ SLOW = [
     "tests/evaluation/test_tasks.py::test_an_unknown_task_is_told_with_the_nearest_names",
     "tests/models/test_attention.py::test_layers_that_see_less_than_the_window_keep_their_mask",
     "tests/models/test_attention.py::test_transformers_own_way_has_a_mask_in_compiled_code",
+    "tests/cli/test_report.py::test_a_run_is_followed_while_it_goes_on",
     "tests/report/test_comparison.py::test_every_figure_names_every_run",
     "tests/test_bos.py::test_a_run_reads_it_everywhere",
     "tests/test_yardsticks.py::test_a_round_does_not_stop_before_every_text_holds",
