@@ -128,7 +128,10 @@ def analysis_page(
     caption = (
         "Attention of single heads on the first of the windows, queries from top to bottom; darker is more."
     )
-    tables = [Fold(name, [analysis_table(name, analysis)]) for name, analysis in analyses.items()]
+    tables = [
+        Fold(f"{name}, layer by layer", [analysis_table(name, analysis)])
+        for name, analysis in analyses.items()
+    ]
     sections = (
         Section("Layers", "layers", [] if layers is None else measured_blocks(layers)),
         Section("Attention", "attention", [*_rank_and_mass(analyses), *tables]),
