@@ -64,11 +64,8 @@ class LivePage:
                     seen[path] = path.stat().st_mtime_ns, path.stat().st_size
             if seen != self.seen:
                 run = read_run(self.run)
-                self.html, self.finished = (
-                    run_page(run).html(),
-                    run.state is None or run.state.phase == "finished",
-                )
-                self.seen = seen
+                self.html, self.seen = run_page(run).html(), seen
+                self.finished = run.state is not None and run.state.phase == "finished"
             return self.html, self.finished
 
 

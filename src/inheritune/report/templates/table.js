@@ -68,7 +68,9 @@ for (const table of document.querySelectorAll("table.runs")) {
     count.textContent = box.value && `${shown} of ${body.rows.length} rows`;
   });
   const label = document.createElement("label");
-  label.className = "filter";
-  label.append("Rows with ", box, " ", count);
-  table.closest(".scroll").before(label);
+  const filter = document.createElement("div");
+  filter.className = "filter";
+  label.append("Rows with ", box);
+  filter.append(label, " ", count);
+  table.closest(".scroll").before(filter);
 }
