@@ -105,11 +105,12 @@ def _loss_line(run: Run, training: Entry, axis: Axis, scale: float = 1.0) -> Lin
 
 def _on_fewer_windows(run: Run) -> str:
     """Says so where the curves are of fewer windows than the final losses, as validations while training may be."""
-    windows = np.concatenate([training.metrics.validation["windows"] for training in run.trainings])
-    known, reference = windows[np.isfinite(windows)], run.summary.reference
-    if reference is None or reference.windows is None or not len(known) or known.min() >= reference.windows:
+    # Curves of older versions do not say on how many they are.
+    windows = [training.metrics.validation.get("windows", np.empty(0)) for training in run.trainings]
+    fewest, reference = np.nanmin(np.append(np.concatenate(windows), np.inf)), run.summary.reference
+    if reference is None or reference.windows is None or not fewest < reference.windows:
         return ""
-    return f"; curves on {known.min():,.0f} of the {reference.windows:,} windows"
+    return f"; curves on {fewest:,.0f} of the {reference.windows:,} windows"
 
 
 def _curve_blocks(run: Run) -> Iterator[pages.Block]:

@@ -38,7 +38,7 @@ COLUMNS = {
         *("step", "flops", "loss", "learning_rate", "gradient_norm"),
         *("tokens_per_second", "flops_per_second", "memory_bytes"),
     ),
-    "validation": ("step", "flops", "loss", "windows"),
+    "validation": ("step", "flops", "loss"),
     "gradients": ("step",),
 }
 """What every kind of row is expected to hold."""
