@@ -143,12 +143,13 @@ def test_what_users_wrote_is_text(run: Path) -> None:
         "target": "</p></article>" + hostile,
     }
     (run / "samples.json").write_text(json.dumps([sample]))
+    save(run / "round-1-4-layers/choice.json", Kept(keep=hostile, layers=[0, 1, 2, 3], of_layers=8))
     page = read(run)
     assert page.problems == []
     assert "script" not in {tag for tag, _ in page.elements}
     assert all(image["src"].startswith("data:") for image in page.all("img"))
-    # Title, heading, recipe, command, environment (twice), sample (three times).
-    assert "".join(page.texts).count(hostile) == 9
+    # Title, heading, recipe, command, environment (twice), rule, sample (three times).
+    assert "".join(page.texts).count(hostile) == 10
     assert not set("\x00\x1b") & set("".join(page.texts))
 
 
