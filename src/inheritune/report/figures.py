@@ -36,11 +36,8 @@ NARROW, WIDE = 480, 760  # of a figure, in SVG units
 POINTS = 400  # of a curve: more cannot be seen, and would only make the file larger
 MARKS = 16  # at most, on one curve
 FEW_POINTS = 8  # of a training, thin curve included
-LAYER, KEPT, BLOCK = (
-    "layer",
-    "layers kept",
-    "block, from 0",
-)  # what horizontal axes of whole numbers are called
+LAYER, KEPT, BLOCK = "layer", "layers kept", "block, from 0"
+"""What horizontal axes of whole numbers are called."""
 PANELS_FROM = 9  # rows that no longer fit into one pair of axes
 MAP_CELLS = 128
 """Sides of a drawn attention map; of a larger one each cell shows the largest value it covers."""

@@ -141,12 +141,8 @@ def kept_table(choices: Mapping[int, Kept], before: Mapping[int, float] | None =
     measured = "Loss at the cut", "Loss of all"
     columns = ("<Round", "Layers", "<Kept, from 0", "<Rule", *measured, "Before training|validation loss")
     table = Table("Which of the reference's layers each round has", columns, rows)
-    hidden = {
-        column
-        for column in table.headings
-        if not any(row.cells[table.headings.index(column)] for row in table.rows)
-    }
-    return table.without(hidden)
+    seen = [place for place in range(len(columns)) if any(row[place] for row in rows)]
+    return table.select(seen)
 
 
 def kept_blocks(run: Run) -> list[Block]:
@@ -156,7 +152,7 @@ def kept_blocks(run: Run) -> list[Block]:
     before = {
         number: float(rows["loss"][0])
         for number, rows in starts.items()
-        if len(rows["step"]) and not rows["step"][0]
+        if len(rows["step"]) and not rows["step"][0] and np.isfinite(rows["loss"][0])
     }
     blocks: list[Block] = [kept_table(choices, before)] if choices else []
     forecasts, layers = run.path / "reference" / FORECAST, run.path / LAYERS_FILE

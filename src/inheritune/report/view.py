@@ -63,7 +63,7 @@ def view(result: object) -> View:
 @view.register
 def _(result: LayerAnalysis) -> View:
     tables = [layers_report.block_table(result.model, result.blocks), layers_report.cut_table(result)]
-    return View([result.sentence], tables, lambda: layers_report.worth_picture(result))
+    return View([result.sentence], tables, lambda: layers_report.worth_picture(result.blocks))
 
 
 @view.register
