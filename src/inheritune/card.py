@@ -92,7 +92,9 @@ def cut_card(model: str, source: Pretrained | None, kept: Kept, tokens: int | No
 """
     if count < kept.of_layers:
         text += f"It is meant to be trained further; as it is, it predicts far worse than {name}.\n"
-    return _card(title, text + _reproduce(["inherit", model, *options, "-o", "small"]), source)
+    if source is not None:
+        text += _reproduce(["inherit", model, *options, "-o", "small"])
+    return _card(title, text, source)
 
 
 def train_card(recipe: TrainRecipe, loss: float, windows: int) -> str:
