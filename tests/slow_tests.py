@@ -10,6 +10,7 @@ SLOW = [
     # programs that are killed or stopped, and started again
     "tests/data/test_prepare.py::test_killed_at_random_moments",
     "tests/test_kill.py::test_kills_change_nothing",
+    "tests/test_stop.py",
     "tests/test_study.py::test_a_stopped_study_goes_on_to_the_same_weights",
     "tests/test_study.py::test_rows_end_with_a_study_that_is_killed",
     "tests/training/test_checkpoint.py::test_the_command_stops_on_sigterm_and_goes_on",

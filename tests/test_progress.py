@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from inheritune.data.prepare import prepare
+from inheritune.quantities import duration
 from inheritune.runtime.progress import ProgressBar
 
 
@@ -34,6 +35,26 @@ def test_a_rate_is_since_the_first_update(clock: None, capsys: pytest.CaptureFix
         "training: 60,000/90,000 steps, 1,000/s, 30 s left, loss 3.1",
         "training: done",
     ]
+
+
+def test_slow_first_steps_soon_say_nothing_about_the_time_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of 20 minutes whose first step compiles, and whose next ones are several times as slow as the rest."""
+    now = 0.0
+    monkeypatch.setattr("inheritune.runtime.progress.time.monotonic", lambda: now)
+    steps = [60.0, 9.0, 8.0, 7.0, 6.0, *([2.0] * 595)]
+    with ProgressBar("training", 600, "steps") as bar:
+        for step, seconds in enumerate(steps):
+            if step == 0:
+                now += 20
+                bar.update(0, "validating, 8 of 8 windows")
+            now += seconds
+            bar.update(step + 1)
+    shown = [line for line in capsys.readouterr().err.splitlines() if " left" in line]
+    left = {int(line.split()[1].split("/")[0]): line.split(", ")[-1] for line in shown}
+    later = {step: text for step, text in left.items() if step > 20}
+    assert len(later) > 50 and later == {step: f"{duration(2.0 * (600 - step))} left" for step in later}
 
 
 def test_a_total_that_is_not_known_or_becomes_known(clock: None, capsys: pytest.CaptureFixture[str]) -> None:

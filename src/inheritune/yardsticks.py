@@ -17,6 +17,7 @@ from inheritune.data.loader import TrainingData, window_count
 from inheritune.data.shards import Split, check_same_data, open_split, verify
 from inheritune.models.load import load_config, load_model, load_tokenizer, tokenizer_in
 from inheritune.run_directory import ControlFigures, Difference
+from inheritune.runtime.progress import ProgressBar
 from inheritune.runtime.world import World
 from inheritune.single_model import scratch_config
 from inheritune.training.checks import check_tokens
@@ -94,7 +95,14 @@ def measure_on(this: Run, source: Pretrained, splits: Mapping[Path, Split]) -> N
     model = built_on_rank_0(partial(load_model, source), this.world)
     placed = place(NextTokenLoss(model, this.world), this.recipe.training, this.hardware, this.data.window)
     for path, split in splits.items():
-        losses = validate(placed.loss, split, this.data.window, this.hardware)
+        with ProgressBar(f"losses of {source}", None, "windows") as bar:
+            losses = validate(
+                placed.loss,
+                split,
+                this.data.window,
+                this.hardware,
+                tell=lambda done, total: bar.update(done, total=total),
+            )
         this.world.on_first(losses.save, path)
 
 

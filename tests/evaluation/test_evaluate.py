@@ -518,11 +518,11 @@ def test_what_was_finished_before_a_stop_is_not_done_again(
         monkeypatch.setattr(speed, "NEW_TOKENS", 2)
         real = getattr(evaluation, name)
 
-        def recording(*given: Any) -> Any:
+        def recording(*given: Any, **named: Any) -> Any:
             calls.append(name)
             if stops and calls.count(name) == (2 if name == "validate" else 1):
                 raise KeyboardInterrupt
-            return real(*given)
+            return real(*given, **named)
 
         monkeypatch.setattr(evaluation, name, recording)
 

@@ -16,6 +16,7 @@ from inheritune.evaluation import speed
 from inheritune.evaluation.speed import (
     check_speed,
     checkpoint_bytes,
+    joined,
     measure_speed,
     memory_bytes,
     read,
@@ -58,16 +59,16 @@ def record_runs(models: list[PreTrainedModel]) -> list[tuple[int, tuple[int, ...
 def test_the_cache_is_measured(model_type: str, key_value_heads: int) -> None:
     whole, half = tiny_model(model_type), tiny_model(model_type, num_hidden_layers=LAYERS // 2)
     exact = 2 * LAYERS * key_value_heads * 8 * 4
-    found = measure_speed([whole, half], [10, 5], (2,))
+    found = measure_speed([whole, half], [10, 5], 2)
     assert [model.cache_bytes_per_token for model in found.models] == [exact, exact / 2]
-    halved = measure_speed([tiny_model(model_type).bfloat16()], [10], (2,))
+    halved = measure_speed([tiny_model(model_type).bfloat16()], [10], 2)
     assert halved.models[0].cache_bytes_per_token == exact / 2
 
 
 def test_a_sliding_window_saves_cache_on_prompts_longer_than_it(monkeypatch: pytest.MonkeyPatch) -> None:
     set_length(monkeypatch, prompt=32)
     full, sliding = tiny_model("mistral", sliding_window=None), tiny_model("mistral")
-    found = measure_speed([full, sliding], [1, 1], (2,)).models
+    found = measure_speed([full, sliding], [1, 1], 2).models
     assert found[0].cache_bytes_per_token == 2 * LAYERS * 2 * 8 * 4
     assert found[1].cache_bytes_per_token <= found[0].cache_bytes_per_token * 8 / 32
 
@@ -90,7 +91,7 @@ def test_models_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     set_length(monkeypatch, new=3, turns=3)
     models = [tiny_model("gpt2"), tiny_model("llama")]
     seen = record_runs(models)
-    found = measure_speed(models, [7, 8], (1, 4))
+    found = joined([measure_speed(models, [7, 8], batch) for batch in (1, 4)])
     assert [place for place, shape in seen if shape[1] == 6] == 2 * [0, 1, 1, 0, 0, 1, 1, 0]
     assert [shape for _, shape in seen[:32]] == 8 * [(1, 6), (1, 1), (1, 1), (1, 1)]
     assert [shape for _, shape in seen[32:]] == 8 * [(4, 6), (4, 1), (4, 1), (4, 1)]
@@ -106,7 +107,7 @@ def test_rates_are_tokens_of_all_sequences_per_second(monkeypatch: pytest.Monkey
     clock = iter([0, 9, 9, 99, 100, 102, 102, 106, 110, 111, 111, 113, 120, 124, 124, 125])
     monkeypatch.setattr(speed, "_now", lambda device: float(next(clock)))
     set_length(monkeypatch, prompt=8, new=4, turns=3)
-    rate = measure_speed([tiny_model("gpt2")], [1], (2,))
+    rate = measure_speed([tiny_model("gpt2")], [1], 2)
     found = rate.models[0].rates[0]
     assert (found.prefill.median, found.prefill.lowest, found.prefill.highest) == (8, 4, 16)
     assert (found.decode.median, found.decode.lowest, found.decode.highest) == (4, 2, 8)
@@ -118,7 +119,7 @@ def test_prompts_are_the_same_every_time_and_known_to_every_model() -> None:
     models[0].register_forward_pre_hook(lambda *args: seen.append(args[-1]["input_ids"]), with_kwargs=True)
     state = torch.get_rng_state()
     for _ in range(2):
-        measure_speed(models, [1, 1], (2,))
+        measure_speed(models, [1, 1], 2)
     assert torch.equal(torch.get_rng_state(), state)
     prompts = [ids for ids in seen if ids.shape[1] == 6]
     assert len(prompts) == 4 and all(torch.equal(prompts[0], other) for other in prompts)
@@ -175,7 +176,7 @@ def test_models_that_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> None
     model, other = tiny_model("gpt2"), tiny_model("llama")
     recurrent = tiny_model("mamba", hidden_size=32, num_hidden_layers=2, vocab_size=VOCABULARY)
     with pytest.raises(UserError, match=r"model 2 \(mamba\), of type 'mamba', keeps no keys and values"):
-        measure_speed([model, recurrent], [1, 1], (2,))
+        measure_speed([model, recurrent], [1, 1], 2)
     with monkeypatch.context() as patch:
         forward = other.forward
 
@@ -184,7 +185,7 @@ def test_models_that_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> None
 
         patch.setattr(other, "forward", forgetful)
         with pytest.raises(UserError, match=r"model 2 \(llama\), of type 'llama', keeps no keys and values"):
-            measure_speed([model, other], [1, 1], (2,))
+            measure_speed([model, other], [1, 1], 2)
 
     def too_large(past_key_values: Any = None, **named: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -193,13 +194,13 @@ def test_models_that_cannot_be_compared(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(
         UserError, match=r"too little memory for model 2 \(llama\) at a batch of 2 with 6 \+ 2"
     ):
-        measure_speed([model, other], [1, 1], (2,))
+        measure_speed([model, other], [1, 1], 2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     models = [tiny_model("gpt2").cuda(), tiny_model("llama").cuda()]
-    found = measure_speed(models, [1, 1], (2,))
+    found = measure_speed(models, [1, 1], 2)
     assert found.models[1].cache_bytes_per_token == 2 * LAYERS * 2 * 8 * 4
     wide = tiny_model("gpt2", n_positions=1_000_000, vocab_size=VOCABULARY).cuda()
     total = torch.cuda.get_device_properties(0).total_memory
@@ -207,6 +208,6 @@ def test_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     set_length(monkeypatch, prompt=65536, new=1)
     try:
         with pytest.raises(UserError, match=r"model 1 \(gpt2\) at a batch of 64 with 65536 \+ 1 tokens"):
-            measure_speed([wide], [1], (64,))
+            measure_speed([wide], [1], 64)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

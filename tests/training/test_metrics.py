@@ -18,6 +18,7 @@ import tiny_data
 from inheritune import UserError
 from inheritune.config import TrainRecipe
 from inheritune.recipe_file import load_recipe, parse_recipe
+from inheritune.runtime.progress import ProgressBar
 from inheritune.runtime.signals import Interrupted
 from inheritune.single_model import train_model
 from inheritune.training.metrics import steps_worth
@@ -51,6 +52,27 @@ def recipe(data: Path, library: str) -> TrainRecipe:
         "training": training(tracking={"tensorboard": False, library: "small-models"}),
     }
     return parse_recipe(values, TrainRecipe)
+
+
+def test_the_progress_line_has_the_loss_of_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: dict[int, str] = {}
+
+    class Bar(ProgressBar):
+        def update(self, done: int, note: str = "", total: int | None = None) -> None:
+            super().update(done, note, total)
+            notes[done] = note
+
+    monkeypatch.setattr("inheritune.training.loop.ProgressBar", Bar)
+    values = {
+        "data": {"path": str(tiny_data.write_shards(tmp_path / "data")), "window": 32},
+        "model": {"architecture": ARCHITECTURE},
+        "training": training(log_every=12),
+    }
+    train_model(parse_recipe(values, TrainRecipe), tmp_path / "run")
+    shown = [float(notes[step].removeprefix("loss ")) for step in range(1, 12)]
+    assert len(set(shown)) == 11, "however seldom it is written down"
 
 
 def train_in_two_starts(settings: TrainRecipe, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ class ChoiceLosses:
         self.bf16 = computes_in_bf16(self.device) if bf16 is None else bf16
         self.known: dict[Choice, np.ndarray] = {}
         self.tell: Callable[[int], None] = lambda windows: None
-        """Is called with the number of windows whenever a choice was measured on some."""
+        """Is called with the number of windows whenever a choice, or all blocks, were run on some."""
 
     @property
     def whole(self) -> Choice:
@@ -128,6 +128,7 @@ class ChoiceLosses:
                 states = [entry.hidden_btd]
                 for layer in self.whole:
                     states.append(entry.run(layer, states[-1]))
+            self.tell(len(inputs_bt))
             units = [F.normalize(state.float().flatten(0, 1), dim=-1) for state in states]
             share = len(inputs_bt) / windows
             for i in range(places):

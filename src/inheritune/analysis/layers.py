@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -142,16 +143,20 @@ def kept_at(
     """The choice of each of these sizes by a rule, with its loss; arguments and errors as of `choose_kept`."""
     losses, measured = losses_on(model, text, seed)
     if keep == "measured":
-        fewest, (cosines, angles) = min(sizes), losses.similarities(FEW)
-        blocks = block_figures(losses, cosines)
+        fewest = min(sizes)
+        with _shown(losses, "worth of each layer", lambda done: FEW * (depth + 2)):
+            cosines, angles = losses.similarities(FEW)
+            blocks = block_figures(losses, cosines)
         found = searched(losses, angles, fewest, f"choosing {fewest} of {depth} layers")
         path = [found[size] for size in sorted(found, reverse=True)]
+        with _shown(losses, "what a cut costs by simple rules", lambda done: None):
+            known = {"blocks": tuple(blocks), "curve": tuple(rule_curve(losses, angles, found))}
         kept = [_kept(keep, found[size], losses, measured, path[: depth - size]) for size in sizes]
         # What is known of all blocks and depths is in the record of the smallest cut alone.
-        known = {"blocks": tuple(blocks), "curve": tuple(rule_curve(losses, angles, found))}
         return [one.model_copy(update=known) if len(one.layers) == fewest else one for one in kept]
     if keep == "contiguous":
-        angles = losses.similarities(len(losses.windows))[1]
+        with _shown(losses, "contiguous layers", lambda done: len(losses.windows)):
+            angles = losses.similarities(len(losses.windows))[1]
         found = {size: contiguous(angles, size) for size in sizes}
     else:
         found = {size: tuple(choose(f"{keep} {size}", depth)) for size in sizes}
@@ -160,23 +165,29 @@ def kept_at(
 
 def searched(losses: ChoiceLosses, angles: np.ndarray, fewest: int, title: str) -> dict[int, Choice]:
     """`search`, with a bar that counts windows on which choices were measured; how many there will be is a guess."""
-    left = 0
+    left = len(losses.whole) - fewest
 
     def rules(size: int) -> list[Choice]:
         return [contiguous(angles, size), tuple(choose(f"ends {size}", len(losses.whole)))]
 
-    with ProgressBar(title, None, "windows") as bar:
+    def next_race(races: int) -> None:
+        nonlocal left
+        left = races
 
-        def measured(windows: int) -> None:
-            done = bar.done + windows
-            bar.update(done, f"{left} sizes left", done + left * RACE)
+    def total(done: int) -> int:
+        return done + left * RACE
 
-        def next_race(races: int) -> None:
-            nonlocal left
-            left = races
-
-        losses.tell = measured
+    with _shown(losses, title, total):
         return search(losses, fewest, rules=rules, tell=next_race)
+
+
+@contextmanager
+def _shown(losses: ChoiceLosses, title: str, total: Callable[[int], int | None]) -> Iterator[None]:
+    """A bar of the windows that choices are measured on in the block; `total` guesses how many, by those done."""
+    with ProgressBar(title, None, "windows") as bar:
+        losses.tell = lambda windows: bar.update(bar.done + windows, total=total(bar.done + windows))
+        yield
+    losses.tell = lambda windows: None
 
 
 def grown_kept(kept: Kept, layers: int, model: PreTrainedModel, text: Text, seed: int) -> Kept:
@@ -190,7 +201,8 @@ def grown_kept(kept: Kept, layers: int, model: PreTrainedModel, text: Text, seed
         seed: of the windows.
     """
     losses, measured = losses_on(model, text, seed)
-    choice = put_back(losses, tuple(kept.layers), layers)
+    with _shown(losses, f"growing from {len(kept.layers)} to {layers} layers", lambda done: None):
+        choice = put_back(losses, tuple(kept.layers), layers)
     return _kept(kept.keep, choice, losses, measured)
 
 
@@ -247,11 +259,13 @@ def analyze_layers(
     """
     depth = layer_count(model.config)
     losses, measured = losses_on(model, text, seed)
-    cosines, angles = losses.similarities(FEW)
-    blocks = block_figures(losses, cosines)
+    with _shown(losses, f"worth of each layer of {name}", lambda done: FEW * (depth + 2)):
+        cosines, angles = losses.similarities(FEW)
+        blocks = block_figures(losses, cosines)
     show(blocks)
     best = searched(losses, angles, fewest or max(1, depth // 2), f"cuts of {name}")
-    curve = rule_curve(losses, angles, best)
+    with _shown(losses, f"cuts of {name} by simple rules", lambda done: None):
+        curve = rule_curve(losses, angles, best)
     return LayerAnalysis(
         model=name,
         parameters=parameter_count(model),
@@ -329,8 +343,9 @@ def disagreement(blocks: Sequence[BlockFigures], lazy: Sequence[int]) -> str | N
 def recorded(path: Path, make: Callable[[], Kept]) -> Kept:
     """The choice that is recorded there, or a new one, recorded."""
     if not path.exists():
+        kept = make()
         path.parent.mkdir(parents=True, exist_ok=True)
-        save(path, make())
+        save(path, kept)
     return load_kept(path)
 
 

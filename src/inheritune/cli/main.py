@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import traceback
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -29,7 +30,7 @@ from inheritune.cli.schema import schema_command
 from inheritune.cli.study import study_command
 from inheritune.cli.train import train_command
 from inheritune.runtime.files import FULL
-from inheritune.runtime.progress import first_process
+from inheritune.runtime.signals import first_process, terminated_as_interrupted
 
 USER_ERROR = 2
 PEER_LOST = 3
@@ -93,12 +94,17 @@ def main() -> None:
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
     for library in NOISY:
         logging.getLogger(library).setLevel(logging.ERROR)
+    # Of several processes torchrun ends those that wait for others, which would not come to an exception.
+    alone = terminated_as_interrupted if processes == 1 else nullcontext
     try:
         _check_system()
         _check_together(arguments, processes)
-        code = app(args=arguments, prog_name="inheritune", standalone_mode=False)
+        with alone():
+            code = app(args=arguments, prog_name="inheritune", standalone_mode=False)
+        if code == INTERRUPTED:  # what typer makes of it
+            raise KeyboardInterrupt
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        print("interrupted; what is finished is kept, and the same command resumes", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of typer's own

@@ -16,7 +16,7 @@ def run_command(
     from inheritune.cli.console import print_line, print_result, quiet
     from inheritune.config import Recipe
     from inheritune.recipe_file import load_recipe
-    from inheritune.runtime.progress import first_process
+    from inheritune.runtime.signals import first_process
 
     quiet()
     settings = load_recipe(recipe, Recipe, changes or ())

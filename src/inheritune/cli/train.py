@@ -20,7 +20,7 @@ def train_command(
     from inheritune.cli.console import print_line, quiet
     from inheritune.config import TrainRecipe
     from inheritune.recipe_file import load_recipe
-    from inheritune.runtime.progress import first_process
+    from inheritune.runtime.signals import first_process
 
     quiet()
     result = api.train(load_recipe(recipe, TrainRecipe, changes or ()), output)

@@ -53,7 +53,8 @@ from inheritune.data.unfinished import (
     work_directory,
 )
 from inheritune.runtime import files
-from inheritune.runtime.progress import ProgressBar
+from inheritune.runtime.progress import RESUMES, ProgressBar
+from inheritune.runtime.signals import Interrupted
 
 if TYPE_CHECKING:
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -156,7 +157,7 @@ def prepare(
         saved = load_saved(work, arguments)
         if not (work / MANIFEST).exists():
             if not (work / TOKENIZER).exists():
-                _make_tokenizer(work / TOKENIZER, tokenizer, arguments, opened, trust_remote_code)
+                _make_tokenizer(work, tokenizer, arguments, opened, trust_remote_code)
             encoder = tokenizers.Encoder(work / TOKENIZER, end_of_text, bos, trust_remote_code)
             with tokenizers.one_thread_per_call():
                 _write_splits(work, saved, opened, encoder, workers, save_every)
@@ -237,7 +238,7 @@ def _write_splits(
 
     batches = read_batches(sources, saved.position, arguments.seed, spent)
     threads = workers if encoder.is_parallel else 1
-    bar = ProgressBar("encoding", None, "tokens", train.tokens + validation.tokens)
+    bar = ProgressBar("encoding", None, "tokens", train.tokens + validation.tokens, RESUMES)
     last_saved = time.monotonic()
     try:
         with bar, closing(in_order(batches, encoder, threads)) as encoded:
@@ -270,6 +271,9 @@ def _write_splits(
                     last_saved = time.monotonic()
         _check_splits(work, saved, train.documents, validation.documents)
         save()
+    except Interrupted:
+        save()
+        raise
     finally:
         for writer in writers.values():
             with suppress(OSError):  # a full disk: the error that brought us here says so
@@ -300,12 +304,13 @@ def _digest(in_memory: Sequence[Any]) -> str:
 
 
 def _make_tokenizer(
-    directory: Path,
+    work: Path,
     tokenizer: str | Path | PreTrainedTokenizerBase | None,
     arguments: Arguments,
     sources: list[Source],
     trust_remote_code: bool,
 ) -> None:
+    directory = work / TOKENIZER
     if tokenizer is not None:
         tokenizers.save(tokenizer, directory, trust_remote_code)
         return
@@ -325,8 +330,13 @@ def _make_tokenizer(
 
     with ProgressBar("reading for the tokenizer", None, "documents") as bar:
         sample = tokenizers.sample(training_documents())
-    with ProgressBar("training the tokenizer", None, "tokens"):
-        tokenizers.train(sample, arguments.train_tokenizer, directory)
+    size = arguments.train_tokenizer
+    with ProgressBar("training the tokenizer", size, "tokens", keeps=RESUMES) as bar:
+        try:
+            bar.wait_for(lambda: tokenizers.train(sample, size, directory))
+        except Interrupted:
+            files.write_json(work / PROGRESS, Saved(arguments=arguments).model_dump())  # so that it is kept
+            raise
 
 
 def _expected(done: int, sources: list[Source], documents: int, max_documents: int | None) -> int | None:

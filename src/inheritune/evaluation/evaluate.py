@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +33,7 @@ from inheritune.evaluation.result import (
     save_evaluation,
 )
 from inheritune.evaluation.samples import PROMPTS, check_prompts, side_by_side
-from inheritune.evaluation.speed import check_speed, checkpoint_bytes, measure_speed, memory_bytes
+from inheritune.evaluation.speed import check_speed, checkpoint_bytes, joined, measure_speed, memory_bytes
 from inheritune.evaluation.statistics import TaskItems, group_result, task_result, validation_result
 from inheritune.evaluation.subjects import (
     Models,
@@ -47,6 +47,7 @@ from inheritune.models.architecture import context_length
 from inheritune.models.load import in_evaluation_mode
 from inheritune.runtime import files
 from inheritune.runtime.hardware import Hardware, choose_device, command_line, describe
+from inheritune.runtime.progress import AGAIN, ProgressBar
 from inheritune.training.checks import check_tokens
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.validation import WindowLosses, validate
@@ -68,6 +69,13 @@ class Work:
     dtype: torch.dtype | str
     items: Path | None
     """Where what is finished is kept."""
+
+    @property
+    def keeps(self) -> str:
+        """What becomes of the evaluation if a signal stops it."""
+        if self.items is None:
+            return AGAIN
+        return f"what is finished is kept in {self.items}, and the same command resumes"
 
 
 def evaluate(
@@ -225,7 +233,7 @@ def _measure(work: Work, subject: Subject) -> tuple[ModelFigures, dict[str, Task
     try:
         answers = _answers(work, subject, model, figures, folder)
         if work.text is not None:
-            losses = _losses(work, model, figures, folder)
+            losses = _losses(work, subject.name, model, figures, folder)
     except torch.OutOfMemoryError as error:
         at_once = work.settings.batch_size or "the default number of"
         raise UserError(
@@ -235,7 +243,9 @@ def _measure(work: Work, subject: Subject) -> tuple[ModelFigures, dict[str, Task
     return figures, answers, losses
 
 
-def _losses(work: Work, model: PreTrainedModel, figures: ModelFigures, folder: Path | None) -> WindowLosses:
+def _losses(
+    work: Work, name: str, model: PreTrainedModel, figures: ModelFigures, folder: Path | None
+) -> WindowLosses:
     """A model's losses on the text: those that are in the folder, or new ones."""
     assert work.text is not None
     hardware = Hardware(work.device, bf16=False, compile=False)
@@ -249,7 +259,14 @@ def _losses(work: Work, model: PreTrainedModel, figures: ModelFigures, folder: P
     path = _kept_at(folder, "validation", key)
     if path is not None and path.is_file():
         return WindowLosses.load(path)
-    losses = validate(NextTokenLoss(model), work.text, work.window, hardware)
+    with ProgressBar(f"{name}: validation loss", None, "windows", keeps=work.keeps) as bar:
+        losses = validate(
+            NextTokenLoss(model),
+            work.text,
+            work.window,
+            hardware,
+            tell=lambda done, total: bar.update(done, total=total),
+        )
     if path is not None:
         losses.save(path)
     return losses
@@ -268,20 +285,22 @@ def _side_by_side(
     }
 
     def write() -> list[Sample]:
-        return side_by_side(models(), tokenizers, prompts)
+        with ProgressBar("samples", len(subjects) * len(prompts), "texts", keeps=work.keeps) as bar:
+            return side_by_side(models(), tokenizers, prompts, tell=lambda: bar.update(bar.done + 1))
 
-    def time() -> SpeedResult:
+    def time(batch: int) -> SpeedResult:
         pairs = zip(subjects, models(), strict=True)
         sizes = [(s.live is None and checkpoint_bytes(s.source)) or memory_bytes(m) for s, m in pairs]
-        return measure_speed(models(), sizes, settings.batches)
+        return measure_speed(models(), sizes, batch, work.keeps)
 
     speed, samples = None, []
     if settings.samples:
         said = {**key, "prompts": prompts, "tokenizers": [tokenizer_identity(one) for one in tokenizers]}
         samples = _keep(_kept_at(work.items, "samples", said), TypeAdapter(list[Sample]), write)
     if settings.speed:
-        timed = {**key, "batches": settings.batches}
-        speed = _keep(_kept_at(work.items, "speed", timed), TypeAdapter(SpeedResult), time)
+        kept = [_kept_at(work.items, "speed", {**key, "batches": [batch]}) for batch in settings.batches]
+        found = zip(kept, settings.batches, strict=True)
+        speed = joined([_keep(path, TypeAdapter(SpeedResult), partial(time, batch)) for path, batch in found])
     return speed, samples
 
 
@@ -314,7 +333,7 @@ def _answers(
     from inheritune.evaluation.harness import Scorer, ask  # only where the harness is needed
 
     assert subject.tokenizer is not None, "checked before"
-    scorer = Scorer(model, subject.tokenizer, work.settings.batch_size, subject.name)
+    scorer = Scorer(model, subject.tokenizer, work.settings.batch_size, subject.name, work.keeps)
     answers = {}
     for unit in work.plan.units:
         key = {

@@ -27,7 +27,7 @@ from inheritune import UserError
 from inheritune.evaluation.statistics import Kind, MetricItems, TaskItems
 from inheritune.evaluation.tasks import Unit
 from inheritune.models.architecture import context_length
-from inheritune.runtime.progress import ProgressBar
+from inheritune.runtime.progress import AGAIN, ProgressBar
 from inheritune.training.checks import check_ids
 from inheritune.training.validation import BATCH_TOKENS
 
@@ -81,14 +81,20 @@ class Scorer(HFLM):
         tokenizer: its own.
         batch_size: requests in one forward pass; by default as many as have `BATCH_TOKENS`.
         name: of the model, for the progress bar.
+        keeps: as of `ProgressBar`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int | None, name: str
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int | None,
+        name: str,
+        keeps: str = AGAIN,
     ) -> None:
         context, generated = context_length(model.config), batch_size or GENERATED_AT_ONCE
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=generated, max_length=context)
-        self.name, self.truncated, self.requests, self.title = name, 0, 0, ""
+        self.name, self.keeps, self.truncated, self.requests, self.title = name, keeps, 0, 0, ""
         self.rows_at_once = batch_size or math.inf
         self.options = inspect.signature(model.forward).parameters
 
@@ -250,7 +256,7 @@ class Scorer(HFLM):
     def progress(self, requests: Sequence[Instance]) -> ProgressBar:
         """A bar that shows how many requests, or windows of texts, are answered."""
         self.requests += len(requests)
-        self.bar = ProgressBar(f"{self.name}: {self.title}", len(requests), "requests")
+        self.bar = ProgressBar(f"{self.name}: {self.title}", len(requests), "requests", keeps=self.keeps)
         return self.bar
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,13 +62,15 @@ def side_by_side(
     tokens: int = 64,
     seed: int = 0,
     front: Sequence[int] | None = None,
+    tell: Callable[[], None] = lambda: None,
 ) -> list[Sample]:
     """What every model, with its own tokenizer, writes after every prompt, as `continuations`, which see.
 
-    Each continuation is drawn with the same seed, so a text depends on its model, prompt and seed alone.
+    Each continuation is drawn with the same seed, so a text depends on its model, prompt and seed alone. `tell` is
+    called after each.
     """
     by_model = [
-        continuations(model, tokenizer, prompts, tokens, seed, front)
+        continuations(model, tokenizer, prompts, tokens, seed, front, tell)
         for model, tokenizer in zip(models, tokenizers, strict=True)
     ]
     return [
@@ -117,6 +119,7 @@ def continuations(
     tokens: int,
     seed: int = 0,
     front: Sequence[int] | None = None,
+    tell: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """A continuation of each prompt by up to `tokens` tokens, sampled among the 50 likeliest with this seed.
 
@@ -133,7 +136,11 @@ def continuations(
     training = model.training
     model.eval()
     try:
-        return [_continue(model, tokenizer, prompt, tokens, seed, front) for prompt in prompts]
+        written = []
+        for prompt in prompts:
+            written.append(_continue(model, tokenizer, prompt, tokens, seed, front))
+            tell()
+        return written
     finally:
         model.train(training)
 

@@ -23,7 +23,7 @@ from inheritune.config import Pretrained
 from inheritune.evaluation.result import ModelSpeed, Rate, SpeedResult, Spread
 from inheritune.models.architecture import context_length
 from inheritune.models.gguf import located
-from inheritune.runtime.progress import ProgressBar
+from inheritune.runtime.progress import AGAIN, ProgressBar
 
 PROMPT_TOKENS, NEW_TOKENS, TURNS = 512, 64, 5
 """Length of the random prompts, or as much of it as leaves every model room to write; steps of writing, one token of
@@ -32,7 +32,7 @@ each sequence at a time; and how often each model is timed."""
 
 @torch.inference_mode()
 def measure_speed(
-    models: Sequence[PreTrainedModel], checkpoint_bytes: Sequence[int], batches: Sequence[int]
+    models: Sequence[PreTrainedModel], checkpoint_bytes: Sequence[int], batch: int, keeps: str = AGAIN
 ) -> SpeedResult:
     """Time models against each other: reading a prompt, then writing greedily one token at a time on the cache.
 
@@ -42,7 +42,8 @@ def measure_speed(
     Args:
         models: in evaluation mode, all on one device; their vocabularies may differ.
         checkpoint_bytes: of the weight files of each model, as `checkpoint_bytes` finds them.
-        batches: sequences at once; each of these numbers is timed.
+        batch: sequences at once.
+        keeps: as of `ProgressBar`.
 
     Raises:
         UserError: a context without room for a prompt, a model without keys and values to keep, or too little
@@ -52,16 +53,15 @@ def measure_speed(
     prompt_tokens = check_speed(models, names)
     vocabulary = min(model.get_input_embeddings().weight.shape[0] for model in models)
     generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(vocabulary, (max(batches), prompt_tokens), generator=generator)
-    prompts = prompts.to(models[0].device)
-    # Of each model, at each batch: (seconds of reading, seconds of writing, bytes of the cache) of each turn.
-    runs: list[list[list[tuple[float, float, int]]]] = [[[] for _ in batches] for _ in models]
-    with ProgressBar("speed", len(models) * len(batches) * (TURNS + 1), "runs") as bar:
-        for place, batch in enumerate(batches):
-            for turn in range(TURNS + 1):  # the first warms up
-                for i in range(len(models))[:: -1 if turn % 2 else 1]:
-                    runs[i][place].append(_run(models[i], names[i], prompts[:batch]))
-                    bar.update(bar.done + 1, f"batch {batch}, {names[i]}")
+    prompts = torch.randint(vocabulary, (batch, prompt_tokens), generator=generator).to(models[0].device)
+    # Of each model: (seconds of reading, seconds of writing, bytes of the cache) of each turn.
+    runs: list[list[tuple[float, float, int]]] = [[] for _ in models]
+    title = f"speed at a batch of {batch}"
+    with ProgressBar(title, len(models) * (TURNS + 1), "runs", keeps=keeps) as bar:
+        for turn in range(TURNS + 1):  # the first warms up
+            for i in range(len(models))[:: -1 if turn % 2 else 1]:
+                runs[i].append(_run(models[i], names[i], prompts))
+                bar.update(bar.done + 1, names[i])
     return SpeedResult(
         prompt_tokens=prompt_tokens,
         new_tokens=NEW_TOKENS,
@@ -70,19 +70,28 @@ def measure_speed(
             ModelSpeed(
                 checkpoint_bytes=on_disk,
                 memory_bytes=memory_bytes(model),
-                cache_bytes_per_token=of_model[0][0][2] / (batches[0] * prompt_tokens),
+                cache_bytes_per_token=found[0][2] / (batch * prompt_tokens),
                 rates=[
                     Rate(
                         batch=batch,
                         prefill=_spread([batch * prompt_tokens / prefill for prefill, _, _ in found[1:]]),
                         decode=_spread([batch * NEW_TOKENS / decode for _, decode, _ in found[1:]]),
                     )
-                    for batch, found in zip(batches, of_model, strict=True)
                 ],
             )
-            for model, on_disk, of_model in zip(models, checkpoint_bytes, runs, strict=True)
+            for model, on_disk, found in zip(models, checkpoint_bytes, runs, strict=True)
         ],
     )
+
+
+def joined(parts: Sequence[SpeedResult]) -> SpeedResult:
+    """What was measured of the same models at other batches, as one result."""
+    first = parts[0]
+    models = [
+        model.model_copy(update={"rates": [rate for part in parts for rate in part.models[i].rates]})
+        for i, model in enumerate(first.models)
+    ]
+    return first.model_copy(update={"models": models})
 
 
 def checkpoint_bytes(model: Pretrained | str | Path) -> int | None:

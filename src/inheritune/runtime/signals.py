@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from inheritune.runtime.progress import first_process
-
 
 class Interrupted(Exception):  # noqa: N818 - it is not an error
-    """SIGINT or SIGTERM arrived; the step was finished and a checkpoint written."""
+    """SIGINT or SIGTERM arrived; what was under way was finished, and what a later start can use is written."""
 
 
 STDERR = 2
@@ -52,3 +50,18 @@ def signals(ending: Callable[[], str]) -> Iterator[Callable[[], bool]]:
         for number, handler in previous.items():
             # None: one that was not installed from Python, and cannot be.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Within the block SIGTERM raises KeyboardInterrupt too, so that what is half-written is removed."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def first_process() -> bool:
+    """Whether this process is to speak for those that torchrun started; alone it always is."""
+    return os.environ.get("RANK", "0") == "0"

@@ -134,9 +134,9 @@ def train(
         rank=world.rank,
         processes=world.size,
     )
-    bar = ProgressBar(title, training.steps, "steps", state.step)
+    bar = ProgressBar(title, training.steps, "steps", state.step, keeps=None)
 
-    validation = Validation(model, stepper.loss, data, training, hardware, metrics, dtype)
+    validation = Validation(model, stepper.loss, data, training, hardware, metrics, dtype, bar)
 
     with (
         bar,
@@ -200,11 +200,17 @@ class Validation:
     metrics: Metrics
     dtype: torch.dtype
     """Of the weights that will be left behind."""
+    bar: ProgressBar
+    """Of the training, which says where a validation is."""
 
     def on(self, split: Split, windows: int | Literal["all"]) -> WindowLosses:
         """Losses on a split."""
+
+        def tell(done: int, total: int) -> None:
+            self.bar.update(self.bar.done, f"validating, {done} of {total} windows")
+
         with without_float8(self.model) if self.training.float8 else nullcontext():
-            return validate(self.loss, split, self.data.window, self.hardware, windows)
+            return validate(self.loss, split, self.data.window, self.hardware, windows, tell)
 
     def measured(self, state: TrainState, windows: int | Literal["all"]) -> WindowLosses:
         """Losses on the validation split; every line of a curve is of the same windows."""

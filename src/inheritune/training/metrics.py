@@ -55,6 +55,7 @@ class Metrics:
         self.results: list[StepResult] = []
         self.seconds = state.seconds
         self.note = ""
+        """The newest loss that is known without waiting for the device."""
         self.file: TextIO | None = None
         self.writers: list[Any] = []
         if not hardware.world.first:
@@ -72,12 +73,13 @@ class Metrics:
     def stepped(self, state: TrainState, result: StepResult) -> None:
         """Note a step that was done and counted; write a line, about those since the last one, if it is due."""
         self.results.append(result)
+        if latest := next((one for one in reversed(self.results) if one.ready), None):
+            self.note = f"loss {latest.loss:.3f}"
         if result.gradient_norms:
             self._log("gradients", state, **result.gradient_norms)
         if state.step % self.training.log_every and state.step != self.training.steps:
             return
         losses = [r.loss for r in self.results]
-        self.note = f"loss {losses[-1]:.3f}"
         rate = len(losses) / (state.seconds - self.seconds)
         self._log(
             "train",

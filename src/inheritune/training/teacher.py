@@ -42,6 +42,7 @@ from inheritune.models.size import flops_per_token
 from inheritune.recipe_file import parse_recipe
 from inheritune.runtime.hardware import Hardware, choose_hardware
 from inheritune.runtime.progress import ProgressBar
+from inheritune.runtime.signals import Interrupted, signals
 from inheritune.runtime.world import ALONE, World, check_same, joined
 from inheritune.training.checks import check_fit
 from inheritune.training.loss import NextTokenLoss
@@ -50,6 +51,8 @@ from inheritune.training.validation import BATCH_TOKENS
 
 CHUNK = {"cpu": 2**24, "cuda": 2**25}
 """Probabilities that are held at once."""
+
+KEPT = "the files that are complete are kept, and the same command resumes"
 
 SAMPLED = 4_096
 """Entries of each tensor that tell one teacher from another."""
@@ -128,6 +131,7 @@ def ask(
 
     Raises:
         UserError: the directory holds something else, or what the teacher answers is not finite.
+        Interrupted: a signal asked to stop; the same call resumes.
     """
     world, window = hardware.world, data.window
     model = built_on_rank_0(teacher, world)
@@ -157,7 +161,9 @@ def ask(
             asked = placed.loss.eval()
         done = sum(len(part) for number, part in enumerate(parts) if number not in missing)
         title = f"answers of {name}"
-        bar = stack.enter_context(ProgressBar(title, len(windows) * window, "tokens", done * window))
+        bar = ProgressBar(title, len(windows) * window, "tokens", done * window, keeps=None)
+        stack.enter_context(bar)
+        interrupted = stack.enter_context(signals(lambda: f"{title}: stopping after this batch; {KEPT}"))
         for start in range(0, len(missing), world.size):
             here = missing[start : start + world.size]
             number = here[min(world.rank, len(here) - 1)]
@@ -173,6 +179,8 @@ def ask(
                 if turn * size == begin:
                     found.append((drawn.cpu().numpy(), entropy.cpu().numpy()))
                 bar.update(min(bar.total or 0, (done + world.size * size * (turn + 1)) * window))
+                if world.any(interrupted()):
+                    raise Interrupted(f"{title}: stopped; {KEPT}")
             drawn_wtk, entropy_w = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
             if not np.isfinite(entropy_w).all():
                 wrong = parts[number][~np.isfinite(entropy_w)][0]

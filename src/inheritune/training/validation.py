@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -128,6 +129,7 @@ def validate(
     window: int,
     hardware: Hardware,
     windows: int | Literal["all"] = "all",
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> WindowLosses:
     """Loss of a model on the non-overlapping windows of a split.
 
@@ -140,6 +142,7 @@ def validate(
         window: tokens of each.
         hardware: precision, and the processes.
         windows: all of them, or this many, spread evenly.
+        tell: is called after each batch with how many of this process's windows are done, and how many it has.
 
     Raises:
         UserError: the split is shorter than one window.
@@ -156,11 +159,13 @@ def validate(
     mode = loss.training
     loss.eval()
     try:
-        losses = []
+        losses, done = [], 0
         for inputs_bt, targets_bt in batches(split, chosen, window, size, hardware.device):
             # Compiled blocks would round otherwise than a whole graph, and learn of other shapes than training's.
             with hardware.autocast(), torch.compiler.set_stance("force_eager"):
                 losses.append(loss.per_window(inputs_bt, targets_bt))
+            done += len(inputs_bt)
+            tell(done, len(chosen))
         measured = torch.cat(losses).double().cpu().numpy()
     finally:
         loss.train(mode)
