@@ -17,7 +17,7 @@ from inheritune.config import Recipe
 from inheritune.new_recipe import Budget, _scalar, _windows, parse_budget
 from inheritune.planning import plan
 from inheritune.recipe_file import load_recipe
-from inheritune.recipe_schema import schema_of
+from inheritune.recipe_schema import schema_of, schema_text
 from small_tokenizers import KINDS, save, texts
 from tiny_models import tiny_model
 
@@ -46,6 +46,10 @@ def test_what_is_written_loads_plans_and_runs(
 ) -> None:
     assert call(monkeypatch, "init --model model --text notes.jsonl --budget 3K -o small.yaml") == 0
     assert "inheritune run small.yaml" in capsys.readouterr().out
+    first = Path("small.yaml").read_text("utf-8").splitlines()[0]
+    schema = place / first.removeprefix("# yaml-language-server: $schema=")
+    assert schema.parent == place, "beside it"
+    assert schema.read_text("utf-8") == schema_text("run")
     values = plain_yaml.read(Path("small.yaml"))
     assert jsonschema.Draft202012Validator(schema_of("run")).is_valid(values)
     recipe = load_recipe(Path("small.yaml"), Recipe)
@@ -57,6 +61,12 @@ def test_what_is_written_loads_plans_and_runs(
     assert call(monkeypatch, "run small.yaml -o out") == 0
     assert (place / "out/final/model.safetensors").exists()
     before = Path("small.yaml").read_bytes()
+    assert call(monkeypatch, "init --model model --data data/notes --budget 3K -o again.yaml") == 0
+    Path("other").mkdir()
+    Path("other/run.schema.json").write_text("mine")
+    assert call(monkeypatch, "init --model model --data data/notes --budget 3K -o other/small.yaml") == 2
+    assert "other/run.schema.json is not a schema of recipes" in capsys.readouterr().err
+    assert [path.name for path in Path("other").iterdir()] == ["run.schema.json"]
     assert call(monkeypatch, "init --model model --data data/notes --budget 3K -o small.yaml") == 2
     assert "small.yaml exists already" in capsys.readouterr().err
     assert Path("small.yaml").read_bytes() == before

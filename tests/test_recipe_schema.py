@@ -12,7 +12,7 @@ import pytest
 from inheritune import plain_yaml
 from inheritune.cli.main import main
 from inheritune.recipe_file import load_any
-from inheritune.recipe_schema import FOLDER, KINDS, Kind, editor_line, schema_of, schema_text
+from inheritune.recipe_schema import FOLDER, KINDS, Kind, schema_of, schema_text
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -41,10 +41,6 @@ def test_every_shipped_recipe_is_valid_and_names_its_schema(path: Path) -> None:
     found = re.fullmatch(r"# yaml-language-server: \$schema=(\S+)", first)
     assert found
     assert (path.parent / found[1]).resolve() == FOLDER / f"{kind}.json"
-
-
-def test_an_installed_program_names_its_own_schema() -> None:
-    assert Path(editor_line("train").partition("$schema=")[2]) == FOLDER / "train.json"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
+from inheritune import UserError
 from inheritune.config import Recipe, Study, TrainRecipe
 
 Kind = Literal["run", "train", "study"]
@@ -49,9 +50,30 @@ def schema_text(kind: Kind) -> str:
     return json.dumps(schema_of(kind), indent=1, ensure_ascii=False) + "\n"
 
 
-def editor_line(kind: Kind, schemas: Path | str = FOLDER) -> str:
-    """The line of a recipe that tells editors with the YAML language server where its schema is."""
-    return f"# yaml-language-server: $schema={schemas}/{kind}.json"
+def editor_line(kind: Kind) -> str:
+    """The line of a recipe that tells editors with the YAML language server that its schema is beside it."""
+    return f"# yaml-language-server: $schema={_beside(kind)}"
+
+
+def schema_beside(recipe: Path, kind: Kind) -> Path:
+    """Where the schema of a new recipe goes: beside it, so that both can be moved, sent and committed together.
+
+    Raises:
+        UserError: there is another file.
+    """
+    path = recipe.with_name(_beside(kind))
+    if path.exists():
+        try:
+            title = json.loads(path.read_bytes())["title"]
+        except (ValueError, LookupError, TypeError):
+            title = None
+        if title != KINDS[kind].__name__:
+            raise UserError(f"{path} is not a schema of recipes, which would be there: give another folder")
+    return path
+
+
+def _beside(kind: Kind) -> str:
+    return f"{kind}.schema.json"
 
 
 def _parts_of_rows() -> dict[str, Any]:

@@ -40,11 +40,13 @@ def init_command(
     from inheritune.data.shards import MANIFEST
     from inheritune.models.load import load_config
     from inheritune.new_recipe import new_recipe, parse_budget, prepared
+    from inheritune.recipe_schema import schema_beside, schema_text
     from inheritune.runtime import files
 
     quiet()
     if output.exists():
         raise UserError(f"{output} exists already: give another file, or remove it")
+    schema = schema_beside(output, "run")
     if data is not None and text is not None:
         raise UserError("give either --data (token shards) or --text (a text)")
     model = model or ask("--model")
@@ -61,8 +63,9 @@ def init_command(
             print_line(f"note: {few}")
     written = new_recipe(model, data, limit)
     output.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(schema, schema_text("run"))
     files.write_text(output, written)
-    print_line(f"{output} is written. Look at it, then:")
+    print_line(f"{output} is written, and {schema}, by which editors check it. Look at it, then:")
     print_line(f"  inheritune plan {output}")
     print_line(f"  inheritune run {output}")
 
