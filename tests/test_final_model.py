@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -52,6 +53,28 @@ def test_a_run_ends_well_without_a_tokenizer_that_can_be_used(
     if not (final / "tokenizer.json").exists():  # it is, where sentencepiece is installed
         copied = (final / "tokenizer.model").read_bytes()
         assert copied == (reference / "tokenizer.model").read_bytes()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_final_weights_are_not_written_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def refused(*given: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    if not links:
+        monkeypatch.setattr("os.link", refused)
+    reference = write_checkpoint(tmp_path / "reference")
+    data = tiny_data.write_shards(tmp_path / "data")
+    changes = {"reference": {"pretrained": str(reference)}, "parity": {"margin": 100.0}}
+    run(recipe(data, **changes), tmp_path / "run")
+    (model,), final = (tmp_path / "run").glob("round-1-*/model"), tmp_path / "run" / "final"
+    one, other = model / "model.safetensors", final / "model.safetensors"
+    assert one.samefile(other) is links and one.read_bytes() == other.read_bytes()
+    shared = [file.name for file in model.iterdir() if file.samefile(final / file.name)]
+    assert shared == (["model.safetensors"] if links else []), (
+        "what is small is written anew for the final model"
+    )
 
 
 def test_a_damaged_tokenizer_is_said_before_anything_is_trained(tmp_path: Path) -> None:

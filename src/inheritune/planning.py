@@ -37,6 +37,7 @@ from inheritune.start_depth import probe_trainings, start_depth
 from inheritune.study import check_rows, recipe_of, rows_of
 from inheritune.training.checks import check_room
 from inheritune.training.distillation import check_teacher
+from inheritune.training.final_model import saved_dtype
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.memory import memory_per_process
 from inheritune.training.micro_batch import choose_micro_batch, fitting_step, step_of, windows_per_process
@@ -119,9 +120,12 @@ class Plan:
 
     @property
     def models_on_disk(self) -> int:
-        """Bytes of the models that are left behind, in float32, the last one twice: it is the final one too."""
-        sizes = [BYTES * stage.parameters for stage in self.stages if stage.work]
-        return sum(sizes) + (sizes[-1] if sizes else 0)
+        """Bytes of the models that are left behind; the final one is the last round's, under a second name."""
+        return sum(
+            saved_dtype(stage.work.training, stage.work.config).itemsize * stage.parameters
+            for stage in self.stages
+            if stage.work
+        )
 
     @property
     def checkpoints_on_disk(self) -> int:

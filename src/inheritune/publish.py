@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import copytree
+from shutil import copyfile
 from typing import TYPE_CHECKING
 
 from inheritune import UserError
@@ -38,7 +38,9 @@ def publish_last_round(path: Path, recipe: Recipe, data: TrainingData, model: Pa
 
     tokenizer = _final_tokenizer(recipe, data)
     with files.directory(path) as temporary:
-        copytree(model, temporary, dirs_exist_ok=True)
+        for file in model.iterdir():
+            place = files.link_or_copy if file.suffix == ".safetensors" else copyfile
+            place(file, temporary / file.name)
         save_tokenizer(tokenizer, temporary)
         write_card(temporary, recipe, summary)
 

@@ -267,10 +267,9 @@ def test_plan_tells_what_the_machine_must_have(
     result = command("plan", path, "--flops-per-second", "1e9")
     planned = plan(load_any(path))
     sizes = [stage.parameters for stage in planned.stages]
-    assert (planned.models_on_disk, planned.checkpoints_on_disk) == (
-        4 * (sum(sizes) + sizes[-1]),
-        36 * max(sizes),
-    )
+    assert (planned.models_on_disk, planned.checkpoints_on_disk) == (4 * sum(sizes), 36 * max(sizes))
+    half = plan(load_any(path, ["training.dtype=bfloat16"]))
+    assert (half.models_on_disk, half.checkpoints_on_disk) == (2 * sum(sizes), 36 * max(sizes))
     assert "It fits this machine: about" in result.out
     assert f"Validation: 62 windows of 32 tokens in {data}." in result.out
     assert (

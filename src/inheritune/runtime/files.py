@@ -149,6 +149,14 @@ def locked(path: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """A second name for a large file, or where the file system has no such thing, a copy."""
+    try:
+        os.link(source, target)
+    except OSError:  # FAT, some network file systems, a limit on links
+        shutil.copyfile(source, target)
+
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No room on the disk, in a quota, or under a limit on the size of files."""
 
