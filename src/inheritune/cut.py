@@ -48,6 +48,7 @@ from inheritune.models.load import (
     read_tokenizer,
     save_model,
 )
+from inheritune.runtime import files
 from inheritune.runtime.hardware import choose_device
 from inheritune.training.checks import check_ids, check_tokens
 
@@ -244,6 +245,7 @@ def cut_to_folder(
     """
     if output.exists():
         raise UserError(f"{output} exists already; nothing was written")
+    files.check_place(output)
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     source = model if isinstance(model, PreTrainedModel) else Pretrained.of(model)

@@ -18,6 +18,7 @@ from inheritune.config import Data, ModelSource, Recipe, Study, Training, TrainR
 from inheritune.data.answers import bytes_per_token, read_record
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.data.shards import NoShardsError
+from inheritune.evaluation.evaluate import check_settings
 from inheritune.models.architecture import cut_config, layer_count, parameter_count
 from inheritune.models.presets import from_config
 from inheritune.models.size import flops_per_token, on_meta, training_memory
@@ -154,6 +155,8 @@ def plan(recipe: Recipe | TrainRecipe | Study, *, without_data: bool = False) ->
         return plan_study(recipe, without_data=without_data)
     if not without_data:
         check_inputs(recipe)
+    if isinstance(recipe, Recipe) and recipe.evaluation is not None:
+        check_settings(recipe.evaluation)
     data, notes = _data(recipe.data, without_data), list[str]()
     stages, _ = _stages(recipe, data, source_config, notes)
     return Plan(stages, {recipe.data.path: data} if data else {}, notes)

@@ -386,6 +386,7 @@ class RunDirectory:
             raise UserError(f"{self.path} is a broken link; give another directory")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file; give another directory")
+        files.check_place(self.path)
         if (self.path / "recipe.yaml").exists() or not self.path.exists():
             return
         if not all(files.is_leftover(entry) for entry in self.path.iterdir()):
@@ -431,6 +432,8 @@ class RunDirectory:
 
     def _take_back(self, made: list[Path]) -> None:
         """Remove what `open` and `record` have written, if there is nothing else."""
+        if not self.path.exists():  # even that could not be made
+            return
         for path in self.path.rglob("*"):
             bare = path.parent == self.path and path.name in BARE
             if not (bare or path.is_dir() or files.is_leftover(path)):

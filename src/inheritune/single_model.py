@@ -90,7 +90,12 @@ def check_inputs(recipe: Recipe | TrainRecipe) -> None:
     settings = recipe.data.model_copy(update={"verify": False})
     sources = [recipe.reference] if isinstance(recipe, Recipe) else [recipe.model, teacher_of(recipe)]
     trained = dict.fromkeys(source.trained for source in sources if source is not None and source.trained)
-    errors: list[UserError] = []
+    texts = recipe.parity.also if isinstance(recipe, Recipe) else {}
+    errors = [
+        UserError(f"parity.also.{name}: there is no folder {folder}")
+        for name, folder in texts.items()
+        if not folder.is_dir()
+    ]
     for check in (partial(open_data, settings), *(partial(load_config, one) for one in trained)):
         try:
             check()

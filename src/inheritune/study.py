@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -270,7 +270,12 @@ def run_study(
         _hold(folder, tell)
         for place in (directory, *directory.glob("seed-*/")):
             files.remove_leftovers(place)
-        files.write_text(directory / FILE, to_yaml(study))
+        try:
+            files.write_text(directory / FILE, to_yaml(study))
+        except BaseException:
+            with suppress(OSError):  # it was there before, and is not empty
+                directory.rmdir()
+            raise
         runner = Runner(study, folder, rows, jobs, tell)
         with signals(runner.ending) as interrupted:
             while runner.waiting or runner.running:
@@ -291,6 +296,7 @@ def _check_place(directory: Path) -> None:
         UserError: it is something else.
     """
     path = directory / FILE
+    files.check_place(directory)
     if next(directory.glob("seed-*/"), None) is not None and path.exists():
         return
     others = [entry for entry in directory.glob("*") if not files.is_leftover(entry)]

@@ -38,9 +38,7 @@ def open_texts(recipe: Recipe, data: TrainingData, world: World) -> dict[str, Sp
         UserError: there is none in a folder, it is damaged, too short or of other tokens.
     """
     settings, own, folders = recipe.data, data.validation, recipe.parity.also
-    for name, folder in folders.items():
-        if not folder.is_dir():
-            raise UserError(f"parity.also.{name}: there is no folder {folder}")
+    for folder in folders.values():
         if settings.verify:
             world.on_first(verify, folder)
     texts = {name: open_split(folder, "validation", settings.bos) for name, folder in folders.items()}

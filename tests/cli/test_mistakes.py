@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -75,6 +77,7 @@ CASES: list[tuple[str, ...]] = [
     ("study", "study.yaml", "--jobs", "-1"),
     ("study", "study.yaml", "--row", "other"),
     ("study", "study.yaml", "--row", ""),
+    ("plan", "no-text.yaml"),
     *(("plan", "run.yaml", "--processes", number) for number in ("0", "-1", "x", "1.5")),
     *(("plan", "run.yaml", "--flops-per-second", number) for number in ("0", "-1", "x", "nan", "inf")),
     ("plan", "run.yaml", "--device", "tpu"),
@@ -127,6 +130,19 @@ CASES: list[tuple[str, ...]] = [
     *(("report", place) for place in (*MISSING, "file", "data", "empty")),
     *(("compare", place, "model") for place in (*MISSING, "file", "data", "empty")),
 ]
+
+
+WRITING = (
+    "prepare text.jsonl --train-tokenizer 300",
+    "analyze model --data data",
+    "inherit model --layers 2 --data data",
+    "answers model --data data --window 32",
+    "evaluate model --val data",
+    "run run.yaml",
+    "train train.yaml",
+    "study study.yaml",
+    "init --model model --data data --budget 3K",
+)
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +224,23 @@ def test_data_and_model_that_are_not_there_are_told_at_once(
         errors = capfd.readouterr().err
         assert "there is no directory void" in errors
         assert "there is no model at ./void: the folder does not exist" in errors
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_what_cannot_be_written_is_said_before_anything_is_computed(
+    command: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refused(self: Path, *given: object, **named: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.chdir(place)
+    # As whoever runs the tests may write everywhere.
+    monkeypatch.setattr("os.access", lambda where, how: Path(where).name != "empty")
+    monkeypatch.setattr(Path, "mkdir", refused)
+    monkeypatch.setattr(sys, "argv", ["inheritune", *command.split(), "-o", "empty/OUT"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    errors = capfd.readouterr().err.splitlines()
+    assert (ended.value.code, len(errors)) == (2, 1), errors
+    assert "is read-only here; give another place" in errors[0] or errors[0].startswith("error: Read-only")
+    assert not list((place / "empty").iterdir())

@@ -73,6 +73,7 @@ def analyze_command(
     from inheritune.cli.console import console, print_line, quiet
     from inheritune.report.analysis_report import analysis_table, labelled, write_analysis
     from inheritune.report.layers_report import block_table, cut_table, write_layers
+    from inheritune.runtime import files
 
     quiet()
     source = data or text
@@ -80,6 +81,8 @@ def analyze_command(
         raise UserError("give either --data (token shards) or --text (a text file)")
     if heads is not None and output is None:
         raise UserError("--heads says which attention maps to draw, so --output must say where to")
+    if output is not None:
+        files.check_place(output)
     options = Options(
         sequences,
         window,

@@ -46,6 +46,7 @@ def init_command(
     quiet()
     if output.exists():
         raise UserError(f"{output} exists already: give another file, or remove it")
+    files.check_place(output.parent)
     schema = schema_beside(output, "run")
     if data is not None and text is not None:
         raise UserError("give either --data (token shards) or --text (a text)")

@@ -209,6 +209,8 @@ def _prepare(
     dtype: torch.dtype | str,
 ) -> Work:
     """Everything that can be refused before a model is loaded."""
+    if directory is not None:
+        files.check_place(directory)
     together = [subjects] if settings.speed or settings.samples else []
     for at_once in (*([subject] for subject in subjects), *together):
         check_memory(at_once, device, dtype)

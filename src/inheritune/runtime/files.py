@@ -149,6 +149,20 @@ def locked(path: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def check_place(path: Path) -> None:
+    """A directory can be made at `path`, or written to: known before the work whose result goes there.
+
+    Raises:
+        UserError: it is read-only.
+        OSError: it, or a part of its path, is a file.
+    """
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written, as {there} is read-only here; give another place")
+
+
 def link_or_copy(source: Path, target: Path) -> None:
     """A second name for a large file, or where the file system has no such thing, a copy."""
     try:

@@ -40,6 +40,7 @@ from inheritune.models.checkpoint_config import check_live
 from inheritune.models.load import load_config, load_model, load_tokenizer
 from inheritune.models.size import flops_per_token
 from inheritune.recipe_file import parse_recipe
+from inheritune.runtime import files
 from inheritune.runtime.hardware import Hardware, choose_hardware
 from inheritune.runtime.progress import ProgressBar
 from inheritune.runtime.signals import Interrupted, signals
@@ -280,6 +281,7 @@ def answers(
     training = Training(device=asking.device, precision=asking.precision)
     with joined(training) as world:
         check_same(world, asking)
+        world.on_first(files.check_place, Path(output))
         hardware = choose_hardware(training, world)
         opened = open_together(asking.data, world)
         trained = asking.teacher.trained
