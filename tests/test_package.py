@@ -1,16 +1,17 @@
-"""What is distributed: files and metadata of sdist and wheel, and the package as it is installed from the wheel.
+"""What is distributed: files and metadata of sdist and wheel, and the package as pip installs it from an index.
 
-A virtual environment of its own would need minutes for torch alone. So pip unpacks the wheel into a folder, which
-stands first on the path; what the package depends on is that of the environment of the tests.
+The libraries that it depends on are those of the environment of the tests: torch alone would take minutes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -22,6 +23,7 @@ import pytest
 import yaml
 
 import inheritune
+from inheritune.recipe_schema import schema_text
 from report.synthetic_run import write_run
 
 ROOT = Path(__file__).parents[1]
@@ -61,11 +63,32 @@ def wheel(built: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that pip installed the wheel into, and nothing else."""
-    target = tmp_path_factory.mktemp("installed")
-    options = ["--quiet", "--no-deps", "--no-index", "--target", str(target)]
-    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True)
-    return target
+    """A new virtual environment, into which pip has installed the package from an index of its own (PEP 503)."""
+    place = tmp_path_factory.mktemp("installed")
+    page = place / "index/inheritune/index.html"
+    page.parent.mkdir(parents=True)
+    shutil.copy(wheel, page.parent)
+    page.write_text(f'<!DOCTYPE html><a href="{wheel.name}">{wheel.name}</a>')
+    environment = place / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    pip = [sys.executable, "-m", "pip", "--isolated", "--python", str(environment), "install", "--quiet"]
+    index = ["--index-url", (place / "index").as_uri(), "--no-deps", "--disable-pip-version-check"]
+    nothing = {**os.environ, "PIP_CONFIG_FILE": os.devnull}
+    subprocess.run([*pip, *index, "inheritune[eval]"], check=True, env=nothing)
+    (own,) = environment.glob("lib/python*/site-packages")
+    (own / "libraries.pth").write_text(sysconfig.get_path("purelib"))
+    return environment
+
+
+def run_installed(installed: Path, *command: str, cwd: Path) -> str:
+    """What a command of the environment prints."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    program = [str(installed / "bin" / command[0]), *command[1:]]
+    done = subprocess.run(
+        program, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 def package_files() -> set[str]:
@@ -104,7 +127,8 @@ def test_metadata(wheel: Path) -> None:
     assert (found["Version"], found["License-Expression"]) == (inheritune.__version__, "Apache-2.0")
     assert (found["Author"], found["Requires-Python"]) == ("The inheritune authors", ">=3.11")
     assert found.get_all("Project-URL") == ["Paper, https://arxiv.org/abs/2404.08634"]
-    assert "Programming Language :: Python :: 3.12" in found.get_all("Classifier", [])
+    assert "Programming Language :: Python :: 3.13" in found.get_all("Classifier", [])
+    assert {"eval", "wandb", "fp8"} <= set(found.get_all("Provides-Extra", []))
     assert str(found.get_payload()).startswith("# inheritune")
 
 
@@ -140,28 +164,47 @@ def test_constraints_are_plain_pins_of_what_development_needs() -> None:
 def test_the_installed_package_works_from_anywhere(installed: Path, tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     script = """
-import importlib.metadata, sys
+import importlib.metadata
 import inheritune
-from inheritune.cli.main import main
 from inheritune.evaluation.tasks import local_tasks
 from inheritune.report.evaluation_report import paper_tables
 
 print(inheritune.__file__, importlib.metadata.version("inheritune"), len(local_tasks()), len(paper_tables()))
-sys.argv = ["inheritune", "report", "run"]
-main()
 """
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    file, version, tasks, papers = run_installed(installed, "python", "-c", script, cwd=tmp_path).split()
+    assert Path(file).is_relative_to(installed)
+    assert version == inheritune.__version__
+    assert int(tasks) > 10 and int(papers) >= 3
+    assert run_installed(installed, "inheritune", "--version", cwd=tmp_path) == f"{inheritune.__version__}\n"
+    assert "quickstart" in run_installed(installed, "inheritune", "--help", cwd=tmp_path)
+    assert run_installed(installed, "inheritune", "schema", "study", cwd=tmp_path) == schema_text("study")
+    run_installed(installed, "inheritune", "report", "run", cwd=tmp_path)
+    assert "Parity after round 2" in (run / "report.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_can_complete(shell: str) -> None:
+    source = {"_INHERITUNE_COMPLETE": f"source_{shell}"}
+    code = "import sys; from inheritune.cli.main import app; app(prog_name='inheritune')"
     done = subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=tmp_path,
-        env=environment,
+        [sys.executable, "-c", code],
+        env={**os.environ, **source},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    file, version, tasks, papers = done.stdout.splitlines()[0].split()
-    assert Path(file).is_relative_to(installed)
-    assert version == inheritune.__version__
-    assert int(tasks) > 10 and int(papers) >= 3
-    assert "Parity after round 2" in (run / "report.html").read_text("utf-8")
+    assert "inheritune" in done.stdout and "_INHERITUNE_COMPLETE=complete_" in done.stdout
+
+
+def test_the_dockerfile_is_sound() -> None:
+    path = ROOT / "Dockerfile"
+    linted = subprocess.run(
+        [Path(sys.executable).parent / "hadolint", path], capture_output=True, text=True, check=False
+    )
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+    text = path.read_text("utf-8")
+    copied = [word for line in re.findall(r"(?m)^COPY (.*) \S+$", text) for word in line.split()]
+    assert {"src", "constraints.txt"} <= set(copied) and all((ROOT / name).exists() for name in copied)
+    (python,) = re.findall(r"(?m)^FROM python:(3\.\d+)-slim$", text)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert f"Programming Language :: Python :: {python}" in project["classifiers"]

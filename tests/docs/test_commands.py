@@ -139,7 +139,19 @@ def check_sbatch(words: list[str]) -> None:
 
 
 def check_python(words: list[str]) -> None:
-    assert words[1:3] == ["-m", "venv"] or (ROOT / words[1]).is_file(), words
+    assert words[1:3] in (["-m", "venv"], ["-m", "build"]) or (ROOT / words[1]).is_file(), words
+
+
+def check_inside(words: list[str]) -> None:
+    """What starts a program of ours in an environment or a container of its own."""
+    if words[:2] == ["docker", "build"]:
+        assert (ROOT / words[-1] / "Dockerfile").is_file()
+        return
+    start = len(words) - words[::-1].index("inheritune") - 1
+    if "--entrypoint" in words:
+        check([words[words.index("--entrypoint") + 1], *words[words.index("inheritune") + 1 :]])
+    else:
+        check_options(words[start:])
 
 
 NOT_RUN: dict[str, Callable[[list[str]], None]] = {
@@ -150,6 +162,9 @@ NOT_RUN: dict[str, Callable[[list[str]], None]] = {
     "python3": check_python,
     "torchrun": check_torchrun,
     "sbatch": check_sbatch,
+    "uvx": check_inside,
+    "pipx": check_inside,
+    "docker": check_inside,
     "examples/one-machine.sh": check_script,
     "examples/several-machines.sh": check_script,
     **dict.fromkeys(
