@@ -154,9 +154,9 @@ def check_place(path: Path) -> None:
 
     Raises:
         UserError: it is read-only.
-        OSError: it, or a part of its path, is a file.
+        OSError: it, or a part of its path, is a file or a link that leads nowhere.
     """
-    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    there = next(p for p in (path, *path.absolute().parents) if p.exists() or p.is_symlink())
     if not there.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     if not os.access(there, os.W_OK | os.X_OK):
