@@ -107,8 +107,8 @@ def prepare(
 
     A finished directory is left as it is; an unfinished one is resumed. Raises UserError for wrong arguments (others
     than those the directory was started with, too, among them other documents in memory), for a data set of several
-    splits or without such a column, and for text that cannot be read, and OSError for a full disk or a network that
-    fails: the same call then resumes.
+    splits or without such a column, and for text that cannot be read, OSError for a full disk or a network that
+    fails, and `Interrupted` for a signal: the same call then resumes.
     """
     if isinstance(sources, str | Path) or is_dataset(sources):
         sources = [sources]
@@ -331,7 +331,7 @@ def _make_tokenizer(
     with ProgressBar("reading for the tokenizer", None, "documents") as bar:
         sample = tokenizers.sample(training_documents())
     size = arguments.train_tokenizer
-    with ProgressBar("training the tokenizer", size, "tokens", keeps=RESUMES) as bar:
+    with ProgressBar("training the tokenizer", None, "tokens", keeps=RESUMES) as bar:
         try:
             bar.wait_for(lambda: tokenizers.train(sample, size, directory))
         except Interrupted:
