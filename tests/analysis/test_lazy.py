@@ -31,12 +31,15 @@ def test_known_heads() -> None:
 def test_the_batch_changes_nothing(batch: int | None) -> None:
     model, inputs, ticks = tiny_model("llama"), tokens(5, 24), []
     expected = measure_heads(model, inputs, tau=0.9, mass=0.9, batch=3)
-    found = measure_heads(model, inputs, tau=0.9, mass=0.9, batch=batch, tick=ticks.append)
+    found = measure_heads(
+        model, inputs, tau=0.9, mass=0.9, batch=batch, tick=lambda *told: ticks.append(told)
+    )
     for name in ("ranks", "masses"):
         for one, other in zip(getattr(found, name), getattr(expected, name), strict=True):
             assert one.shape == (4, 5)
             assert torch.equal(one, other)
-    assert ticks == [5] * 4 * -(-5 // (batch or 5))
+    assert sum(read for read, _ in ticks) == 4 * 5
+    assert {wanted for _, wanted in ticks} == {5}
 
 
 def test_sequences_are_read_until_ranks_are_known() -> None:
@@ -50,11 +53,19 @@ def test_sequences_are_read_until_ranks_are_known() -> None:
         "all there are"
     )
     precision = 0.05
-    ticks: list[int] = []
-    some = measure_heads(model, inputs, tau=0.9, mass=0.9, batch=3, precision=precision, tick=ticks.append)
+    ticks: list[tuple[int, int]] = []
+    some = measure_heads(
+        model,
+        inputs,
+        tau=0.9,
+        mass=0.9,
+        batch=3,
+        precision=precision,
+        tick=lambda *told: ticks.append(told),
+    )
     read = some.ranks[0].shape[1]
     assert 8 < read < 40
-    assert ticks[0] == 8 and len(ticks) == 4 * -(-read // 3)
+    assert ticks[0] == (3, 8) and sum(layers for layers, _ in ticks) == 4 * read
     for one, other in zip(some.ranks, whole.ranks, strict=True):
         assert torch.equal(one, other[:, :read])
         means = one.double().mean(0)

@@ -80,7 +80,7 @@ def analyze(
             was loaded from there.
         sequences: how many random windows of the text, fewer if it has fewer; by default until the mean rank of each
             layer is known to a tenth of it (half of its 95% interval), at least 8 and at most 100.
-        window: tokens of each; by default 1024, or as many as the model or the text allows.
+        window: tokens of each; by default 512, or as many as the model or the text allows.
         seed: of the choice of windows.
         tau: fraction of the squared singular values that k* of them hold.
         mass: fraction of the squared entries that m* columns hold.
@@ -97,7 +97,7 @@ def analyze(
     Raises:
         UserError: something the user can fix, in one sentence.
 
-    Source: paper, section 2 and figure 1 (tau and mass are the paper's; so are 100 sequences).
+    Source: paper, section 2 and figure 1 (tau and mass are the paper's; so are 100 sequences of 1024).
     """
     options = Options(
         sequences,
@@ -292,8 +292,8 @@ def _analyze_one(
     size = options.batch or batch_size(model, chosen.window)
     with ProgressBar(f"attention of {short_name(subject.name)}", None, "layers") as bar:
 
-        def tick(wanted: int) -> None:
-            bar.update(bar.done + 1, "", layer_count(model.config) * -(-wanted // size))
+        def tick(read: int, wanted: int) -> None:
+            bar.update(bar.done + read, "", layer_count(model.config) * wanted)
 
         found = measure_heads(
             model,

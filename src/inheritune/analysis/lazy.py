@@ -57,7 +57,7 @@ def measure_heads(
     batch: int | None = None,
     padding_mask_nt: Tensor | None = None,
     precision: float | None = None,
-    tick: Callable[[int], None] = lambda wanted: None,
+    tick: Callable[[int, int], None] = lambda read, wanted: None,
 ) -> Heads:
     """Rank and mass of every head on every sequence, in one forward pass of each sequence.
 
@@ -69,7 +69,8 @@ def measure_heads(
         batch: sequences at once; memory is a few times one layer's matrices of so many sequences.
         padding_mask_nt: 1 for tokens and 0 for padding, [N, T]; padding does not count.
         precision: stop as soon as each layer's mean rank is known to this fraction of it; by default at the end.
-        tick: is called after each layer of each batch with how many sequences will be read, as far as is known.
+        tick: is called after each layer of each batch with the sequences in it, and how many there will be in all, as
+            far as is known.
     """
     depth = layer_count(model.config)
     size = batch or batch_size(model, inputs_nt.shape[1])
@@ -89,7 +90,7 @@ def measure_heads(
                 attention_bhtt = attention_bhtt * (mask_bt[:, None, :, None] * mask_bt[:, None, None, :])
             ranks[layer].append(approximate_rank(attention_bhtt, tau).cpu())
             masses[layer].append(column_mass(attention_bhtt, mass).cpu())
-            tick(wanted)  # noqa: B023 (called before it changes)
+            tick(len(attention_bhtt), wanted)  # noqa: B023 (called before it changes)
 
         probe_attention(model, inputs_bt, measure, padding_mask_bt=mask_bt)
         found = Heads([torch.cat(rows).T for rows in ranks], [torch.cat(rows).T for rows in masses])

@@ -37,7 +37,8 @@ def analyze_command(
         ),
     ] = None,
     window: Annotated[
-        int | None, typer.Option(help="Tokens of each; by default 1024, or what model and text allow.")
+        int | None,
+        typer.Option(help="Tokens of each; by default 512 (paper: 1024), or what model and text allow."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Changes which windows are read.")] = 0,
     tau: Annotated[float, typer.Option(help="Share of the squared singular values that k* hold.")] = 0.90,
