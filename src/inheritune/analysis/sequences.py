@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from inheritune.data.documents import TextData
 
 LONGEST = 512
-"""Tokens of a sequence where its length is left open and the model could take more. On SmolLM2-135M 512 order heads by
-rank as the paper's 1024 do (Spearman 0.998), and the same ones have rank one."""
+"""Tokens of a sequence where its length is left open and the model could take more. On SmolLM2-135M 512 order heads
+by rank as the paper's 1024 do (Spearman 0.998), and the same ones have rank one."""
 
 MOST = 2**20
 """Tokens that are read of a data set: more says nothing more of a model's layers."""
