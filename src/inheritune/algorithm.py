@@ -154,7 +154,7 @@ def algorithm_1(this: Run) -> None:
         summary.rounds.append(figures)
         this.record("round", number)
         tell_how_far_off(figures)
-        this.world.on_first(tell_round, this.callbacks, figures)
+        this.world.on_first(this.callbacks.tell_round, figures)
         summary.verdict = verdict(figures, grow, reference.layers)
         if summary.verdict:
             break
@@ -441,12 +441,6 @@ def figures_of(
         also={name: paired(found, reference.also[name], summary.margin) for name, found in also.items()},
         worth=worth_of(directory, comparison.difference, this.recipe.training),
     )
-
-
-def tell_round(callbacks: Callbacks, figures: RoundFigures) -> None:
-    """Tell the caller of a finished round; nothing comes back, whatever the function gives."""
-    if callbacks.on_round is not None:
-        callbacks.on_round(figures)
 
 
 def worth_of(directory: Path, difference: float, training: Training) -> Worth | None:

@@ -27,7 +27,6 @@ DEGENERATE = 1.5
 LAYER_BYTES = 2**28
 """What one layer's attention matrices may take where the number of sequences at once is left open."""
 
-
 PRECISION, LEAST, MOST = 0.1, 8, 100
 """Sequences are read until each layer's mean rank is known to a tenth of it: at least 8, at most the paper's 100."""
 
@@ -77,6 +76,10 @@ def measure_heads(
     wanted = len(inputs_nt) if precision is None else min(LEAST, len(inputs_nt))
     ranks: list[list[Tensor]] = [[] for _ in range(depth)]
     masses: list[list[Tensor]] = [[] for _ in range(depth)]
+
+    def heads() -> Heads:
+        return Heads([torch.cat(rows).T for rows in ranks], [torch.cat(rows).T for rows in masses])
+
     start = 0
     while start < wanted:
         now = slice(start, min(start + size, wanted))
@@ -93,10 +96,9 @@ def measure_heads(
             tick(len(attention_bhtt), wanted)  # noqa: B023 (called before it changes)
 
         probe_attention(model, inputs_bt, measure, padding_mask_bt=mask_bt)
-        found = Heads([torch.cat(rows).T for rows in ranks], [torch.cat(rows).T for rows in masses])
         if precision is not None:
-            wanted = min(found.wanted(precision), len(inputs_nt))
-    return found
+            wanted = min(heads().wanted(precision), len(inputs_nt))
+    return heads()
 
 
 def batch_size(model: PreTrainedModel, window: int) -> int:

@@ -42,5 +42,10 @@ class Callbacks:
         if call is not None:
             call(step, figures)
 
+    def tell_round(self, figures: RoundFigures) -> None:
+        """Pass on a finished round; nothing comes back, whatever the function gives."""
+        if self.on_round is not None:
+            self.on_round(figures)
+
 
 NONE = Callbacks()
