@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import pytest
 
 import tiny_recipes
 from inheritune.run_directory import RunDirectory
+from runners import ran
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -31,17 +29,7 @@ from inheritune.run_directory import RunDirectory
     ],
 )
 def test_kills_change_nothing(tmp_path: Path, verb: str, kills: int, first: int) -> None:
-    runner = Path(__file__).with_name("kill_runner.py")
-    done = subprocess.run(
-        [sys.executable, runner, verb, tmp_path, str(kills), "1", str(first)],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-        env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = ran("kill_runner.py", verb, tmp_path, kills, 1, first)
     assert result["kills"] >= kills + first
     assert result["at_files"] > first
     assert set(result["disturbed"]) == {result["undisturbed"]}

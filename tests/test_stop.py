@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from runners import ran
 
 NOTHING: dict[str, list[str]] = {
     "prepare-reading": [],
@@ -38,17 +36,7 @@ INTERRUPTED = 130
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What `stop_runner` says of every case."""
-    runner = Path(__file__).with_name("stop_runner.py")
-    done = subprocess.run(
-        [sys.executable, runner, tmp_path_factory.mktemp("stopped")],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-        env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    cases: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    cases = ran("stop_runner.py", tmp_path_factory.mktemp("stopped"))
     assert cases.keys() == {*NOTHING, *KEPT, *LEFT}
     return cases
 
