@@ -8,12 +8,13 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import repeat
 from typing import Any
 
 import torch
 from lm_eval import evaluator
+from lm_eval import utils as harness_utils
 from lm_eval.api import metrics as harness_metrics
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -30,6 +31,9 @@ from inheritune.models.architecture import context_length
 from inheritune.runtime.progress import AGAIN, ProgressBar
 from inheritune.training.checks import check_ids
 from inheritune.training.validation import BATCH_TOKENS
+
+# The harness compiles a task's templates anew for every item, which takes most of the time of a small model's tasks.
+harness_utils.env.from_string = cache(harness_utils.env.from_string)
 
 SEED = 1234
 """Of worked examples and of sampling: the harness's own."""
