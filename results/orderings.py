@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import tables
 
-from inheritune.training.validation import Comparison, compare
+from inheritune.training.validation import Comparison, WindowLosses, compare, compare_per_byte
 
 INHERIT_6, INHERIT_8 = "inheritune-6/round-1-6-layers", "inheritune-6/round-2-8-layers"
 PAPER = [
@@ -57,8 +58,13 @@ PAIRS = {
     "healing": [
         ("rate-2-15", "plain-15"),
         ("rate-4-15", "plain-15"),
+        ("rate-8-15", "plain-15"),
+        ("rate-8-15", "rate-4-15"),
         ("distilled-15", "plain-15"),
         ("distilled-15", "rate-4-15"),
+        ("untouched-15", "rate-4-15"),
+        ("rate-4-20", "plain-20"),
+        ("short-20", "plain-20"),
     ],
     "twelve-layers": [(f"{keep}-6", "first-6") for keep in ("measured", "contiguous", "ends", "spread")],
     "real-model": [
@@ -72,10 +78,16 @@ PAIRS = {
         ("contiguous-15", "ends-15"),
         ("contiguous-20", "measured-20"),
         ("ends-20", "measured-20"),
+        ("influence-20", "measured-20"),
         ("spread-20", "measured-20"),
         ("first-20", "measured-20"),
         ("contiguous-20", "ends-20"),
-        ("greedy-24", "ends-24"),
+        ("ends-24", "contiguous-24"),
+        ("influence-24", "contiguous-24"),
+        ("greedy-24", "contiguous-24"),
+        ("spread-24", "contiguous-24"),
+        ("vocabulary-20", "measured-20"),
+        ("vocabulary-20", "influence-15"),
         ("mlp-30", "measured-20"),
         ("mlp-30-first", "mlp-30"),
         ("ends-24", "reference-continued"),
@@ -85,7 +97,10 @@ PAIRS = {
 
 
 def orderings(folder: Path) -> Iterator[tuple[str, str, int | None, Comparison]]:
-    """Names of a pair, its seed, and first minus second, for each pair and each seed that has both."""
+    """Names of a pair, its seed, and first minus second, for each pair and each seed that has both.
+
+    In nats per token; in bits per byte of two that read the text in different tokens.
+    """
     study = tables.read_study(folder)
     by_place = {
         (entry.path.as_posix().removeprefix(f"seed-{entry.seed}/"), entry.seed): entry
@@ -96,7 +111,16 @@ def orderings(folder: Path) -> Iterator[tuple[str, str, int | None, Comparison]]
         for seed in seeds:
             one, other = by_place.get((first, seed)), by_place.get((second, seed))
             if one and other and one.losses and other.losses:
-                yield _short(first), _short(second), seed, compare(one.losses, other.losses)
+                yield _short(first), _short(second), seed, difference(one.losses, other.losses)
+
+
+def difference(one: WindowLosses, other: WindowLosses) -> Comparison:
+    """First minus second, paired where they are of the same windows."""
+    if len(one.losses) == len(other.losses):
+        return compare(one, other)
+    found = compare_per_byte(one, other)
+    assert found is not None, "the text's bytes are known"
+    return Comparison(found[0], math.nan, found[1], parity=found[0] <= 0)
 
 
 def _short(place: str) -> str:
