@@ -300,7 +300,8 @@ def one_round(
         return parity.stop_at_parity and as_good(losses, measure)
 
     frugal = this.recipe.search == "frugal"
-    stop = UntilDecided(this, reference, directory, as_good) if frugal else at_parity
+    last = is_last(number, layers, this.recipe.grow, reference.layers)
+    stop = UntilDecided(this, reference, directory, as_good, not last) if frugal else at_parity
     outcome = train_small(
         this,
         reference,
@@ -457,9 +458,12 @@ def verdict(figures: RoundFigures, grow: Grow, depth: int) -> Verdict | None:
     """
     if figures.as_good:
         return "parity"
-    if figures.round == grow.max_rounds or figures.layers + grow.layers >= depth:
-        return "no parity"
-    return None
+    return "no parity" if is_last(figures.round, figures.layers, grow, depth) else None
+
+
+def is_last(number: int, layers: int, grow: Grow, depth: int) -> bool:
+    """Whether no round follows this one, of so many layers, even without parity."""
+    return number == grow.max_rounds or layers + grow.layers >= depth
 
 
 def finish(this: Run, reference: Reference, small: Path) -> None:

@@ -6,7 +6,8 @@ compared with the reference before it is cooled. A round is cooled several times
 1. after a tenth and after a quarter of the steps. What was gained between the two says what to expect of the whole
    round: if even the most hopeful answer misses the target, the round ends, and the next one grows this model
    (`grow.mode: append`), so that nothing of its training is thrown away;
-2. then as soon as a validation at the constant rate, less what a decay should gain, reaches the target;
+2. then as soon as a validation at the constant rate, less what a decay should gain, is below the target. If even the
+   most hopeful answer that follows from it is not, the round ends as it is, and the next one grows it;
 3. at the end of the steps.
 
 Where a cooled model is as good as the reference, the round ends with parity, and the model is the result: the same as
@@ -42,6 +43,8 @@ PLANNED = (0.1, 0.25)
 """After these shares of the steps a round is cooled in any case."""
 AGAIN = 1.15
 """Times the steps of one end that the next one has at least."""
+SURE = 0.02
+"""What a decay gains is expected too high or too low by less than such a part of it, mostly."""
 RATIOS = (1.4, 1.0, 0.7)
 """What a doubling of the steps gains, in parts of the one before it: the most hopeful, what is expected, the least.
 A model that was inherited gains more and more at first (`results/frugal/`)."""
@@ -57,6 +60,7 @@ class UntilDecided:
         reference: what to be as good as.
         directory: of the round.
         as_good: whether parity holds for a cooled model, given its losses and what measures it on other text.
+        may_grow: another round may follow.
     """
 
     def __init__(
@@ -65,8 +69,14 @@ class UntilDecided:
         reference: Reference,
         directory: Path,
         as_good: Callable[[WindowLosses, Measure], bool],
+        may_grow: bool,
     ) -> None:
-        self.world, self.path, self.as_good = this.world, directory / DECISIONS, as_good
+        self.world, self.path, self.as_good, self.may_grow = (
+            this.world,
+            directory / DECISIONS,
+            as_good,
+            may_grow,
+        )
         self.training, self.margin, self.reference = (
             this.recipe.training,
             this.recipe.parity.margin,
@@ -84,11 +94,15 @@ class UntilDecided:
         if step in self.ends:
             thinned = losses.thinned(self.training.validation.windows).mean
             as_good = self.as_good(losses, measure)
-            decision = when_cooled(self.decisions, step, losses.mean, thinned, target, self.training, as_good)
-        elif (found := when_hot(self.decisions, self.ends, step, losses.mean, target, self.training)) is None:
-            return False
+            decision: Decision | None = when_cooled(
+                self.decisions, step, losses.mean, thinned, target, self.training, as_good
+            )
         else:
-            decision = found
+            decision = when_hot(
+                self.decisions, self.ends, step, losses.mean, target, self.training, self.may_grow
+            )
+        if decision is None:
+            return False
         self._remember([*self.decisions, decision])
         if self.world.first:
             files.write_json(self.path, _LIST.dump_python(self.decisions, mode="json"))
@@ -121,8 +135,9 @@ def when_hot(
     loss: float,
     target: float,
     training: Training,
+    may_grow: bool,
 ) -> Decision | None:
-    """At a validation before or in a decay: whether to cool the model, or None to train on.
+    """At a validation before or in a decay: whether to cool the model, to grow it as it is, or None to train on.
 
     Args:
         decisions: those before.
@@ -131,6 +146,7 @@ def when_hot(
         loss: on some of the validation windows, nats per token.
         target: the loss to reach on these.
         training: of the round.
+        may_grow: another round may follow.
     """
     start, end = next_decay(step, training, ends)
     if step == start:
@@ -139,9 +155,18 @@ def when_hot(
     if step > start or end != training.steps or not gains:
         return None
     end = round(step / (1 - training.schedule.decay_fraction))
-    if not AGAIN * gains[-1][0] <= end <= training.steps / AGAIN or loss - expected_gain(gains, end) > target:
+    if not AGAIN * gains[-1][0] <= end <= training.steps / AGAIN:
         return None
-    return Decision(step=step, loss=loss, target=target, what="cool down", next=end)
+    decision, gained = (
+        Decision(step=step, loss=loss, target=target, what="cool down"),
+        expected_gain(gains, end),
+    )
+    if loss - (1 - SURE) * gained <= target:
+        return decision.model_copy(update={"next": end})
+    answer = in_the_end(decisions, end, loss - (1 + SURE) * gained, training)
+    if may_grow and answer["low"] > target:
+        return decision.model_copy(update={"what": "grow", **answer})
+    return None
 
 
 def expected_gain(gains: Sequence[tuple[int, float]], end: int) -> float:
@@ -184,11 +209,20 @@ def when_cooled(
         what="parity" if as_good else "train on",
         gain=hot[-1] - thinned if hot else None,
     )
-    before = [one for one in decisions if one.what != "cool down"]
-    if as_good or not before:
+    if as_good or all(one.what == "cool down" for one in decisions):
         return decision
-    last = before[-1]
+    answer = in_the_end(decisions, step, loss, training)
+    what = "grow" if answer["low"] > target else "train on"
+    return decision.model_copy(update={**answer, "what": what})
+
+
+def in_the_end(decisions: Sequence[Decision], step: int, loss: float, training: Training) -> dict[str, float]:
+    """What the loss should be after all steps, by a cooled model's after some and by the cooled one before.
+
+    Returns:
+        `low`, `expected` and `high`, nats per token.
+    """
+    last = next(one for one in reversed(decisions) if one.what != "cool down")
     doubling = max(0.0, last.loss - loss) / math.log2(step / last.step)
-    low, expected, high = (loss - doubling * gain(training.steps / step, ratio) for ratio in RATIOS)
-    what = "grow" if low > target else "train on"
-    return decision.model_copy(update={"expected": expected, "low": low, "high": high, "what": what})
+    answers = (loss - doubling * gain(training.steps / step, ratio) for ratio in RATIOS)
+    return dict(zip(("low", "expected", "high"), answers, strict=True))

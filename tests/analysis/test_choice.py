@@ -179,7 +179,7 @@ def test_progress_counts_the_windows_that_choices_are_measured_on(text, monkeypa
     losses, _ = losses_on(lively("llama"), text, 0)
     searched(losses, losses.similarities(4)[1], 2, "choosing")
     done = [at for at, _ in counts]
-    assert done[0] == 4 and done[1] == 8, "from the first candidate on"
+    assert 0 < done[0] < done[-1] / 4, "from the first candidates on"
     assert done[-1] == sum(map(len, losses.known.values()))
     assert all(at < total for at, total in counts)
 

@@ -79,7 +79,8 @@ def analyze(
         tokenizer: of the model; by default the one that comes with its id or folder, also of a model in memory that
             was loaded from there.
         sequences: how many random windows of the text, fewer if it has fewer; by default until the mean rank of each
-            layer is known to a tenth of it (half of its 95% interval), at least 8 and at most 100.
+            layer is known to a tenth of it, or of the mean over all layers if that is more (half of its 95%
+            interval), at least 8 and at most 100.
         window: tokens of each; by default 512, or as many as the model or the text allows.
         seed: of the choice of windows.
         tau: fraction of the squared singular values that k* of them hold.

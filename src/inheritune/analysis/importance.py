@@ -6,8 +6,9 @@ Letters: N windows, B of them at once, T tokens, D hidden size, L blocks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from inheritune.models.blockwise import Blockwise, Entry
+from inheritune.models.blockwise import Blockwise
 from inheritune.runtime.hardware import computes_in_bf16
 from inheritune.training.loss import NextTokenLoss
 
@@ -24,6 +25,9 @@ Choice = tuple[int, ...]
 
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
 """In one forward pass."""
+
+SHARING = 32
+"""So many choices at most share what they have in common: it is kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,8 @@ class Windows:
 class ChoiceLosses:
     """Losses of a model with any choice of its blocks, on fixed windows; each is computed once.
 
-    Choices that are asked for together are run in the order of their numbers, and share the hidden states up to where
-    they differ. To leave out each block of a model in turn so costs half of the blocks.
+    Choices that are asked for together share the hidden states up to where they differ: to leave out each block of a
+    model in turn so costs half of the blocks. What runs the same block next is run at once.
 
     Args:
         model: in evaluation mode, on the device to compute on; left unchanged.
@@ -93,20 +97,13 @@ class ChoiceLosses:
         found: dict[Choice, list[Tensor]] = {choice: [] for choice in choices}
         for inputs_bt, targets_bt in self.windows.batches(start, stop, self.device):
             with self._autocast():
-                entry, path = self.blocks.enter(inputs_bt), list[int]()
-                states = [entry.hidden_btd]
-                for choice in choices:
-                    shared = _shared(path, choice)
-                    del path[shared:], states[shared + 1 :]
-                    for layer in choice[shared:]:
-                        states.append(entry.run(layer, states[-1]))
-                        path.append(layer)
-                    found[choice].append(self._per_window(entry, states[-1], inputs_bt, targets_bt))
-                    self.tell(len(inputs_bt))
+                together = Together(self.blocks, self.loss, inputs_bt, targets_bt)
+                for first in range(0, len(choices), SHARING):
+                    for some, losses_kb in together(choices[first : first + SHARING]):
+                        for choice, losses_b in zip(some, losses_kb, strict=True):
+                            found[choice].append(losses_b)
+                        self.tell(losses_kb.numel())
         return {choice: torch.cat(losses).double().cpu().numpy() for choice, losses in found.items()}
-
-    def _per_window(self, entry: Entry, hidden_btd: Tensor, inputs_bt: Tensor, targets_bt: Tensor) -> Tensor:
-        return self.blocks.leave(entry, hidden_btd, lambda: self.loss.per_window(inputs_bt, targets_bt))
 
     @torch.no_grad()
     def similarities(self, windows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,8 +117,8 @@ class ChoiceLosses:
         blocks says which contiguous ones to drop (arXiv 2403.17887, on the last token only).
         """
         places = self.blocks.depth + 1
-        cosines = torch.eye(places, dtype=torch.float64)
-        angles = torch.zeros(places, places, dtype=torch.float64)
+        cosines = torch.eye(places, dtype=torch.float64, device=self.device)
+        angles = torch.zeros_like(cosines)
         for inputs_bt, _ in self.windows.batches(0, windows, self.device):
             with self._autocast():
                 entry = self.blocks.enter(inputs_bt)
@@ -134,15 +131,44 @@ class ChoiceLosses:
             for i in range(places):
                 for j in range(i + 1, places):
                     cosine_n = (units[i] * units[j]).sum(-1).clamp(-1, 1).double()
-                    cosines[i, j] += share * cosine_n.mean().cpu()
-                    angles[i, j] += share * (cosine_n.arccos() / math.pi).mean().cpu()
+                    cosines[i, j] += share * cosine_n.mean()
+                    angles[i, j] += share * (cosine_n.arccos() / math.pi).mean()
         cosines, angles = cosines.triu() + cosines.triu(1).T, angles + angles.T
-        return cosines.numpy(), angles.numpy()
+        return cosines.cpu().numpy(), angles.cpu().numpy()
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
 
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many numbers two rows have in common from their beginning on."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+class Together:
+    """Runs choices of blocks on one batch of windows, side by side: the batch is as many times as large.
+
+    Args:
+        blocks: of the model.
+        loss: of it.
+        inputs_bt, targets_bt: the batch, as of `Windows`.
+    """
+
+    def __init__(self, blocks: Blockwise, loss: NextTokenLoss, inputs_bt: Tensor, targets_bt: Tensor) -> None:
+        self.blocks, self.loss, self.inputs_bt, self.targets_bt = blocks, loss, inputs_bt, targets_bt
+        self.at_once = max(1, BATCH_TOKENS[inputs_bt.device.type] // inputs_bt.numel())
+        self.entry = cache(lambda times: blocks.enter(inputs_bt.repeat(times, 1)))
+
+    def __call__(self, choices: Sequence[Choice]) -> Iterator[tuple[Sequence[Choice], Tensor]]:
+        """Some of the choices, K of them, and their losses, nats per token [K, B]; in the end all."""
+        states: dict[Choice, Tensor] = {(): self.entry(1).hidden_btd}
+        for layer in range(self.blocks.depth):
+            grown = {c[: c.index(layer)] for c in choices if layer in c}
+            for some in self._groups(sorted(grown)):
+                after = self.entry(len(some)).run(layer, torch.cat([states[prefix] for prefix in some]))
+                states |= {(*p, layer): state for p, state in zip(some, after.chunk(len(some)), strict=True)}
+            needed = {c[: sum(block <= layer for block in c)] for c in choices}
+            states = {prefix: state for prefix, state in states.items() if prefix in needed}
+        for some in self._groups(choices):
+            entry, last = self.entry(len(some)), torch.cat([states[choice] for choice in some])
+            inputs, targets = (ids.repeat(len(some), 1) for ids in (self.inputs_bt, self.targets_bt))
+            losses = self.blocks.leave(entry, last, partial(self.loss.per_window, inputs, targets))
+            yield some, losses.view(len(some), -1)
+
+    def _groups(self, choices: Sequence[Choice]) -> Iterator[Sequence[Choice]]:
+        return (choices[first : first + self.at_once] for first in range(0, len(choices), self.at_once))

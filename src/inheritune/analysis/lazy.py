@@ -28,7 +28,8 @@ LAYER_BYTES = 2**28
 """What one layer's attention matrices may take where the number of sequences at once is left open."""
 
 PRECISION, LEAST, MOST = 0.1, 8, 100
-"""Sequences are read until each layer's mean rank is known to a tenth of it: at least 8, at most the paper's 100."""
+"""Sequences are read until each layer's mean rank is known to a tenth of it, or of the mean over all layers where
+that is more: at least 8, at most the paper's 100."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,12 @@ class Heads:
     masses: list[Tensor]
 
     def wanted(self, precision: float) -> int:
-        """How many sequences make half the 95% interval of each layer's mean rank this fraction of it."""
+        """How many sequences make half the 95% interval of each layer's mean rank this fraction of it, or of all."""
         means_ln = torch.stack([ranks_hn.double().mean(0) for ranks_hn in self.ranks])
         if means_ln.shape[1] < 2:
             return LEAST
-        variation = float((means_ln.std(1) / means_ln.mean(1).clamp_min(1)).max())
+        means_l = means_ln.mean(1).clamp_min(1)
+        variation = float((means_ln.std(1) / means_l.clamp_min(means_l.mean())).max())
         return max(LEAST, math.ceil((1.96 * variation / precision) ** 2))
 
 

@@ -13,9 +13,16 @@ A matrix is asked the cheapest question first, and a question answers only where
 1. Heaviest column: ||A e_j||^2 <= lambda_1, so one column that holds tau of the energy proves k* = 1.
 2. All eigenvalues of G in float32, for sums that are clear of the threshold by the solver's error bound.
 3. All eigenvalues of G in float64.
+
+A few matrices at a time are one thread's, and eigenvalues the CPU's, also of matrices on a GPU: for hundreds of rows
+a solver in many threads, or a GPU's, takes several times as long.
 """
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from enum import IntEnum
+from queue import SimpleQueue
 from typing import NamedTuple
 
 import torch
@@ -24,10 +31,8 @@ from torch import Tensor
 from inheritune import UserError
 
 TOLERANCE = 1e-9
-_CHUNK_BYTES = {
-    "cpu": 2**23,
-    "cuda": 2**30,
-}  # one float64 copy of a chunk: near the cache, or enough to fill a GPU
+_CHUNK_BYTES = 2**23
+"""One float64 copy of what a thread computes at once: near the cache."""
 _FLOAT32_FROM = 256
 """Orders from which eigenvalues in float32 are enough faster to be tried."""
 
@@ -59,18 +64,41 @@ def approximate_rank(attention_bhtt: Tensor, tau: float = 0.90) -> Tensor:
     return decide_rank(attention_bhtt, tau).rank
 
 
-@torch.no_grad()
 def decide_rank(attention_bhtt: Tensor, tau: float = 0.90) -> RankDecision:
     """`approximate_rank` that also returns what settled each matrix."""
     if not 0 < tau <= 1:
         raise UserError(f"tau is {tau}: it must be a fraction of the energy, above 0 and at most 1")
     heads = as_batch(attention_bhtt)
-    chunk = max(1, _CHUNK_BYTES.get(heads.device.type, 2**28) // (8 * heads.shape[-1] ** 2))
+    parts = heads.split(max(1, _CHUNK_BYTES // (8 * heads.shape[-1] ** 2)))
+    count = min(len(parts), torch.get_num_threads())
     # The two large intermediates of all chunks: fresh memory costs as much time as the arithmetic of a lazy head.
-    workspace = heads.new_empty(2, min(chunk, len(heads)), *heads.shape[1:], dtype=torch.float64)
-    parts = [_decide(part, tau, workspace[:, : len(part)]) for part in heads.split(chunk)]
-    rank, by = (torch.cat(x).view(attention_bhtt.shape[:-2]) for x in zip(*parts, strict=True))
-    return RankDecision(rank, by)
+    spaces = SimpleQueue[Tensor]()
+
+    def decide(part: Tensor) -> RankDecision:
+        space = spaces.get()
+        try:
+            return _decide(part, tau, space[:, : len(part)])
+        finally:
+            spaces.put(space)
+
+    with threads(count) as pool:
+        for _ in range(count):
+            spaces.put(heads.new_empty(2, len(parts[0]), *heads.shape[1:], dtype=torch.float64))
+        rank, by = zip(*pool.map(decide, parts), strict=True)
+    shape = attention_bhtt.shape[:-2]
+    return RankDecision(torch.cat(rank).view(shape), torch.cat(by).view(shape))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads each of which computes by itself."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
 
 
 def as_batch(attention_bhtt: Tensor) -> Tensor:
@@ -100,6 +128,7 @@ def column_energies(a: Tensor) -> Tensor:
     return torch.stack([rows.square().sum(-2) for rows in a.split(128, -2)]).sum(0)
 
 
+@torch.no_grad()
 def _decide(heads: Tensor, tau: float, workspace: Tensor) -> RankDecision:
     """`decide_rank` of one batch [n, T, T]."""
     T = heads.shape[-1]
@@ -120,7 +149,7 @@ def _decide(heads: Tensor, tau: float, workspace: Tensor) -> RankDecision:
         left = (least != most).nonzero()[:, 0]
         index, gram = index[left], _take(gram, left)
     if len(index):
-        sums = torch.linalg.eigvalsh(gram).flip(-1).cumsum(-1)
+        sums = eigenvalues(gram).flip(-1).cumsum(-1)
         rank[index] = (1 + (sums < threshold[index, None]).sum(-1)).clamp_max(T)
         by[index] = int(DecidedBy.EIGENVALUES)
     return RankDecision(rank, by)
@@ -161,12 +190,17 @@ def float32_sums(gram: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
     mean = energy / T
     shifted = gram.float()
     shifted.diagonal(dim1=-2, dim2=-1).sub_(mean[:, None].float())
-    eigenvalues = torch.linalg.eigvalsh(shifted).double().flip(-1) + mean.float().double()[:, None]
-    drift = (eigenvalues.sum(-1) - energy).abs() + rounding(T) * energy
+    found = eigenvalues(shifted).double().flip(-1) + mean.float().double()[:, None]
+    drift = (found.sum(-1) - energy).abs() + rounding(T) * energy
     norm = _float32_error(gram, energy)[:, None]
     k = torch.arange(1, T + 1, dtype=gram.dtype, device=gram.device)
     error = torch.minimum(k.sqrt() * norm, (T - k).sqrt() * norm + drift[:, None])
-    return eigenvalues.cumsum(-1), error + rounding(T) * energy[:, None]
+    return found.cumsum(-1), error + rounding(T) * energy[:, None]
+
+
+def eigenvalues(symmetric: Tensor) -> Tensor:
+    """Of symmetric matrices [n, T, T], rising: [n, T]."""
+    return torch.linalg.eigvalsh(symmetric.cpu()).to(symmetric.device)
 
 
 def _float32_error(gram: Tensor, energy: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ def analyze_command(
         int | None,
         typer.Option(
             help="Of the attention: how many random windows of the text (paper: 100); by default until the mean rank "
-            "of each layer is known to a tenth of it."
+            "of each layer is known to a tenth of it, or of the mean over layers."
         ),
     ] = None,
     window: Annotated[

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from inheritune import UserError
@@ -66,8 +66,8 @@ class Blockwise:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-        self.depth = len(blocks(model))
+        self.model, self.blocks = model, blocks(model)
+        self.depth = len(self.blocks)
         self._check()
 
     @torch.no_grad()
@@ -91,7 +91,7 @@ class Blockwise:
                 raise _LastBlockError
             return with_hidden(output, given)
 
-        with called(self.model, at):
+        with called(self.blocks, at):
             try:
                 self.model(input_ids=inputs_bt, use_cache=False)
             except _LastBlockError:
@@ -100,7 +100,7 @@ class Blockwise:
 
     def leave(self, entry: Entry, hidden_btd: Tensor, compute: Callable[[], T]) -> T:
         """What `compute` gets from the model if this is the hidden state after its last block, [B, T, D]."""
-        with called(self.model, lambda *_: with_hidden(entry.output, hidden_btd)):
+        with called(self.blocks, lambda *_: with_hidden(entry.output, hidden_btd)):
             return compute()
 
     @torch.no_grad()
@@ -130,11 +130,11 @@ class Blockwise:
 
 
 @contextmanager
-def called(model: PreTrainedModel, at: Callable[..., Any]) -> Iterator[None]:
-    """Within the block `at(number, forward, args, kwargs)` computes in the place of each of the model's blocks."""
-    own = [vars(block).get("forward") for block in blocks(model)]
+def called(blocks: nn.ModuleList, at: Callable[..., Any]) -> Iterator[None]:
+    """Within the block `at(number, forward, args, kwargs)` computes in the place of each of a model's blocks."""
+    own = [vars(block).get("forward") for block in blocks]
     try:
-        for number, block in enumerate(blocks(model)):
+        for number, block in enumerate(blocks):
             forward = block.forward
 
             def call(*args: Any, number: int = number, forward: Any = forward, **kwargs: Any) -> Any:
@@ -143,7 +143,7 @@ def called(model: PreTrainedModel, at: Callable[..., Any]) -> Iterator[None]:
             block.forward = call
         yield
     finally:
-        for block, before in zip(blocks(model), own, strict=True):
+        for block, before in zip(blocks, own, strict=True):
             del block.forward
             if before is not None:
                 block.forward = before

@@ -148,7 +148,7 @@ def _in_place(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, ret
         kept = given
         return with_hidden(last, given)
 
-    with _prepared(model), called(model, at):
+    with _prepared(model), called(blocks(model), at):
         logits = model(input_ids=tokens, use_cache=False).logits
     return [*done, logits]
 
@@ -173,7 +173,7 @@ def _one_by_one(model: PreTrainedModel, layers: Sequence[int], tokens: Tensor, r
             done.append(hidden.clone())
         return output
 
-    with _prepared(model), called(model, at):
+    with _prepared(model), called(blocks(model), at):
         logits = model(input_ids=tokens, use_cache=False).logits
     return [*done, logits]
 
