@@ -6,6 +6,7 @@ that were cut, says which layers they have and why. Blocks are counted from 0, a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +21,7 @@ from inheritune.shown import Shown
 
 LAYERS_FILE = "layers.json"
 CHOICE = "choice.json"
+TELLING = 6
 
 
 class Measurement(Record):
@@ -104,6 +106,13 @@ class Point(Record):
     keep: str
     layers: list[int]
     loss: float
+
+
+def telling(depths: Iterable[int]) -> list[int]:
+    """A few depths, from the deepest to the shallowest: at these all rules are measured and shown."""
+    found = sorted(depths, reverse=True)
+    last, count = len(found) - 1, min(TELLING, len(found))
+    return [found[round(place * last / max(count - 1, 1))] for place in range(count)]
 
 
 class Kept(Record):

@@ -22,6 +22,7 @@ from inheritune.analysis.kept import (
     Point,
     load_kept,
     save,
+    telling,
 )
 from inheritune.analysis.sequences import Text
 from inheritune.data.loader import model_inputs, read_windows
@@ -280,10 +281,10 @@ def analyze_layers(
 
 
 def rule_curve(losses: ChoiceLosses, angles: np.ndarray, best: Mapping[int, Choice]) -> list[Point]:
-    """Losses on a few windows of the best choice at each depth, and of those that the other rules make there."""
-    depth, cuts = len(losses.whole), list[tuple[str, Choice]]()
-    for size in sorted(best, reverse=True):
-        cuts += [("measured", best[size]), ("contiguous", contiguous(angles, size))]
+    """Losses on a few windows of the best choice at each depth, and at some depths of what the other rules choose."""
+    depth, cuts = len(losses.whole), [("measured", best[size]) for size in sorted(best, reverse=True)]
+    for size in telling(best):
+        cuts.append(("contiguous", contiguous(angles, size)))
         cuts += [(word, tuple(choose(f"{word} {size}", depth))) for word in WORDS]
     found = losses([choice for _, choice in cuts], FEW).mean(1)  # all at once: they begin alike
     return [
@@ -317,7 +318,7 @@ def advice(blocks: Sequence[BlockFigures], curve: Sequence[Point], depth: int) -
         f"at {at['measured']:.2f}, the first layers at {at['first']:.2f}"
     )
     if other != "first":
-        sentence += f", the best simple rule (`{other}`) at {at[other]:.2f}"
+        sentence += f", the best simple rule ({other}) at {at[other]:.2f}"
     if at["first"] - at["measured"] < 0.1:
         return f"{sentence}: which layers are kept makes little difference here."
     return f"{sentence}: keep the measured ones."

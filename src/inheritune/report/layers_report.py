@@ -22,6 +22,7 @@ from inheritune.analysis.kept import (
     load_kept,
     load_layers,
     save,
+    telling,
 )
 from inheritune.quantities import ranges, signed_interval
 from inheritune.report.figures import BLOCK, KEPT, Line, Picture, curves
@@ -35,8 +36,6 @@ INFLUENCE = (
     "Difference: the loss without the block minus the loss with it, nats per token, before any training. Influence: "
     "1 - cosine of the hidden states before and after the block."
 )
-SHOWN = 6
-"""Depths of which the table of cuts has a row."""
 
 
 def block_table(name: str, blocks: Sequence[BlockFigures]) -> Table:
@@ -55,10 +54,9 @@ def cut_table(analysis: LayerAnalysis) -> Table:
     losses: dict[int, dict[str, float]] = {}
     for point in analysis.curve:
         losses.setdefault(len(point.layers), {})[point.keep] = point.loss
-    depths = sorted(losses, reverse=True)
-    places = np.unique(np.linspace(0, len(depths) - 1, min(SHOWN, len(depths))).round().astype(int))
-    rules = list(losses[depths[0]])
-    rows = [[str(depths[i]), *(f"{losses[depths[i]][rule]:.2f}" for rule in rules)] for i in places]
+    rules = list(losses[max(losses)])
+    depths = telling(depth for depth, found in losses.items() if len(found) == len(rules))
+    rows = [[str(depth), *(f"{losses[depth][rule]:.2f}" for rule in rules)] for depth in depths]
     columns = ("Layers", *(rule.capitalize() for rule in rules))
     return Table("Loss of a cut as it is, by which layers are kept", columns, rows)
 
