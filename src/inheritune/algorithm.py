@@ -420,8 +420,8 @@ def figures_of(
     earlier = (
         summary.answers_flops + summary.probe_flops + sum(round.training_flops for round in summary.rounds)
     )
-    total = outcome.flops + earlier
-    return RoundFigures(
+    total, decisions = outcome.flops + earlier, decisions_in(directory)
+    figures = RoundFigures(
         round=number,
         layers=outcome.layers,
         parameters=outcome.parameters,
@@ -437,11 +437,13 @@ def figures_of(
         seconds=outcome.seconds,
         directory=directory.name,
         kept=kept_in(directory, outcome.layers, reference.layers).layers,
-        predicted=summary.predicted.get(outcome.layers),
-        decisions=decisions_in(directory),
+        decisions=decisions,
         also={name: paired(found, reference.also[name], summary.margin) for name, found in also.items()},
-        worth=worth_of(directory, comparison.difference, this.recipe.training),
     )
+    if not figures.cooled:
+        return figures
+    worth = worth_of(directory, comparison.difference, this.recipe.training)
+    return figures.model_copy(update={"predicted": summary.predicted.get(outcome.layers), "worth": worth})
 
 
 def worth_of(directory: Path, difference: float, training: Training) -> Worth | None:

@@ -627,7 +627,7 @@ class Recipe(Settings):
     search: Literal["paper", "frugal"] = "paper"
     """How the depth is searched for. `paper` trains every round in full (Algorithm 1). `frugal` ends a round as soon
     as it is decided: the learning rate decays several times, and where it has, the model is the result if it is as
-    good, or grows (by default by `append`) if it is not expected to be as good after all steps."""
+    good; where it is not expected to be as good after all steps, it grows (by default by `append`)."""
     grow: Grow = Grow()
     distillation: TaughtByReference | None = None
     """Train every round with the reference as teacher."""

@@ -120,7 +120,8 @@ class Decision(Record):
     """On all validation windows where the learning rate has decayed, before that on those of every validation."""
     target: float
     """The reference's loss on the same windows, and the margin."""
-    what: Literal["cool down", "train on", "grow", "parity"]
+    what: Literal["cool down", "train on", "grow", "give up", "parity"]
+    """`give up` ends the last round, which nothing follows."""
     next: int | None = None
     """Where it cools down: the steps after which the learning rate has decayed."""
     gain: float | None = None
@@ -130,6 +131,11 @@ class Decision(Record):
     low: float | None = None
     high: float | None = None
     """Between these it should be."""
+
+    @property
+    def hot(self) -> bool:
+        """Whether it was made at the constant rate, where losses are higher than a cooled model's by the gain."""
+        return self.what == "cool down" or (self.what == "grow" and self.gain is None)
 
     def sentence(self) -> str:
         """For the terminal."""
@@ -167,6 +173,12 @@ class RoundFigures(Record):
     worth: Worth | None = None
     """The further training that would close the difference; of a round that is ahead, the last part of its training,
     from where it passed the reference's loss. None where its curve does not say."""
+
+    @property
+    def cooled(self) -> bool:
+        """Whether the learning rate had decayed; a frugal round may grow before, and then its loss says little."""
+        last = self.decisions[-1] if self.decisions else None
+        return last is None or not (last.what == "grow" and last.hot)
 
     @property
     def as_good(self) -> bool:

@@ -107,7 +107,8 @@ def measure_on(this: Run, source: Pretrained, splits: Mapping[Path, Split]) -> N
 def control_figures(this: Run, reference: Reference) -> ControlFigures:
     """The fair control: train the reference on as the reported round was trained, and compare both.
 
-    Same settings and data, and it stops where the round did. It does not decide growth, which is the paper's.
+    Same settings and data; its learning rate decays where the round's did, and it stops where that did. It does not
+    decide growth, which is the paper's.
     """
     entry, directory, training = this.summary.reported, this.folder.control, this.recipe.training
     assert entry is not None, "growth has ended"
@@ -119,6 +120,7 @@ def control_figures(this: Run, reference: Reference) -> ControlFigures:
         hardware=this.hardware,
         run=this.folder.path,
         stop=lambda step, losses, measure: step == entry.steps,
+        ends=[one.step for one in entry.decisions if not one.hot and one.step < training.steps],
         dtype=saved_dtype(training, reference.config),
         trust_remote_code=reference.source.trust_remote_code,
         callbacks=this.callbacks,

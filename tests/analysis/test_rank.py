@@ -4,6 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from inheritune import UserError
+from inheritune.analysis import rank
 from inheritune.analysis.rank import (
     TOLERANCE,
     DecidedBy,
@@ -212,6 +214,23 @@ def test_gram_matrix_by_blocks(T):
 def test_scale_does_not_matter(factor):
     head = structured("content", 64, 1.0, 8, torch.Generator().manual_seed(0)).double()
     assert approximate_rank(head * factor) == exact_rank(head)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_many_parts_in_few_threads(inference, monkeypatch):
+    """The same ranks as one by one; and torch computes in as many threads as before, after an error too."""
+    monkeypatch.setattr(rank, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(rank, "_WORKSPACE_BYTES", 3 * 2 * 8 * 48**2)
+    threads = torch.get_num_threads()
+    heads = torch.softmax(4 * torch.randn(11, 48, 48, generator=torch.Generator().manual_seed(3)), -1)
+    alone = torch.stack([approximate_rank(head) for head in heads])
+    with torch.inference_mode(inference):
+        found = approximate_rank(heads.clone())
+    assert torch.equal(found, alone) and torch.get_num_threads() == threads
+    heads[7, 3, 3] = torch.nan
+    with pytest.raises(UserError, match="NaN"):
+        approximate_rank(heads)
+    assert torch.get_num_threads() == threads
 
 
 def test_empty_batch_and_gradients():

@@ -21,7 +21,7 @@ from inheritune.runtime.hardware import computes_in_bf16
 from inheritune.training.loss import NextTokenLoss
 
 Choice = tuple[int, ...]
-"""Numbers of the blocks that are kept, from 0, in their order."""
+"""Numbers of the blocks that are kept, from 0: rising, each once."""
 
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
 """In one forward pass."""
@@ -97,7 +97,7 @@ class ChoiceLosses:
         found: dict[Choice, list[Tensor]] = {choice: [] for choice in choices}
         for inputs_bt, targets_bt in self.windows.batches(start, stop, self.device):
             with self._autocast():
-                together = Together(self.blocks, self.loss, inputs_bt, targets_bt)
+                together = Together(self.blocks, self.loss, inputs_bt, targets_bt, lambda: self.tell(0))
                 for first in range(0, len(choices), SHARING):
                     for some, losses_kb in together(choices[first : first + SHARING]):
                         for choice, losses_b in zip(some, losses_kb, strict=True):
@@ -141,16 +141,25 @@ class ChoiceLosses:
 
 
 class Together:
-    """Runs choices of blocks on one batch of windows, side by side: the batch is as many times as large.
+    """Runs choices of blocks on one batch of windows, side by side: as many times the batch at once as fit.
 
     Args:
         blocks: of the model.
         loss: of it.
         inputs_bt, targets_bt: the batch, as of `Windows`.
+        tick: is called after every block that was run.
     """
 
-    def __init__(self, blocks: Blockwise, loss: NextTokenLoss, inputs_bt: Tensor, targets_bt: Tensor) -> None:
+    def __init__(
+        self,
+        blocks: Blockwise,
+        loss: NextTokenLoss,
+        inputs_bt: Tensor,
+        targets_bt: Tensor,
+        tick: Callable[[], None] = lambda: None,
+    ) -> None:
         self.blocks, self.loss, self.inputs_bt, self.targets_bt = blocks, loss, inputs_bt, targets_bt
+        self.tick = tick
         self.at_once = max(1, BATCH_TOKENS[inputs_bt.device.type] // inputs_bt.numel())
         self.entry = cache(lambda times: blocks.enter(inputs_bt.repeat(times, 1)))
 
@@ -161,6 +170,7 @@ class Together:
             grown = {c[: c.index(layer)] for c in choices if layer in c}
             for some in self._groups(sorted(grown)):
                 after = self.entry(len(some)).run(layer, torch.cat([states[prefix] for prefix in some]))
+                self.tick()
                 states |= {(*p, layer): state for p, state in zip(some, after.chunk(len(some)), strict=True)}
             needed = {c[: sum(block <= layer for block in c)] for c in choices}
             states = {prefix: state for prefix, state in states.items() if prefix in needed}

@@ -33,6 +33,8 @@ from inheritune import UserError
 TOLERANCE = 1e-9
 _CHUNK_BYTES = 2**23
 """One float64 copy of what a thread computes at once: near the cache."""
+_WORKSPACE_BYTES = 2**31
+"""What the two of each thread may take together."""
 _FLOAT32_FROM = 256
 """Orders from which eigenvalues in float32 are enough faster to be tried."""
 
@@ -70,8 +72,9 @@ def decide_rank(attention_bhtt: Tensor, tau: float = 0.90) -> RankDecision:
         raise UserError(f"tau is {tau}: it must be a fraction of the energy, above 0 and at most 1")
     heads = as_batch(attention_bhtt)
     parts = heads.split(max(1, _CHUNK_BYTES // (8 * heads.shape[-1] ** 2)))
-    count = min(len(parts), torch.get_num_threads())
-    # The two large intermediates of all chunks: fresh memory costs as much time as the arithmetic of a lazy head.
+    size = 2 * 8 * len(parts[0]) * heads.shape[-1] ** 2
+    count = max(1, min(len(parts), torch.get_num_threads(), _WORKSPACE_BYTES // max(size, 1)))
+    # The two large intermediates of each thread: fresh memory costs as much time as the arithmetic of a lazy head.
     spaces = SimpleQueue[Tensor]()
 
     def decide(part: Tensor) -> RankDecision:
@@ -81,9 +84,9 @@ def decide_rank(attention_bhtt: Tensor, tau: float = 0.90) -> RankDecision:
         finally:
             spaces.put(space)
 
+    for _ in range(count):
+        spaces.put(heads.new_empty(2, *parts[0].shape, dtype=torch.float64))
     with threads(count) as pool:
-        for _ in range(count):
-            spaces.put(heads.new_empty(2, len(parts[0]), *heads.shape[1:], dtype=torch.float64))
         rank, by = zip(*pool.map(decide, parts), strict=True)
     shape = attention_bhtt.shape[:-2]
     return RankDecision(torch.cat(rank).view(shape), torch.cat(by).view(shape))
@@ -91,7 +94,7 @@ def decide_rank(attention_bhtt: Tensor, tau: float = 0.90) -> RankDecision:
 
 @contextmanager
 def threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads each of which computes by itself."""
+    """Threads each of which computes by itself; meanwhile so does all of torch in this process."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -128,7 +131,7 @@ def column_energies(a: Tensor) -> Tensor:
     return torch.stack([rows.square().sum(-2) for rows in a.split(128, -2)]).sum(0)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _decide(heads: Tensor, tau: float, workspace: Tensor) -> RankDecision:
     """`decide_rank` of one batch [n, T, T]."""
     T = heads.shape[-1]

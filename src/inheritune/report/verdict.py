@@ -78,6 +78,9 @@ def rounds_table(summary: Summary, title: str = "", notes: tuple[str, ...] = ())
         *("<Round", "Layers", "Params", "Loss", PER_BYTE, "Predicted", "Difference", "95% interval"),
         *("Steps", "Time", "FLOPs", "All rounds", "Cost"),
     )
+    hot = ", ".join(str(entry.round) for entry in summary.rounds if not entry.cooled)
+    if hot:
+        notes = (*notes, f"Grown before the learning rate had decayed, so that losses are high: round {hot}.")
     hidden = set() if reference is not None and reference.training_flops else {"Cost"}
     if reference is None or reference.bytes_per_token is None:
         hidden.add(PER_BYTE)
@@ -136,8 +139,8 @@ def decisions_table(summary: Summary) -> Table | None:
     )
     note = (
         "Losses in nats per token: on all validation windows where the learning rate had decayed, on those of "
-        "every validation where it begins to. Expected: after all steps of the round, by what was gained between two "
-        "decays; a round grows when even the lower bound misses the target."
+        "every validation before. Expected: after all steps of the round, by what was gained since the last decay; a "
+        "round grows, and the last one is given up, when even the lower bound misses the target."
     )
     return Table("What was decided, and when", headings, rows, (note,)) if rows else None
 
