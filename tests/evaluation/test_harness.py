@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import torch
 from lm_eval import evaluator
@@ -503,6 +504,26 @@ def test_so_many_items_of_each_task(
     everything, some = ask(scorer, unit, {}), ask(scorer, unit, {}, limit=2)
     assert some.hashes == everything.hashes[:2]
     assert (some.requests, everything.requests) == (4, 12)
+
+
+def test_a_template_is_compiled_once_for_all_items(
+    gpt2: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: list[str] = []
+    compiles = jinja2.Environment.compile
+
+    def record(self: jinja2.Environment, source: Any, *args: Any, **kwargs: Any) -> Any:
+        compiled.append(source)
+        return compiles(self, source, *args, **kwargs)
+
+    monkeypatch.setattr(jinja2.Environment, "compile", record)
+    for name in ("sciq", "arc_easy"):
+        (unit,) = make_plan([name], folder).units
+        assert len(ask(Scorer(gpt2, tokenizer, None, "gpt2"), unit, {}).hashes) > 2
+    assert len(compiled) == len(set(compiled))
 
 
 def test_asking_twice_gives_the_same_and_leaves_torchs_random_state(
