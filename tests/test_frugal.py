@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -21,6 +23,7 @@ from inheritune.frugal import (
     AGAIN,
     RATIOS,
     SURE,
+    UntilDecided,
     decisions_in,
     expected_gain,
     planned_ends,
@@ -30,8 +33,10 @@ from inheritune.frugal import (
 from inheritune.recipe_file import parse_recipe, to_yaml
 from inheritune.report.run_report import write_report
 from inheritune.run_directory import Decision, RunDirectory
+from inheritune.runtime.world import ALONE
 from inheritune.single_model import train_model
 from inheritune.training.schedule import learning_rate
+from inheritune.training.validation import WindowLosses
 from tiny_data import write_shards
 from tiny_recipes import recipe, training, values
 
@@ -281,16 +286,47 @@ def test_what_is_hopeless_later_grows_uncooled(
     assert "losses are high: round 1, 2." in write_report(tmp_path / "run").read_text("utf-8")
 
 
-def test_the_control_is_cooled_where_the_round_was(data: Path, tmp_path: Path) -> None:
-    """Its loss is that of the reference after a training that was planned to end there."""
-    often = training(steps=STEPS, validation={"every": 5})
-    summary = run(frugal(data, parity={**ALWAYS, "control": True}, training=often), tmp_path / "run")
+def rates(directory: Path) -> list[tuple[int, float]]:
+    """Steps and learning rates of a training."""
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["learning_rate"]) for row in rows if row["kind"] == "train"]
+
+
+@pytest.mark.parametrize(("every", "steps"), [(5, 5), (40, 6)])
+def test_the_control_is_cooled_as_the_round_was(every: int, steps: int, data: Path, tmp_path: Path) -> None:
+    """Which has parity in its first decay, or at the end of that."""
+    settings = training(steps=STEPS, validation={"every": every}, log_every=1)
+    summary = run(frugal(data, parity={**ALWAYS, "control": True}, training=settings), tmp_path / "run")
     control, only = summary.control, summary.rounds[0]
-    assert control is not None and control.steps == only.steps == 6
-    rows = [json.loads(line) for line in (tmp_path / "run/control/metrics.jsonl").read_text().splitlines()]
-    rates = [row["learning_rate"] for row in rows if row["kind"] == "train"]
-    lowest = parse_recipe(often, Training).schedule.final_learning_rate
-    assert rates[-1] == pytest.approx(lowest)
+    assert control is not None and control.steps == only.steps == steps
+    assert only.decisions[-1].what == "parity" and only.decisions[-1].loss == pytest.approx(only.loss)
+    assert rates(tmp_path / "run/control") == rates(tmp_path / "run" / only.directory)
+
+
+def losses_of(*values: float) -> WindowLosses:
+    return WindowLosses(np.array(values), 8, None)
+
+
+@pytest.mark.parametrize(("few", "all_", "ends"), [(2.9, 2.9, True), (2.9, 3.1, False), (3.1, 2.9, False)])
+def test_in_a_decay_parity_is_that_on_all_windows(
+    few: float, all_: float, ends: bool, tmp_path: Path
+) -> None:
+    this: Any = SimpleNamespace(
+        world=ALONE,
+        recipe=SimpleNamespace(training=frugal_training(), parity=SimpleNamespace(margin=0.0)),
+        data=SimpleNamespace(validation="all windows"),
+    )
+    reference: Any = SimpleNamespace(losses=losses_of(3.0, 3.0, 3.0, 3.0))
+    measured: list[Any] = []
+
+    def measure(split: Any) -> WindowLosses:
+        measured.append(split)
+        return losses_of(all_, all_, all_, all_)
+
+    stop = UntilDecided(this, reference, tmp_path, lambda losses, measure: losses.mean <= 3.0, True)
+    assert stop(80, losses_of(few, few), measure) is ends
+    assert measured == (["all windows"] if few < 3 else [])
+    assert [one.what for one in decisions_in(tmp_path)] == (["parity"] if ends else [])
 
 
 def test_the_steps_of_a_round_are_its_most(data: Path, tmp_path: Path) -> None:

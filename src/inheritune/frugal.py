@@ -10,10 +10,11 @@ compared with the reference before it is cooled. A round is cooled several times
    most hopeful answer that follows from it is not, the round ends as it is, uncooled, and the next one grows it;
 3. at the end of the steps.
 
+A validation in a decay that reaches the target is made on all windows too, and with parity it ends the round there.
 The last round, which no other can follow, is given up only where it is cooled.
 
-Where a cooled model is as good as the reference, the round ends with parity, and the model is the result: the same as
-if the training had been planned to end there.
+Where a cooled model is as good as the reference, the round ends with parity, and the model is the result. At the end
+of a decay it is the same as if the training had been planned to end there.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class UntilDecided:
         as_good: Callable[[WindowLosses, Measure], bool],
         may_grow: bool,
     ) -> None:
-        self.world, self.path = this.world, directory / DECISIONS
+        self.world, self.path, self.validation = this.world, directory / DECISIONS, this.data.validation
         self.as_good, self.may_grow = as_good, may_grow
         self.training, self.margin, self.reference = (
             this.recipe.training,
@@ -96,6 +97,8 @@ class UntilDecided:
             decision: Decision | None = when_cooled(
                 self.decisions, step, losses.mean, thinned, target, self.training, as_good, self.may_grow
             )
+        elif step > next_decay(step, self.training, self.ends)[0]:
+            decision = self._when_cooling(step, measure) if losses.mean <= target else None
         else:
             decision = when_hot(
                 self.decisions, self.ends, step, losses.mean, target, self.training, self.may_grow
@@ -108,16 +111,29 @@ class UntilDecided:
             say(decision.sentence())
         return decision.what in ("parity", "grow", "give up")
 
+    def _when_cooling(self, step: int, measure: Measure) -> Decision | None:
+        """In a decay, where few windows have reached the target: parity if all have, and all other text."""
+        losses = measure(self.validation)
+        if not self.as_good(losses, measure):
+            return None
+        target = self.reference.losses.mean + self.margin
+        return Decision(step=step, loss=losses.mean, target=target, what="parity")
+
     def _remember(self, decisions: list[Decision]) -> None:
         self.decisions = decisions
-        decided = {one.next for one in decisions if one.next is not None}
-        self.ends[:] = sorted({*planned_ends(self.training), *decided} - {self.training.steps})
+        self.ends[:] = ends_of(decisions, self.training)
 
 
 def decisions_in(directory: Path) -> list[Decision]:
     """What was decided in the round of this directory, in the order of steps."""
     path = directory / DECISIONS
     return _LIST.validate_json(path.read_bytes()) if path.exists() else []
+
+
+def ends_of(decisions: Sequence[Decision], training: Training) -> list[int]:
+    """After how many steps the learning rate has decayed, before the end, as far as is decided."""
+    decided = {one.next for one in decisions if one.next is not None}
+    return sorted({*planned_ends(training), *decided} - {training.steps})
 
 
 def planned_ends(training: Training) -> list[int]:
@@ -136,7 +152,7 @@ def when_hot(
     training: Training,
     may_grow: bool,
 ) -> Decision | None:
-    """At a validation before or in a decay: whether to cool the model, to grow it as it is, or None to train on.
+    """At a validation before a decay: whether to cool the model, to grow it as it is, or None to train on.
 
     Args:
         decisions: those before.
@@ -151,7 +167,7 @@ def when_hot(
     if step == start:
         return Decision(step=step, loss=loss, target=target, what="cool down", next=end)
     gains = [(one.step, one.gain) for one in decisions if one.gain is not None]
-    if step > start or end != training.steps or not gains:
+    if end != training.steps or not gains:
         return None
     end = round(step / (1 - training.schedule.decay_fraction))
     if not AGAIN * gains[-1][0] <= end <= training.steps / AGAIN:

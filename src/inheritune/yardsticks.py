@@ -15,6 +15,7 @@ from inheritune import UserError
 from inheritune.config import Pretrained, Recipe
 from inheritune.data.loader import TrainingData, window_count
 from inheritune.data.shards import Split, check_same_data, open_split, verify
+from inheritune.frugal import ends_of
 from inheritune.models.load import load_config, load_model, load_tokenizer, tokenizer_in
 from inheritune.run_directory import ControlFigures, Difference
 from inheritune.runtime.progress import ProgressBar
@@ -120,7 +121,7 @@ def control_figures(this: Run, reference: Reference) -> ControlFigures:
         hardware=this.hardware,
         run=this.folder.path,
         stop=lambda step, losses, measure: step == entry.steps,
-        ends=[one.step for one in entry.decisions if not one.hot and one.step < training.steps],
+        ends=ends_of(entry.decisions, training) if this.recipe.search == "frugal" else (),
         dtype=saved_dtype(training, reference.config),
         trust_remote_code=reference.source.trust_remote_code,
         callbacks=this.callbacks,
