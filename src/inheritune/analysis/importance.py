@@ -6,9 +6,8 @@ Letters: N windows, B of them at once, T tokens, D hidden size, L blocks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 
 import numpy as np
 import torch
@@ -16,18 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from inheritune.models.blockwise import Blockwise
+from inheritune.models.blockwise import Blockwise, Entry
 from inheritune.runtime.hardware import computes_in_bf16
 from inheritune.training.loss import NextTokenLoss
 
 Choice = tuple[int, ...]
-"""Numbers of the blocks that are kept, from 0: rising, each once."""
+"""Numbers of the blocks that are kept, from 0, in their order."""
 
 BATCH_TOKENS = {"cpu": 2_048, "cuda": 16_384}
 """In one forward pass."""
-
-SHARING = 32
-"""So many choices at most share what they have in common: it is kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +46,8 @@ class Windows:
 class ChoiceLosses:
     """Losses of a model with any choice of its blocks, on fixed windows; each is computed once.
 
-    Choices that are asked for together share the hidden states up to where they differ: to leave out each block of a
-    model in turn so costs half of the blocks. What runs the same block next is run at once.
+    Choices that are asked for together are run in the order of their numbers, and share the hidden states up to where
+    they differ. To leave out each block of a model in turn so costs half of the blocks.
 
     Args:
         model: in evaluation mode, on the device to compute on; left unchanged.
@@ -97,13 +93,20 @@ class ChoiceLosses:
         found: dict[Choice, list[Tensor]] = {choice: [] for choice in choices}
         for inputs_bt, targets_bt in self.windows.batches(start, stop, self.device):
             with self._autocast():
-                together = Together(self.blocks, self.loss, inputs_bt, targets_bt, lambda: self.tell(0))
-                for first in range(0, len(choices), SHARING):
-                    for some, losses_kb in together(choices[first : first + SHARING]):
-                        for choice, losses_b in zip(some, losses_kb, strict=True):
-                            found[choice].append(losses_b)
-                        self.tell(losses_kb.numel())
+                entry, path = self.blocks.enter(inputs_bt), list[int]()
+                states = [entry.hidden_btd]
+                for choice in choices:
+                    shared = _shared(path, choice)
+                    del path[shared:], states[shared + 1 :]
+                    for layer in choice[shared:]:
+                        states.append(entry.run(layer, states[-1]))
+                        path.append(layer)
+                    found[choice].append(self._per_window(entry, states[-1], inputs_bt, targets_bt))
+                    self.tell(len(inputs_bt))
         return {choice: torch.cat(losses).double().cpu().numpy() for choice, losses in found.items()}
+
+    def _per_window(self, entry: Entry, hidden_btd: Tensor, inputs_bt: Tensor, targets_bt: Tensor) -> Tensor:
+        return self.blocks.leave(entry, hidden_btd, lambda: self.loss.per_window(inputs_bt, targets_bt))
 
     @torch.no_grad()
     def similarities(self, windows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -140,45 +143,6 @@ class ChoiceLosses:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
 
-class Together:
-    """Runs choices of blocks on one batch of windows, side by side: as many times the batch at once as fit.
-
-    Args:
-        blocks: of the model.
-        loss: of it.
-        inputs_bt, targets_bt: the batch, as of `Windows`.
-        tick: is called after every block that was run.
-    """
-
-    def __init__(
-        self,
-        blocks: Blockwise,
-        loss: NextTokenLoss,
-        inputs_bt: Tensor,
-        targets_bt: Tensor,
-        tick: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.blocks, self.loss, self.inputs_bt, self.targets_bt = blocks, loss, inputs_bt, targets_bt
-        self.tick = tick
-        self.at_once = max(1, BATCH_TOKENS[inputs_bt.device.type] // inputs_bt.numel())
-        self.entry = cache(lambda times: blocks.enter(inputs_bt.repeat(times, 1)))
-
-    def __call__(self, choices: Sequence[Choice]) -> Iterator[tuple[Sequence[Choice], Tensor]]:
-        """Some of the choices, K of them, and their losses, nats per token [K, B]; in the end all."""
-        states: dict[Choice, Tensor] = {(): self.entry(1).hidden_btd}
-        for layer in range(self.blocks.depth):
-            grown = {c[: c.index(layer)] for c in choices if layer in c}
-            for some in self._groups(sorted(grown)):
-                after = self.entry(len(some)).run(layer, torch.cat([states[prefix] for prefix in some]))
-                self.tick()
-                states |= {(*p, layer): state for p, state in zip(some, after.chunk(len(some)), strict=True)}
-            needed = {c[: sum(block <= layer for block in c)] for c in choices}
-            states = {prefix: state for prefix, state in states.items() if prefix in needed}
-        for some in self._groups(choices):
-            entry, last = self.entry(len(some)), torch.cat([states[choice] for choice in some])
-            inputs, targets = (ids.repeat(len(some), 1) for ids in (self.inputs_bt, self.targets_bt))
-            losses = self.blocks.leave(entry, last, partial(self.loss.per_window, inputs, targets))
-            yield some, losses.view(len(some), -1)
-
-    def _groups(self, choices: Sequence[Choice]) -> Iterator[Sequence[Choice]]:
-        return (choices[first : first + self.at_once] for first in range(0, len(choices), self.at_once))
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many numbers two rows have in common from their beginning on."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
