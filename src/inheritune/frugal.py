@@ -226,7 +226,7 @@ def when_cooled(
         what="parity" if as_good else "train on",
         gain=hot[-1] - thinned if hot else None,
     )
-    if as_good or all(one.what == "cool down" for one in decisions):
+    if as_good or all(one.hot for one in decisions):
         return decision
     answer = in_the_end(decisions, step, loss, target, training)
     hopeless = "grow" if may_grow else "give up"

@@ -22,6 +22,7 @@ from inheritune.shown import Shown
 LAYERS_FILE = "layers.json"
 CHOICE = "choice.json"
 TELLING = 6
+"""So many depths of a curve have all rules."""
 
 
 class Measurement(Record):
