@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 import tiny_data
 from inheritune.algorithm import run
@@ -17,11 +22,19 @@ from inheritune.models.load import load_model
 from inheritune.runtime.signals import Interrupted
 from inheritune.training import float8, start
 from tiny_models import tiny_model, tokens
-from tiny_recipes import recipe, stop_after, training
+from tiny_recipes import ARCHITECTURE, recipe, stop_after, training
 
 
-def llama() -> torch.nn.Module:
+def llama() -> PreTrainedModel:
     return tiny_model("llama", hidden_size=64, intermediate_size=128)
+
+
+def gpt2(**changes: Any) -> PreTrainedModel:
+    return tiny_model("gpt2", **{"n_embd": 64, **changes})
+
+
+MODELS = pytest.mark.parametrize(("make", "linears"), [(llama, 4 * 7), (gpt2, 4 * 4)])
+SCALES = pytest.mark.parametrize("rowwise", [False, True])
 
 
 def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,9 +61,9 @@ def test_an_older_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         float8._check_hardware(torch.device("cuda"))
 
 
-def test_a_model_without_linear_layers_is_refused(with_torchao: None) -> None:
+def test_a_model_of_other_dimensions_is_refused(with_torchao: None) -> None:
     with pytest.raises(ValueError, match="'gpt2' model have none"):
-        float8.convert(tiny_model("gpt2"), emulate=True)
+        float8.convert(gpt2(n_embd=24), emulate=True)
 
 
 def test_a_model_that_was_not_converted_is_left_alone() -> None:
@@ -60,46 +73,115 @@ def test_a_model_that_was_not_converted_is_left_alone() -> None:
         assert list(model.modules()) == before
 
 
-def test_converted_models_keep_names_parameters_and_checkpoints(tmp_path: Path) -> None:
-    model = llama()
+@MODELS
+@SCALES
+def test_converted_models_keep_names_parameters_and_checkpoints(
+    make: Callable[[], PreTrainedModel], linears: int, rowwise: bool, tmp_path: Path
+) -> None:
+    model = make()
     names, parameters = list(model.state_dict()), dict(model.named_parameters())
+    kinds = [type(module) for module in model.modules()]
     inputs = tokens(2, 16)
     plain = model(input_ids=inputs).logits
-    assert float8.convert(model, emulate=True) == 4 * 7
+    assert float8.convert(model, rowwise=rowwise, emulate=True) == linears
+    converted = list(model.modules())
+    assert sum(type(module) is not kind for module, kind in zip(converted, kinds, strict=True)) == linears
     assert list(model.state_dict()) == names
     assert all(parameters[name] is p for name, p in model.named_parameters())
     rounded = model(input_ids=inputs).logits
     assert not torch.equal(rounded, plain)
     assert (rounded - plain).norm() < 0.2 * plain.norm()
-    rounded.sum().backward()
-    assert all(p.grad is not None for p in model.parameters())
     with float8.without_float8(model):
         assert torch.equal(model(input_ids=inputs).logits, plain)
-        assert type(model.model.layers[0].mlp.up_proj) is torch.nn.Linear
+        assert [type(module) for module in model.modules()] == kinds
+        assert all(parameters[name] is p for name, p in model.named_parameters())
+    assert all(now is before for now, before in zip(model.modules(), converted, strict=True))
     assert torch.equal(model(input_ids=inputs).logits, rounded)
     model.save_pretrained(tmp_path)
     assert torch.equal(load_model(tmp_path)(input_ids=inputs).logits, plain)
 
 
+@MODELS
+@SCALES
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_are_near_the_exact_ones(
+    make: Callable[[], PreTrainedModel], linears: int, rowwise: bool, autocast: bool
+) -> None:
+    model, inputs = make(), tokens(2, 16)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = model(input_ids=inputs).logits
+        logits.float().square().sum().backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    exact = gradients()
+    float8.convert(model, rowwise=rowwise, emulate=True)
+    rounded = gradients()
+    assert rounded.keys() == exact.keys()
+    for name, gradient in rounded.items():
+        assert 0 < (gradient - exact[name]).norm() < 0.2 * exact[name].norm(), name
+
+
+@SCALES
+def test_a_conv1d_computes_as_the_linear_layer_of_its_transposed_weight(rowwise: bool) -> None:
+    torch.manual_seed(0)
+    model, turned = gpt2(), llama()
+    conv, linear = model.transformer.h[0].mlp.c_fc, nn.Linear(64, 256)
+    linear.weight.data, linear.bias.data = conv.weight.data.T.contiguous(), conv.bias.data
+    turned.model.layers[0].mlp.up_proj = linear
+    for each in (model, turned):
+        float8.convert(each, rowwise=rowwise, emulate=True)
+    conv, linear = model.transformer.h[0].mlp.c_fc, turned.model.layers[0].mlp.up_proj
+    assert isinstance(conv, Conv1D) and isinstance(linear, nn.Linear)
+    inputs = [torch.randn(2, 16, 64).requires_grad_() for _ in range(2)]
+    inputs[1].data = inputs[0].data
+    outputs = conv(inputs[0]), linear(inputs[1])
+    slope = torch.randn_like(outputs[0])
+    for output in outputs:
+        output.backward(slope)
+    assert torch.equal(*outputs)
+    assert torch.equal(inputs[0].grad, inputs[1].grad)
+    assert torch.equal(conv.weight.grad, linear.weight.grad.T)
+    assert torch.equal(conv.bias.grad, linear.bias.grad)
+
+
+def test_a_converted_gpt2_compiles_to_one_graph() -> None:
+    model, inputs = gpt2(), tokens(2, 16)
+    float8.convert(model, emulate=True)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(input_ids=inputs).logits, model(input_ids=inputs).logits)
+
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "vocab_size": 128,
+}
+
+
+@pytest.mark.parametrize(("shape", "how"), [(LLAMA, True), (ARCHITECTURE, True)])
 def test_a_run_in_float8_goes_on_exactly_where_it_was_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shape: dict[str, Any], how: bool | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(start, "convert", partial(float8.convert, emulate=True))
     data = tiny_data.write_shards(tmp_path / "data")
-    llama = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
-    shape = {**llama, "num_attention_heads": 4, "vocab_size": 128}
 
-    def trained(name: str, *, eight: bool) -> Path:
+    def trained(name: str, eight: bool | str) -> Path:
         settings = training(float8=eight, checkpoints={"every": 2})
         run(recipe(data, reference={"architecture": shape}, training=settings), tmp_path / name)
         return tmp_path / name
 
-    rounded, plain = trained("rounded", eight=True), trained("plain", eight=False)
+    rounded, plain = trained("rounded", how), trained("plain", False)
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
         with pytest.raises(Interrupted):
-            trained("stopped", eight=True)
-    again = trained("stopped", eight=True)
+            trained("stopped", how)
+    again = trained("stopped", how)
     for name, value in load_file(rounded / "final/model.safetensors").items():
         assert torch.equal(value, load_file(again / "final/model.safetensors")[name]), name
 

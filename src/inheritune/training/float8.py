@@ -1,7 +1,8 @@
 """Matrix products of the blocks in float8, through torchao (the extra `fp8`).
 
 Weights stay float32 and keep their names; torchao's linear layer casts weights, inputs and gradients to float8 on
-the fly, each tensor scaled by its own largest value (Micikevicius et al., "FP8 Formats for Deep Learning", 2022).
+the fly, each tensor scaled by its own largest value (Micikevicius et al., "FP8 Formats for Deep Learning", 2022), or
+each of its rows or columns by theirs.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from inheritune import UserError
 from inheritune.models.architecture import blocks
@@ -22,7 +25,7 @@ MULTIPLE = 16
 """Float8 matrix products need dimensions that are multiples of this; that of the tokens in a micro-batch, too."""
 
 
-def convert(model: PreTrainedModel, *, emulate: bool = False) -> int:
+def convert(model: PreTrainedModel, *, rowwise: bool = False, emulate: bool = False) -> int:
     """Let the linear layers of the blocks compute in float8; embeddings, norms and head stay as they are.
 
     Parameters are the same objects as before, under the same names. Layers with a dimension that float8 does not
@@ -30,6 +33,7 @@ def convert(model: PreTrainedModel, *, emulate: bool = False) -> int:
 
     Args:
         model: on the device of its training.
+        rowwise: scale each row and column, not whole tensors, so that an outlier costs only those it is in.
         emulate: compute as if in float8, on hardware that has none; slow, for tests.
 
     Returns:
@@ -44,13 +48,18 @@ def convert(model: PreTrainedModel, *, emulate: bool = False) -> int:
     linears = [module for module in blocks(model).modules() if _fits(module)]
     if not linears:
         raise UserError(
-            f"`float8` is for linear layers (nn.Linear), and the blocks of this {model.config.model_type!r} model "
-            f"have none whose dimensions are multiples of {MULTIPLE}: leave it out"
+            f"`float8` is for linear layers (nn.Linear, Conv1D), and the blocks of this {model.config.model_type!r} "
+            f"model have none whose dimensions are multiples of {MULTIPLE}: leave it out"
         )
-    config = torchao.Float8LinearConfig(emulate=emulate)
+    named = torchao.Float8LinearConfig.from_recipe_name("rowwise" if rowwise else "tensorwise")
+    config = replace(named, emulate=emulate)
+    # Called even where every layer is a Conv1D: it keeps inductor from miscompiling float8, too.
     torchao.convert_to_float8_training(
         blocks(model), config=config, module_filter_fn=lambda module, name: _fits(module)
     )
+    for parent, name, child in _children(model):
+        if isinstance(child, Conv1D) and _fits(child):
+            setattr(parent, name, Float8Conv1D(child, torchao.float8_linear, config))
     return len(linears)
 
 
@@ -62,10 +71,7 @@ def without_float8(model: PreTrainedModel) -> Iterator[None]:
     compiled code stays valid.
     """
     converted = [
-        (parent, name, child)
-        for parent in blocks(model).modules()
-        for name, child in parent.named_children()
-        if type(child).__name__ == "Float8Linear"
+        place for place in _children(model) if type(place[2]).__name__ in ("Float8Linear", "Float8Conv1D")
     ]
     for parent, name, child in converted:
         setattr(parent, name, _plain(child))
@@ -76,15 +82,55 @@ def without_float8(model: PreTrainedModel) -> Iterator[None]:
             setattr(parent, name, child)
 
 
+class Float8Conv1D(Conv1D):
+    """GPT-2's linear layer, whose weight is [in, out], with the matrix product of torchao's linear layer.
+
+    Args:
+        layer: whose parameters it has, not copies of them.
+        linear: torchao's module `float8_linear`.
+        config: torchao's, of how to scale and to multiply.
+    """
+
+    def __init__(self, layer: Conv1D, linear: Any, config: Any) -> None:
+        nn.Module.__init__(self)
+        self.nx, self.nf, self.weight, self.bias = layer.nx, layer.nf, layer.weight, layer.bias
+        with torch.device("meta"):
+            like = linear.Float8Linear(layer.nx, layer.nf, bias=False, config=config)
+        self.product = linear.matmul_with_hp_or_float8_args
+        self.products, self.config = like.linear_mm_config, config
+        self.train(layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As torchao's linear layer: what autocast would round is rounded, and the bias added after the product."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        output = self.product.apply(x, self.weight, self.products, self.config)
+        return output + self.bias.to(output.dtype)
+
+
+def _children(model: PreTrainedModel) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Every module in the blocks, with what holds it and the name that it has there."""
+    return [
+        (parent, name, child) for parent in blocks(model).modules() for name, child in parent.named_children()
+    ]
+
+
 def _fits(module: nn.Module) -> bool:
-    return type(module) is nn.Linear and not (module.in_features % MULTIPLE or module.out_features % MULTIPLE)
+    if type(module) not in (nn.Linear, Conv1D):
+        return False
+    assert isinstance(module.weight, Tensor)
+    return not any(size % MULTIPLE for size in module.weight.shape)
 
 
-def _plain(layer: nn.Module) -> nn.Linear:
-    """An `nn.Linear` with this layer's parameters, not copies of them."""
-    assert isinstance(layer, nn.Linear), type(layer)
+def _plain(layer: nn.Module) -> nn.Module:
+    """The layer that computes without float8, with this one's parameters, not copies of them."""
+    plain: nn.Module
     with torch.device("meta"):
-        plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        if isinstance(layer, Conv1D):
+            plain = Conv1D(layer.nf, layer.nx)
+        else:
+            assert isinstance(layer, nn.Linear), type(layer)
+            plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
     plain.weight, plain.bias = layer.weight, layer.bias
     return plain.train(layer.training)
 
