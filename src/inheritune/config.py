@@ -94,6 +94,10 @@ Values = Annotated[dict[str, JsonValue], AfterValidator(_storable)]
 Name = Annotated[Word, AfterValidator(_folder)]
 Location = Annotated[Path, BeforeValidator(_writable)]
 TextName = Annotated[str, AfterValidator(_short)]
+Float8 = Annotated[
+    bool | Literal["tensorwise", "rowwise"], AfterValidator(lambda how: how == "tensorwise" or how)
+]
+"""Read, `tensorwise` is true: one setting in every checkpoint."""
 
 
 class Settings(BaseModel):
@@ -232,8 +236,9 @@ class Training(Settings):
     is the type of the pretrained model that they come from, and float32 of a model made here."""
     compile: bool | Auto = "auto"
     """`torch.compile` the forward and backward pass; `auto` does so on a GPU only."""
-    float8: bool = False
-    """Multiply in float8 in the blocks' `nn.Linear` modules (needs the extra `fp8` and a GPU that can)."""
+    float8: Float8 = False
+    """Multiply in float8 in the blocks' linear layers (needs the extra `fp8` and a GPU that can): scaled by the
+    largest value of each tensor (`tensorwise`, or true) or of each row and column (`rowwise`: outliers cost less)."""
     parallel: Parallel = Parallel()
     """Also as one word: `parallel: fsdp`."""
     activation_checkpointing: Annotated[str, _pattern(f"none|all|{LAYERS.pattern}")] | tuple[Block, ...] = (

@@ -18,7 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 import tiny_data
 from inheritune.algorithm import run
+from inheritune.config import Training
 from inheritune.models.load import load_model
+from inheritune.recipe_file import differences, parse_recipe
 from inheritune.runtime.signals import Interrupted
 from inheritune.training import float8, start
 from tiny_models import tiny_model, tokens
@@ -154,6 +156,16 @@ def test_a_converted_gpt2_compiles_to_one_graph() -> None:
     torch.testing.assert_close(compiled(input_ids=inputs).logits, model(input_ids=inputs).logits)
 
 
+def test_tensorwise_is_another_word_for_true() -> None:
+    values = {"true": True, "tensorwise": True, "rowwise": "rowwise", "false": False}
+    for written, read in values.items():
+        assert parse_recipe({"float8": written}, Training).float8 == read
+    assert not differences(Training(float8=True), Training(float8="tensorwise"))
+    assert differences(Training(float8=True), Training(float8="rowwise"))
+    with pytest.raises(ValueError, match=r"float8.*'tensorwise' or 'rowwise'"):
+        parse_recipe({"float8": "blockwise"}, Training)
+
+
 LLAMA = {
     "model_type": "llama",
     "hidden_size": 32,
@@ -164,7 +176,7 @@ LLAMA = {
 }
 
 
-@pytest.mark.parametrize(("shape", "how"), [(LLAMA, True), (ARCHITECTURE, True)])
+@pytest.mark.parametrize(("shape", "how"), [(LLAMA, True), (ARCHITECTURE, "rowwise")])
 def test_a_run_in_float8_goes_on_exactly_where_it_was_stopped(
     shape: dict[str, Any], how: bool | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,7 +73,8 @@ def start_or_resume(
     align(model)
     placed = place(loss(model, world), training, hardware, window)
     if training.float8:
-        convert(model)  # only now: until it is placed, the model is tried on the CPU
+        # Only now: until it is placed, the model is tried on the CPU.
+        convert(model, rowwise=training.float8 == "rowwise")
     optimizer = make_optimizer(model, training.optimizer)
     if path is not None:
         checkpoint.restore_optimizer(path, model, optimizer, world)
