@@ -6,7 +6,7 @@ compile     whole, blocks (each block and the cross entropy alone), autotune (ma
 micro       windows in a micro-batch
 residual    bf16: between the blocks too (not what autocast does; for comparison)
 optimizer   adamw, muon
-float8      yes
+float8      tensorwise, rowwise
 parallel    ddp, fsdp: in a process group of one, to see what the engine itself costs
 
 The other contestants know `micro`, such as `trainer+micro=24`.
@@ -48,8 +48,8 @@ def recipe(settings: dict[str, str]) -> dict[str, Any]:
         keys["micro_batch"] = int(settings["micro"])
     if "optimizer" in settings:
         keys["optimizer"] = {"name": settings["optimizer"]}
-    if settings.get("float8") == "yes":
-        keys["float8"] = True
+    if "float8" in settings:
+        keys["float8"] = settings["float8"]
     if settings.get("compile") in ("none", "whole"):
         keys["compile"] = settings["compile"] == "whole"
     return keys
@@ -64,7 +64,7 @@ def placed(
     if training.float8:
         from inheritune.training.float8 import convert
 
-        convert(model)
+        convert(model, rowwise=training.float8 == "rowwise")
     if "attention" in settings:
         _attend(model, settings["attention"])
     if settings.get("residual") == "bf16":
