@@ -23,12 +23,11 @@ from inheritune.frugal import (
     AGAIN,
     RATIOS,
     SURE,
+    Round,
     UntilDecided,
     decisions_in,
     expected_gain,
     planned_ends,
-    when_cooled,
-    when_hot,
 )
 from inheritune.recipe_file import parse_recipe, to_yaml
 from inheritune.report.run_report import write_report
@@ -99,7 +98,7 @@ def at(
     may_grow: bool = True,
 ) -> Decision:
     """What follows from a loss after 250 of 1,000 steps."""
-    return when_cooled(before, 250, loss, loss, target, frugal_training(), as_good, may_grow)
+    return Round(frugal_training(), may_grow, before).when_cooled(250, loss, loss, target, as_good)
 
 
 def test_where_it_is_cooled_parity_growth_or_neither() -> None:
@@ -120,7 +119,7 @@ def test_where_it_is_cooled_parity_growth_or_neither() -> None:
 
 def test_what_the_decay_gained_is_on_the_same_windows() -> None:
     hot = Decision(step=150, loss=3.4, target=0.0, what="cool down", next=250)
-    found = when_cooled([hot], 250, 3.0, 3.1, 2.0, frugal_training(), False, True)
+    found = Round(frugal_training(), True, [hot]).when_cooled(250, 3.0, 3.1, 2.0, False)
     assert found.gain == pytest.approx(0.3) and found.loss == 3.0
 
 
@@ -147,9 +146,7 @@ def test_a_longer_decay_gains_more() -> None:
 )
 def test_while_it_is_hot(step: int, loss: float, following: int | None) -> None:
     earlier = [cooled(100, 4.0, gain=0.2), cooled(250, 3.9, gain=0.2)]
-    found = when_hot(
-        [one for one in earlier if one.step < step], [100, 250], step, loss, 3.0, frugal_training(), False
-    )
+    found = Round(frugal_training(), False, earlier).before(step).when_hot(step, loss, 3.0)
     assert (None if found is None else (found.what, found.next)) == (following and ("cool down", following))
 
 
@@ -164,7 +161,7 @@ def test_without_hope_it_grows_as_it_is(harder: float) -> None:
 
     def found(cool: float, may_grow: bool = True) -> Decision | None:
         hot = cool + 0.2 * (1 + SURE) + harder
-        return when_hot(earlier, [100, 250], 300, hot, target + harder, frugal_training(), may_grow)
+        return Round(frugal_training(), may_grow, earlier).when_hot(300, hot, target + harder)
 
     # The loss at 500 from which on the most hopeful answer misses the target.
     edge = (target + 3.9 * RATIOS[0]) / (1 + RATIOS[0])
@@ -188,27 +185,28 @@ def test_a_round_always_ends(
 ) -> None:
     """Of a loss that falls as a power of the steps, and by as much more in a decay."""
     training = settings(steps, decay_fraction=share, warmup_steps=warmup)
-    decisions, ends = list[Decision](), planned_ends(training)
+    known = Round(training, may_grow)
     for step in range(1, steps):
         loss = 2.0 + step**-0.2
-        if step in ends:
-            found = when_cooled(decisions, step, loss, loss, target, training, loss <= target, may_grow)
+        if step in known.ends:
+            found = known.when_cooled(step, loss, loss, target, loss <= target)
         else:
-            before = when_hot(decisions, ends, step, loss + gained, target, training, may_grow)
+            before = known.when_hot(step, loss + gained, target)
             if before is None:
                 continue
             found = before
-        if found.what == "cool down" and found.next not in ends and found.next != steps:
+        if found.what == "cool down" and found.next not in known.ends and found.next != steps:
             assert found.next is not None and step < found.next < steps
-            ends = sorted([*ends, found.next])
-        decisions.append(found)
+        known = known.and_then(found)
         if found.what in ("parity", "grow", "give up"):
             assert may_grow or not found.hot
             break
-    assert len(decisions) < 60
-    cooled_at = [one.step for one in decisions if one.what != "cool down"]
+    assert len(known.decisions) < 60
+    cooled_at = [one.step for one in known.decisions if one.what != "cool down"]
     assert all(later >= AGAIN * earlier - 1 for earlier, later in pairwise(cooled_at[2:]))
-    assert learning_rate(steps - 1, training, ends) == pytest.approx(training.schedule.final_learning_rate)
+    assert learning_rate(steps - 1, training, known.ends) == pytest.approx(
+        training.schedule.final_learning_rate
+    )
 
 
 # runs
@@ -268,13 +266,11 @@ def test_what_is_hopeless_later_grows_uncooled(
 ) -> None:
     """The last round, which nothing follows, is cooled in the end."""
 
-    def answers(
-        decisions: Any, step: int, loss: float, target: float, training: Training
-    ) -> dict[str, float]:
-        low = -1e10 if step in planned_ends(training) else 1e10
+    def answers(known: Round, step: int, loss: float, target: float) -> dict[str, float]:
+        low = -1e10 if step in planned_ends(known.training) else 1e10
         return {"low": low, "expected": max(low, 0.0), "high": max(low, 0.0)}
 
-    monkeypatch.setattr("inheritune.frugal.in_the_end", answers)
+    monkeypatch.setattr("inheritune.frugal.Round.in_the_end", answers)
     often = training(steps=STEPS, validation={"every": 2})
     summary = run(frugal(data, start_layers=1, parity=NEVER, training=often), tmp_path / "run")
     assert [entry.layers for entry in summary.rounds] == [1, 2, 3] and summary.verdict == "no parity"

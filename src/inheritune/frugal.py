@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,38 +77,29 @@ class UntilDecided:
         may_grow: bool,
     ) -> None:
         self.world, self.path, self.validation = this.world, directory / DECISIONS, this.data.validation
-        self.as_good, self.may_grow = as_good, may_grow
-        self.training, self.margin, self.reference = (
-            this.recipe.training,
-            this.recipe.parity.margin,
-            reference,
-        )
+        self.as_good, self.reference, self.margin = as_good, reference, this.recipe.parity.margin
         self.ends = list[int]()
         """Steps after which the learning rate has decayed, as far as is decided; the last step is one in any case."""
-        self._remember(this.world.on_first(decisions_in, directory))
+        self._remember(Round(this.recipe.training, may_grow, this.world.on_first(decisions_in, directory)))
 
     def __call__(self, step: int, losses: WindowLosses, measure: Measure) -> bool:
         """Whether the round ends here."""
         # A round that was killed decides again what it had decided after its checkpoint.
-        self._remember([one for one in self.decisions if one.step < step])
+        self._remember(self.round.before(step))
         target = self.reference.losses.thinned(len(losses.losses)).mean + self.margin
         if step in self.ends:
-            thinned = losses.thinned(self.training.validation.windows).mean
+            thinned = losses.thinned(self.round.training.validation.windows).mean
             as_good = self.as_good(losses, measure)
-            decision: Decision | None = when_cooled(
-                self.decisions, step, losses.mean, thinned, target, self.training, as_good, self.may_grow
-            )
-        elif step > next_decay(step, self.training, self.ends)[0]:
+            decision: Decision | None = self.round.when_cooled(step, losses.mean, thinned, target, as_good)
+        elif step > next_decay(step, self.round.training, self.ends)[0]:
             decision = self._when_cooling(step, measure) if losses.mean <= target else None
         else:
-            decision = when_hot(
-                self.decisions, self.ends, step, losses.mean, target, self.training, self.may_grow
-            )
+            decision = self.round.when_hot(step, losses.mean, target)
         if decision is None:
             return False
-        self._remember([*self.decisions, decision])
+        self._remember(self.round.and_then(decision))
         if self.world.first:
-            files.write_json(self.path, _LIST.dump_python(self.decisions, mode="json"))
+            files.write_json(self.path, _LIST.dump_python(list(self.round.decisions), mode="json"))
             say(decision.sentence())
         return decision.what in ("parity", "grow", "give up")
 
@@ -119,9 +111,102 @@ class UntilDecided:
         target = self.reference.losses.mean + self.margin
         return Decision(step=step, loss=losses.mean, target=target, what="parity")
 
-    def _remember(self, decisions: list[Decision]) -> None:
-        self.decisions = decisions
-        self.ends[:] = ends_of(decisions, self.training)
+    def _remember(self, known: Round) -> None:
+        self.round = known
+        self.ends[:] = known.ends
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round is decided by.
+
+    Args:
+        training: its settings.
+        may_grow: another round may follow.
+        decisions: made so far, in the order of steps.
+    """
+
+    training: Training
+    may_grow: bool
+    decisions: Sequence[Decision] = ()
+
+    @property
+    def ends(self) -> list[int]:
+        """After how many steps the learning rate has decayed, before the end, as far as is decided."""
+        return ends_of(self.decisions, self.training)
+
+    def before(self, step: int) -> Round:
+        """The round as it was when it came to this step."""
+        return replace(self, decisions=[one for one in self.decisions if one.step < step])
+
+    def and_then(self, decision: Decision) -> Round:
+        """The round after another decision."""
+        return replace(self, decisions=[*self.decisions, decision])
+
+    def when_hot(self, step: int, loss: float, target: float) -> Decision | None:
+        """At a validation before a decay: whether to cool the model, to grow it as it is, or None to train on.
+
+        Args:
+            step: that was done.
+            loss: on some of the validation windows, nats per token.
+            target: the loss to reach on these.
+        """
+        training = self.training
+        start, end = next_decay(step, training, self.ends)
+        if step == start:
+            return Decision(step=step, loss=loss, target=target, what="cool down", next=end)
+        gains = [(one.step, one.gain) for one in self.decisions if one.gain is not None]
+        if end != training.steps or not gains:
+            return None
+        end = round(step / (1 - training.schedule.decay_fraction))
+        if not AGAIN * gains[-1][0] <= end <= training.steps / AGAIN:
+            return None
+        decision = Decision(step=step, loss=loss, target=target, what="cool down")
+        gained = expected_gain(gains, end)
+        if loss - (1 - SURE) * gained <= target:
+            return decision.model_copy(update={"next": end})
+        answer = self.in_the_end(end, loss - (1 + SURE) * gained, target)
+        if self.may_grow and answer["low"] > target:
+            return decision.model_copy(update={"what": "grow", **answer})
+        return None
+
+    def when_cooled(self, step: int, loss: float, thinned: float, target: float, as_good: bool) -> Decision:
+        """Where the learning rate has decayed: whether the round ends.
+
+        Args:
+            step: that was done.
+            loss: on all validation windows, nats per token.
+            thinned: the loss on those windows that were validated when the decay began.
+            target: the loss to reach on all.
+            as_good: whether parity holds.
+        """
+        hot = [one.loss for one in self.decisions if one.what == "cool down"]
+        decision = Decision(
+            step=step,
+            loss=loss,
+            target=target,
+            what="parity" if as_good else "train on",
+            gain=hot[-1] - thinned if hot else None,
+        )
+        if as_good or all(one.hot for one in self.decisions):
+            return decision
+        answer = self.in_the_end(step, loss, target)
+        hopeless = "grow" if self.may_grow else "give up"
+        what = hopeless if answer["low"] > target else "train on"
+        return decision.model_copy(update={**answer, "what": what})
+
+    def in_the_end(self, step: int, loss: float, target: float) -> dict[str, float]:
+        """What the loss should be after all steps, by a cooled model's after some and by the cooled one before.
+
+        The two may be on different windows, so they are compared by their differences to the target on these.
+
+        Returns:
+            `low`, `expected` and `high`, nats per token.
+        """
+        last = next(one for one in reversed(self.decisions) if not one.hot)
+        doubling = max(0.0, (last.loss - last.target) - (loss - target)) / math.log2(step / last.step)
+        answers = (loss - doubling * gain(self.training.steps / step, ratio) for ratio in RATIOS)
+        return dict(zip(("low", "expected", "high"), answers, strict=True))
 
 
 def decisions_in(directory: Path) -> list[Decision]:
@@ -143,47 +228,6 @@ def planned_ends(training: Training) -> list[int]:
     return sorted(end for end in found if end * AGAIN <= training.steps)
 
 
-def when_hot(
-    decisions: Sequence[Decision],
-    ends: Sequence[int],
-    step: int,
-    loss: float,
-    target: float,
-    training: Training,
-    may_grow: bool,
-) -> Decision | None:
-    """At a validation before a decay: whether to cool the model, to grow it as it is, or None to train on.
-
-    Args:
-        decisions: those before.
-        ends: the steps after which the learning rate has decayed, as far as is decided.
-        step: that was done.
-        loss: on some of the validation windows, nats per token.
-        target: the loss to reach on these.
-        training: of the round.
-        may_grow: another round may follow.
-    """
-    start, end = next_decay(step, training, ends)
-    if step == start:
-        return Decision(step=step, loss=loss, target=target, what="cool down", next=end)
-    gains = [(one.step, one.gain) for one in decisions if one.gain is not None]
-    if end != training.steps or not gains:
-        return None
-    end = round(step / (1 - training.schedule.decay_fraction))
-    if not AGAIN * gains[-1][0] <= end <= training.steps / AGAIN:
-        return None
-    decision, gained = (
-        Decision(step=step, loss=loss, target=target, what="cool down"),
-        expected_gain(gains, end),
-    )
-    if loss - (1 - SURE) * gained <= target:
-        return decision.model_copy(update={"next": end})
-    answer = in_the_end(decisions, end, loss - (1 + SURE) * gained, target, training)
-    if may_grow and answer["low"] > target:
-        return decision.model_copy(update={"what": "grow", **answer})
-    return None
-
-
 def expected_gain(gains: Sequence[tuple[int, float]], end: int) -> float:
     """What a decay gains that ends after so many steps, from (end, gain) of earlier ones, which were shorter.
 
@@ -194,56 +238,3 @@ def expected_gain(gains: Sequence[tuple[int, float]], end: int) -> float:
         return gained
     before, less = earlier[-1]
     return gained + max(0.0, gained - less) * math.log(end / last) / math.log(last / before)
-
-
-def when_cooled(
-    decisions: Sequence[Decision],
-    step: int,
-    loss: float,
-    thinned: float,
-    target: float,
-    training: Training,
-    as_good: bool,
-    may_grow: bool,
-) -> Decision:
-    """Where the learning rate has decayed: whether the round ends.
-
-    Args:
-        decisions: those before.
-        step: that was done.
-        loss: on all validation windows, nats per token.
-        thinned: the loss on those windows that were validated when the decay began.
-        target: the loss to reach on all.
-        training: of the round.
-        as_good: whether parity holds.
-        may_grow: another round may follow.
-    """
-    hot = [one.loss for one in decisions if one.what == "cool down"]
-    decision = Decision(
-        step=step,
-        loss=loss,
-        target=target,
-        what="parity" if as_good else "train on",
-        gain=hot[-1] - thinned if hot else None,
-    )
-    if as_good or all(one.hot for one in decisions):
-        return decision
-    answer = in_the_end(decisions, step, loss, target, training)
-    hopeless = "grow" if may_grow else "give up"
-    return decision.model_copy(update={**answer, "what": hopeless if answer["low"] > target else "train on"})
-
-
-def in_the_end(
-    decisions: Sequence[Decision], step: int, loss: float, target: float, training: Training
-) -> dict[str, float]:
-    """What the loss should be after all steps, by a cooled model's after some and by the cooled one before.
-
-    The two may be on different windows, so they are compared by their differences to the target on these.
-
-    Returns:
-        `low`, `expected` and `high`, nats per token.
-    """
-    last = next(one for one in reversed(decisions) if not one.hot)
-    doubling = max(0.0, (last.loss - last.target) - (loss - target)) / math.log2(step / last.step)
-    answers = (loss - doubling * gain(training.steps / step, ratio) for ratio in RATIOS)
-    return dict(zip(("low", "expected", "high"), answers, strict=True))
