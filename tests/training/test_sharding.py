@@ -18,7 +18,7 @@ from inheritune.models.size import on_meta
 from inheritune.runtime.hardware import Hardware
 from inheritune.training import parallel
 from inheritune.training.distillation import DistillationLoss
-from inheritune.training.loss import NextTokenLoss
+from inheritune.training.loss import NextTokenLoss, compile_each
 from inheritune.training.parallel import Placed, groups_of, is_share, spread
 from tiny_models import tiny_model, tokens
 
@@ -94,3 +94,25 @@ def test_a_teacher_is_gathered_for_its_forward_pass_only() -> None:
     for last in (False, True):
         pass_over(placed, last)
     assert held == [{True}, {True}]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_blocks_that_differ_do_not_share_compiled_code(monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    """By torch's own option (2.13), and without it."""
+    compiled = []
+
+    def with_option(method: Any, isolate_recompiles: bool = False) -> Any:
+        compiled.append((method.__func__.__code__, isolate_recompiles))
+        return method
+
+    def without(method: Any) -> Any:
+        return with_option(method)
+
+    monkeypatch.setattr(torch, "compile", with_option if known else without)
+    model = tiny_model("gpt2", scale_attn_by_inverse_layer_idx=True)
+    batch = tokens(2, 16)
+    expected = NextTokenLoss(model)(batch, batch)
+    compile_each(blocks(model))
+    torch.testing.assert_close(NextTokenLoss(model)(batch, batch), expected, rtol=0, atol=0)
+    assert len({id(code) for code, _ in compiled}) == (1 if known else len(blocks(model)))
+    assert {isolated for _, isolated in compiled} == {known}
