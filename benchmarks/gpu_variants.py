@@ -8,6 +8,7 @@ residual    bf16: between the blocks too (not what autocast does; for comparison
 optimizer   adamw, muon
 float8      tensorwise, rowwise
 parallel    ddp, fsdp: in a process group of one, to see what the engine itself costs
+gather      again: FSDP as where there is no room to keep what it gathered
 
 The other contestants know `micro`, such as `trainer+micro=24`.
 """
@@ -29,7 +30,7 @@ from inheritune.training import loss as losses
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.parallel import Placed, place, spread
 
-NAMES = ("attention", "loss", "compile", "micro", "residual", "optimizer", "float8", "parallel")
+NAMES = ("attention", "loss", "compile", "micro", "residual", "optimizer", "float8", "parallel", "gather")
 
 
 def parse(contestant: str) -> dict[str, str]:
@@ -78,6 +79,8 @@ def placed(
             loss.compile_parts()
             hardware = dataclasses.replace(hardware, compile=False)
         result = spread(loss, settings["parallel"], hardware)  # type: ignore[arg-type]
+        keeps = result.strategy == "fsdp" and settings.get("gather") != "again"
+        result = dataclasses.replace(result, keeps=keeps)
     elif how == "blocks":
         loss.compile_parts()
         result = dataclasses.replace(result, forward=loss)

@@ -1,6 +1,7 @@
 """Memory of a training step: what `inheritune plan` says, and what the processes were seen to take.
 
     python benchmarks/memory.py [--cases gpt2,llama] [--strategies single,ddp,fsdp] [--processes 4] [--device cuda]
+                                [--regather]
 
 Every measurement is taken in processes of its own, one or more, with the loop's own step, `parallel.place` and
 optimizer. On a CPU it is the peak of the resident memory (VmHWM) in the third step, less what the process had after
@@ -15,6 +16,7 @@ import itertools
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,11 @@ from inheritune.models.presets import architecture_config, from_config
 from inheritune.models.size import on_meta
 from inheritune.runtime.hardware import Hardware, choose_hardware
 from inheritune.runtime.world import joined
+from inheritune.training import micro_batch, parallel
 from inheritune.training.distillation import DistillationLoss
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.memory import memory_per_process
-from inheritune.training.micro_batch import fitting_step, step_of
+from inheritune.training.micro_batch import choose_micro_batch, fitting_step, step_of
 from inheritune.training.optimizer import make_optimizer
 from inheritune.training.parallel import place
 from inheritune.training.step import Stepper
@@ -95,7 +98,8 @@ def told(case: dict[str, Any], device: str, strategy: str, processes: int) -> in
     teacher = on_meta(architecture_config(case["teacher"])) if case.get("teacher") else None
     step = step_of(model, training, case["window"], torch.device(device), case.get("bf16", False), teacher)
     kind: Any = strategy
-    return memory_per_process(fitting_step(step, training, kind, processes), kind, processes)
+    room = psutil.virtual_memory().total // processes if device == "cpu" else None
+    return memory_per_process(fitting_step(step, training, kind, processes, room), kind, processes)
 
 
 def stepper_of(case: dict[str, Any], training: Training, hardware: Hardware) -> Stepper:
@@ -105,6 +109,8 @@ def stepper_of(case: dict[str, Any], training: Training, hardware: Hardware) -> 
         teacher = from_config(architecture_config(case["teacher"]), seed=1)
         loss = DistillationLoss(model, teacher, Distillation(), hardware.world)
     placed = place(loss, training, hardware, case["window"])
+    step = choose_micro_batch(placed, training, hardware, case["window"])
+    placed = replace(placed, keeps=step.keeps)
     return Stepper(placed, make_optimizer(placed.loss.model, training.optimizer), training, hardware)
 
 
@@ -178,10 +184,16 @@ def main() -> None:
     parser.add_argument("--strategies", default="single,ddp,fsdp")
     parser.add_argument("--processes", type=int, default=2, help="of ddp and fsdp")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--regather", action="store_true", help="FSDP as where there is no room to keep weights"
+    )
     options = parser.parse_args()
     if GLIBC.items() - os.environ.items():  # it is read when a program starts
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **GLIBC})
     transformers_logging.set_verbosity_error()
+    parallel.GROUP = 2**26  # so that these small models have several groups of blocks
+    if options.regather:
+        micro_batch.FILLED_TOGETHER = 0
     torch.set_num_threads(1)
     strategies = options.strategies.split(",") if options.device == "cpu" else ["single"]
     names = [name for name in CASES if any(part in name for part in options.cases.split(";"))]

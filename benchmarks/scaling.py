@@ -3,6 +3,7 @@
     python benchmarks/scaling.py                                       # on the CPU, two processes
     python benchmarks/scaling.py --device cuda --processes 2 --sizes medium-24,xlarge-24 --ways ddp
     python benchmarks/scaling.py --device cuda --processes 8 --sizes llama-1.5b --ways fsdp --turns 1
+    python benchmarks/scaling.py --ways fsdp --set training.micro_batch=2 --constant training.parallel.GROUP=1
 
 Each process has the tokens of a step that `gpu.py` gives one GPU, so N processes do N times the work; on the
 CPU, where cores are shared, they share one step. A row's rate is the median of the second half of its steps. "Of
@@ -33,6 +34,18 @@ _NARROW = {
     "n_positions": 128,
     "vocab_size": 50_304,
 }
+PROGRAM = """
+import json, sys
+from importlib import import_module
+
+from inheritune.cli.main import main
+
+for name, value in json.loads(sys.argv.pop(1)).items():
+    module, _, constant = f"inheritune.{name}".rpartition(".")
+    setattr(import_module(module), constant, value)
+main()
+"""
+"""`inheritune` with other values of constants, which it is given first."""
 SIZES = {**SIZES, "narrow": Size(_NARROW, 128, 1024), "wide": Size({**_NARROW, "n_embd": 256}, 128, 1024)}
 
 
@@ -46,6 +59,8 @@ def main() -> None:
     parser.add_argument("--ways", default="ddp,fsdp")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE, as of `inheritune train`")
+    parser.add_argument("--constant", action="append", default=[], help="NAME=VALUE, within `inheritune`")
     options = parser.parse_args()
     count = options.processes
     print("| size | processes | tokens/s | of linear | memory of one, GiB |\n|---|---|---|---|---|")
@@ -57,9 +72,7 @@ def main() -> None:
             for turn in range(options.turns):
                 for way in ways:
                     recipe = recipe_of(SIZES[size], data, options, *way)
-                    measured[way].append(
-                        train(recipe, data / f"{size}-{way[1]}-{turn}", options.device, way[0], count)
-                    )
+                    measured[way].append(train(recipe, data / f"{size}-{way[1]}-{turn}", options, way[0]))
             one = statistics.median(rate for rate, _ in measured[ways[0]])
             for (processes, way), turns in measured.items():
                 rate, memory = (
@@ -106,21 +119,21 @@ def recipe_of(
 
 
 def train(
-    recipe: dict[str, object], path: Path, device: str, processes: int, cores: int
+    recipe: dict[str, object], path: Path, options: argparse.Namespace, processes: int
 ) -> tuple[float, float]:
     """Tokens per second, and the memory of the first process in bytes."""
     path.with_suffix(".yaml").write_text(yaml.safe_dump(recipe))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    program = path.with_name("program.py")
+    program.write_text(PROGRAM)
+    constants = {name: json.loads(value) for name, value in (each.split("=") for each in options.constant)}
     command = [
         *(launch if processes > 1 else []),
-        "-m",
-        "inheritune",
-        "train",
-        f"{path}.yaml",
-        "-o",
-        str(path),
+        *(str(program), json.dumps(constants), "train", f"{path}.yaml", "-o", str(path)),
+        *(word for each in options.set for word in ("--set", each)),
     ]
-    threads = {} if device == "cuda" else {"OMP_NUM_THREADS": str(max(1, cores // processes))}
+    cores = options.processes
+    threads = {} if options.device == "cuda" else {"OMP_NUM_THREADS": str(max(1, cores // processes))}
     subprocess.run(
         [sys.executable, *command], env={**os.environ, **threads}, check=True, stdout=subprocess.DEVNULL
     )

@@ -10,7 +10,7 @@ import torch
 from inheritune import UserError
 from inheritune.models.size import on_meta
 from inheritune.planning import KNOWN_RATES, known_rate, plan, plan_memory, stage_memory
-from inheritune.training.memory import memory_per_process
+from inheritune.training.memory import Step, memory_per_process
 from inheritune.training.micro_batch import fitting_step, step_of
 from tiny_data import write_shards
 from tiny_recipes import recipe, training
@@ -81,6 +81,27 @@ def test_several_processes_need_more_of_a_margin(data: Path) -> None:
         for share in (0.7, 0.8)
     ]
     assert sizes == [768, 384]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_weights_stay_gathered_where_there_is_room(data: Path, device: str) -> None:
+    """One rule for training and plan, on the same share of a device as for a GPU's micro-batches."""
+    stage = reference(data, device=device, precision="auto", parallel="fsdp", tokens_per_step=24_576)
+    work = stage.work
+    step = step_of(on_meta(work.config), work.training, work.window, torch.device(device), bf16=True)
+
+    def fitting(room: int | None, strategy: Any = "fsdp") -> Step:
+        settings = work.training.model_copy(update={"micro_batch": 8})
+        return fitting_step(step, settings, strategy, 2, room=room)
+
+    assert fitting(None).keeps
+    assert not fitting(None, "ddp").keeps
+    taken = memory_per_process(fitting(None), "fsdp", 2)
+    assert [fitting(round(taken / share)).keeps for share in (0.7, 0.8)] == [True, False]
+    assert memory_per_process(fitting(1), "fsdp", 2) < taken
+    planned = stage_memory(stage, processes=2)
+    assert planned is not None
+    assert planned.strategy == "fsdp"
 
 
 def test_what_training_refuses_is_refused(data: Path) -> None:

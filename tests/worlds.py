@@ -5,11 +5,12 @@ its processes, what they wrote to standard error, and how long it took. A job is
 
     {"recipe": {...}, "kind": "run" | "train", "directory": ..., "processes": 2,
      "changes": {"1": {"training": ...}}, "kill": {"rank": 1, "saves": 2}, "stop": {"rank": 0, "step": 5},
-     "full": {"rank": 1, "windows": 2}, "file_tokens": 128, "environment": {...}}
+     "full": {"rank": 1, "windows": 2}, "file_tokens": 128, "constants": {"inheritune.training.parallel.GROUP": 1},
+     "environment": {...}}
 
 `changes` are of single processes; `kill` ends one of them in the middle of its so-and-so-many-th checkpoint, and
 `stop` sends one of them SIGTERM while it works on a step (0-based); `full` lets one of them run out of memory with
-more windows; `file_tokens` are those that a file of a teacher's answers is of.
+more windows; `file_tokens` are those that a file of a teacher's answers is of; `constants` have these values.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,9 @@ def _child(job: dict[str, Any], rank: int, environment: dict[str, str], errors: 
         from inheritune.data import answers
 
         answers.FILE_TOKENS = job["file_tokens"]
+    for name, value in job.get("constants", {}).items():
+        module, _, constant = name.rpartition(".")
+        setattr(import_module(module), constant, value)
     sys.argv = ["inheritune", job.get("kind", "train"), str(recipe), "-o", job["directory"]]
     code = 1
     try:

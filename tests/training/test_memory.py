@@ -142,6 +142,20 @@ def test_what_takes_more_and_what_less() -> None:
     assert max(found) < single and found[1] < found[0]
 
 
+def test_what_fsdp_keeps_gathered() -> None:
+    """Weights as they are sent; with several micro-batches also whole gradients, in the place of shares."""
+    how = How(window=48, bf16=True, gpu=True, compiled=True)
+    shape = shape_of(on_meta(architecture_config(GPT2)), how)
+    assert shape.group == 5 * shape.in_blocks // 24
+    once, several = (Step(how, shape, micro_batch=1, accumulates=more) for more in (False, True))
+    taken, kept = (
+        [memory_per_process(replace(step, keeps=keeps), "fsdp", 8) for step in (once, several)]
+        for keeps in (False, True)
+    )
+    assert 0 < kept[0] - taken[0] <= 2 * shape.in_blocks
+    assert 4 * shape.in_blocks < kept[1] - taken[1] < 6 * shape.trained
+
+
 def test_a_gpu_never_holds_all_logits_in_eager_code() -> None:
     how = How(window=1024)
     shape = shape_of(on_meta(config_of("llama", vocab_size=50_000)), how)

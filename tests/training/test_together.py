@@ -32,6 +32,15 @@ LAYOUTS: dict[str, tuple[int, str]] = {
     "ddp-4": (4, "ddp"),
     "fsdp-4": (4, "fsdp"),
 }
+GROUP, ROOM = "inheritune.training.parallel.GROUP", "inheritune.training.micro_batch.FILLED_TOGETHER"
+WAYS: dict[str, dict[str, float]] = {
+    "one group, kept": {},
+    "two blocks a group, kept": {GROUP: 120_000},
+    "one group, gathered again": {ROOM: 0},
+    "two blocks a group, gathered again": {GROUP: 120_000, ROOM: 0},
+    "a block a group, gathered again": {GROUP: 1, ROOM: 0},
+}
+"""How FSDP groups blocks, and whether it keeps what it gathered."""
 LOST = 3
 INTERRUPTED = 130
 
@@ -91,8 +100,33 @@ def test_fifty_steps_are_those_of_one_process(data: Path, tmp_path: Path, accumu
         assert first["loss"] == expected["loss"], "the same weights have the same validation loss, exactly"
 
 
-@pytest.mark.parametrize("layout", ["fsdp-2", "ddp-2"])
-def test_distillation_and_activation_checkpointing(data: Path, tmp_path: Path, layout: str) -> None:
+def test_groups_of_blocks(data: Path, tmp_path: Path) -> None:
+    """Of any size, kept or gathered again, in one micro-batch or several: the same training."""
+    ways = dict(enumerate(WAYS.values()))
+    for several in ({"tokens_per_step": 512, "micro_batch": 2}, {}):
+        recipe = train_recipe(data, training=training(log_every=1, **several))
+        folder = tmp_path / str(len(several))
+        jobs = [job("fsdp-2", recipe, folder / str(way), constants=ways[way]) for way in ways]
+        succeed([job("single", recipe, folder / "single"), *jobs])
+        for way in ways:
+            for kind, figure, rel in (
+                ("train", "loss", 1e-6),
+                ("train", "gradient_norm", 1e-4),
+                ("validation", "loss", 1e-6),
+            ):
+                expected = [row[figure] for row in rows(folder / "single", kind)]
+                assert [row[figure] for row in rows(folder / str(way), kind)] == pytest.approx(
+                    expected, rel=rel
+                )
+
+
+@pytest.mark.parametrize(
+    ("layout", "constants"),
+    [("fsdp-2", {}), ("fsdp-2", {GROUP: 120_000}), ("fsdp-2", {ROOM: 0}), ("ddp-2", {})],
+)
+def test_distillation_and_activation_checkpointing(
+    data: Path, tmp_path: Path, layout: str, constants: dict[str, float]
+) -> None:
     """A sharded teacher teaches the same, and activations that are made again are the same ones."""
     succeed([job("single", train_recipe(data), tmp_path / "teacher")])
     recipe = train_recipe(
@@ -101,16 +135,20 @@ def test_distillation_and_activation_checkpointing(data: Path, tmp_path: Path, l
         initialization={"layers": "first 2"},
         distillation={"alpha": 0.6},
     )
-    again = {**recipe, "training": {**recipe["training"], "activation_checkpointing": "all"}}
+    again, partly = (
+        {**recipe, "training": {**recipe["training"], "activation_checkpointing": which, "micro_batch": 1}}
+        for which in ("all", "first 1")
+    )
     succeed(
         [
             job("single", recipe, tmp_path / "single"),
-            job(layout, recipe, tmp_path / "together"),
-            job(layout, again, tmp_path / "again"),
+            job(layout, recipe, tmp_path / "together", constants=constants),
+            job(layout, again, tmp_path / "again", constants=constants),
+            job(layout, partly, tmp_path / "partly", constants=constants),
         ]
     )
     expected = [row["loss"] for row in rows(tmp_path / "single", "train")]
-    for name in ("together", "again"):
+    for name in ("together", "again", "partly"):
         assert [row["loss"] for row in rows(tmp_path / name, "train")] == pytest.approx(expected, rel=1e-6)
 
 
@@ -180,10 +218,11 @@ def test_compiled(data: Path, tmp_path: Path) -> None:
             job("ddp-2", compiled, tmp_path / "ddp"),
             job("fsdp-2", compiled, tmp_path / "fsdp"),
             job("ddp-2", again, tmp_path / "again"),
+            job("fsdp-2", again, tmp_path / "fsdp-again", constants={ROOM: 0}),
         ]
     )
     expected = [row["loss"] for row in rows(tmp_path / "single", "train")]
-    for name in ("ddp", "fsdp", "again"):
+    for name in ("ddp", "fsdp", "again", "fsdp-again"):
         assert [row["loss"] for row in rows(tmp_path / name, "train")] == pytest.approx(expected, rel=1e-5)
 
 
@@ -240,6 +279,23 @@ def test_going_on_is_exact_with_four_processes(data: Path, tmp_path: Path, layou
             job(layout, recipe, tmp_path / "stopped", stop=stop),
             job(layout, recipe, tmp_path / "stopped"),
             job(layout, recipe, tmp_path / "undisturbed"),
+        ]
+    )
+    assert set(goes_on["codes"].values()) | set(undisturbed["codes"].values()) == {0}
+    assert torch.equal(weights(tmp_path / "stopped"), weights(tmp_path / "undisturbed"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_going_on_is_exact_however_blocks_are_grouped(data: Path, tmp_path: Path, way: str) -> None:
+    recipe = train_recipe(data, training=training(tokens_per_step=256, micro_batch=1))
+    _, goes_on, undisturbed = run_jobs(
+        [
+            job("fsdp-2", recipe, tmp_path / name, constants=WAYS[way], **stop)
+            for name, stop in (
+                ("stopped", {"stop": {"rank": 1, "step": 5}}),
+                ("stopped", {}),
+                ("undisturbed", {}),
+            )
         ]
     )
     assert set(goes_on["codes"].values()) | set(undisturbed["codes"].values()) == {0}

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from inspect import signature
+from types import FunctionType, MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,20 +100,34 @@ class NextTokenLoss(nn.Module):
 
 
 def compile_each(layers: nn.ModuleList) -> None:
-    """Compile blocks in place, each alone; blocks that are alike share their code.
+    """Compile what blocks compute, in place, each alone; blocks that are alike share their code.
+
+    Their hooks, which are FSDP's, stay outside: compiled code would be left and entered again for each of them.
+    Neighbours are not compiled as one: a model may give each block something else (the mask of its kind).
 
     Blocks that differ in a number, as GPT-2's in their scale of attention, have code of their own. In one cache each
     call would look through that of all blocks before it (on a GPU longer than a block of GPT-2 medium computes).
     """
-    options = {}
-    if len({_numbers(block) for block in layers}) > 1:
-        if "isolate_recompiles" in signature(torch.compile).parameters:
-            options["isolate_recompiles"] = True
-        else:  # before torch 2.13
-            limit = torch._dynamo.config.recompile_limit
-            torch._dynamo.config.recompile_limit = max(limit, 4 * len(layers))
+    differ = len({_numbers(block) for block in layers}) > 1
+    known = "isolate_recompiles" in signature(torch.compile).parameters  # since torch 2.13
+    options: dict[str, Any] = {"isolate_recompiles": True} if differ and known else {}
     for block in layers:
-        block.compile(**options)
+        method: Any = block.forward
+        block.forward = torch.compile(_with_own_code(method) if differ and not known else method, **options)
+
+
+def _with_own_code(method: MethodType) -> MethodType:
+    """The same method with a copy of its code, which torch then compiles into a cache of its own."""
+    function = method.__func__
+    copy = FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return MethodType(copy, method.__self__)
 
 
 def _numbers(block: nn.Module) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ from inheritune.models.architecture import blocks
 from inheritune.models.size import active_weights
 from inheritune.training.distillation import CHUNK as TAUGHT_CHUNK
 from inheritune.training.loss import CHUNK, WHOLE
-from inheritune.training.parallel import Strategy
+from inheritune.training.parallel import Strategy, groups_of
 
 BACKWARD = 0.25
 """What the backward pass of a block takes for itself, in parts of what the block keeps."""
@@ -52,7 +52,7 @@ class Shape:
     trained: int  # parameters that get a gradient
     parameters: int
     in_blocks: int  # parameters of all blocks
-    block: int  # parameters of the largest block
+    group: int  # parameters of the largest group of blocks that FSDP gathers
     kept: float  # bytes that a block keeps of a token for the backward pass
     linear_head: bool  # whether logits are a linear map of the last hidden state and nothing more
     tied: bool  # whether the head is the embedding
@@ -62,15 +62,15 @@ def shape_of(model: PreTrainedModel, how: How) -> Shape:
     """The sizes of a model, with or without its weights, whole or in shares."""
     text, own = model.config.get_text_config(), blocks(model)
     scales = (_first(text, "logit_scale", "logits_scaling"), _first(text, "final_logit_softcapping"))
-    sizes = [sum(p.numel() for p in block.parameters()) for block in own]
+    in_groups = [sum(p.numel() for block in group for p in block.parameters()) for group in groups_of(own)]
     return Shape(
         hidden=text.hidden_size,
         vocabulary=text.vocab_size,
         layers=len(own),
         trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
         parameters=sum(p.numel() for p in model.parameters()),
-        in_blocks=sum(sizes),
-        block=max(sizes),
+        in_blocks=sum(in_groups),
+        group=max(in_groups),
         kept=sum(kept_of_a_token(block, text, how) for block in own) / len(own),
         linear_head=all(scale in (None, 1) for scale in scales),
         tied=bool(text.tie_word_embeddings),
@@ -135,6 +135,7 @@ class Step:
     model: Shape
     micro_batch: int  # windows in one forward pass
     accumulates: bool = False  # whether a step has more than one forward pass
+    keeps: bool = False  # whether FSDP leaves weights gathered until the last backward pass
     checkpointed: int = 0  # blocks that make their activations again in the backward pass
     optimizer: Literal["adamw", "muon"] = "adamw"
     teacher: Shape | None = None  # whose logits are learnt
@@ -182,16 +183,27 @@ def memory_per_process(step: Step, strategy: Strategy, processes: int = 1) -> in
     if not sharded:
         most = max(activations + max(forward, backward) + held * gradients, gradients + last)
         return round(fixed + most)
-    # The root is put together all the time, and so is its gradient; of blocks two are, and one gradient is sent.
+    # The root is put together all the time, and so is its gradient in the backward pass. Of groups of blocks two are,
+    # or all; in the forward pass the last one that was sent is also there as it was sent.
     root = 4 * (model.parameters - model.in_blocks)
     root += 4 * (teacher.parameters - teacher.in_blocks) if teacher else 0
-    largest = max(model.block, teacher.block if teacher else 0)
-    gathered = (2 if how.bf16 and how.gpu else 4) * largest
-    shares = (fixed + (gradients if step.accumulates else 0)) / processes
-    at_head = activations + max(forward, backward) + root + gathered
-    in_blocks = activations + needed + again + BACKWARD * block + 2 * root + 2 * gathered + 4 * largest
-    at_end = last + 2 * root + (0 if step.accumulates else gradients / processes)
-    return round(shares + max(at_head, in_blocks, at_end))
+    width = 2 if how.bf16 and how.gpu else 4
+    kept = width * model.in_blocks if step.keeps else 0
+    gathered = kept or width * min(2 * model.group, model.in_blocks)
+    # Gradients of earlier micro-batches, whole or in shares.
+    whole = step.accumulates and step.keeps
+    before = 4 * model.in_blocks + root if whole else 0
+    shares = (fixed + (gradients if step.accumulates and not whole else 0)) / processes
+    # A group's gradients are sent in float32 when what it kept of the tokens is gone; meanwhile the next come.
+    own = activations * model.group / model.in_blocks
+    sent = max(0, 4 * model.group - own)
+    if not step.keeps and model.in_blocks > 2 * model.group:
+        sent = max(sent, (width + 4) * model.group - 2 * own)
+    at_head = activations + root + before + kept + max(forward + width * model.group, backward)
+    in_blocks = activations + needed + again + BACKWARD * block + root + max(root, before) + gathered + sent
+    at_end = last + 2 * root + (0 if step.accumulates and not whole else gradients / processes)
+    teaching = root + before + (kept if whole else 0) + 2 * width * teacher.group if teacher else 0
+    return round(shares + max(at_head, in_blocks, at_end, teaching))
 
 
 def _logits(step: Step) -> float:

@@ -117,7 +117,7 @@ def fitting_step(
         training: whose step it is.
         strategy: how it is spread over processes.
         processes: so many.
-        room: bytes of a GPU's memory; if they are not known, or on a CPU, everything fits.
+        room: bytes of each process's device; if they are not known, everything fits. On a CPU any micro-batch does.
         fitted: bytes, by the formula, of the largest step that fitted after memory had run out (`remembered`).
     """
     most = math.inf if fitted is None else fitted
@@ -130,7 +130,17 @@ def fitting_step(
         step = replace(step, micro_batch=size, accumulates=accumulates)
         if memory_per_process(step, strategy, processes) <= most:
             break
-    return step
+    return replace(step, keeps=strategy == "fsdp" and keeps_gathered(step, processes, room))
+
+
+def keeps_gathered(step: Step, processes: int, room: int | None) -> bool:
+    """Whether FSDP leaves a step's weights gathered, and its gradients whole, until its last backward pass.
+
+    It does where that fits by the formula into what a step may take of a device of so many bytes (`room`): a GPU, or
+    a process's share of the machine's memory. Then a step gathers once and averages once, whatever its micro-batches.
+    """
+    taken = memory_per_process(replace(step, keeps=True), "fsdp", processes)
+    return room is None or taken <= FILLED_TOGETHER * room
 
 
 def choose_micro_batch(

@@ -2,7 +2,8 @@
 
 One process holds everything. With DDP every process holds the whole model and a share of the windows, and gradients
 are averaged. With FSDP2 (`fully_shard`) every weight, its gradient and its optimizer state are cut into as many
-shares as there are processes, and a block is put together only while it computes.
+shares as there are processes. A group of blocks is put together while it computes; where memory allows
+(`micro_batch.keeps_gathered`), it stays so until a step's last backward pass.
 
 The model is made on the first process. The others make its shape without memory (meta device) and receive the
 weights block by block, so that nobody but the first holds more of it than the strategy needs.
@@ -10,10 +11,11 @@ weights block by block, so that nobody but the first holds more of it than the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from inspect import signature
+from itertools import chain, pairwise
 from typing import Any, Literal
 
 import psutil
@@ -41,6 +43,11 @@ SHARE_OF_MEMORY = 0.5
 BUCKET = 100
 """MiB of gradients that DDP averages at once: four times torch's own, as compiled code is cut at their ends."""
 
+GROUP = 2**28
+"""Bytes, in float32, of the weights of neighbouring blocks that FSDP gathers together; a larger block is a group of
+its own. What the host does for a group takes about as long for few weights as for many. Larger groups would make
+longer what nothing overlaps with: gathering the first one, and averaging the gradients of the last."""
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -50,21 +57,39 @@ class Placed:
         loss: whose modules hold the parameters, whole or in shares.
         forward: computes it; compiled, and with gradients averaged over processes, where that is wanted.
         strategy: how it is spread over the processes.
+        groups: under FSDP, the first block of every group of blocks that is trained.
+        keeps: under FSDP, whether a step's weights stay gathered, and gradients whole, until its last backward pass.
     """
 
     loss: NextTokenLoss
     forward: Callable[..., Tensor]
     strategy: Strategy
+    groups: tuple[Any, ...] = ()
+    keeps: bool = False
 
     def accumulating(self, last: bool) -> AbstractContextManager[Any]:
         """Around forward and backward of a micro-batch: DDP averages gradients after the last one only.
 
-        FSDP averages after each, since what it would otherwise keep are whole gradients.
+        So does FSDP if it `keeps` what is gathered; otherwise after each, and only shares of them are held.
         """
+        if self.keeps:
+            return self._keeping(last)
         if self.strategy == "ddp" and not last:
             assert isinstance(self.forward, nn.parallel.DistributedDataParallel)
             return self.forward.no_sync()
         return nullcontext()
+
+    @contextmanager
+    def _keeping(self, last: bool) -> Iterator[None]:
+        """So it is set for training only: without a backward pass nothing would free what validation gathers."""
+        for group in (self.loss, *self.groups):
+            group.set_requires_gradient_sync(last, recurse=False)
+            group.set_reshard_after_backward(last, recurse=False)
+        for group in self.groups:
+            group.set_reshard_after_forward(False, recurse=False)
+        yield
+        for group in self.groups:
+            group.set_reshard_after_forward(True, recurse=False)
 
 
 def built_on_rank_0(make: Callable[[], PreTrainedModel], world: World) -> PreTrainedModel:
@@ -107,14 +132,13 @@ def place(loss: NextTokenLoss, training: Training, hardware: Hardware, window: i
 
 def spread(loss: NextTokenLoss, strategy: Literal["ddp", "fsdp"], hardware: Hardware) -> Placed:
     """Spread a loss over the processes of the default process group, with the first one's weights."""
-    if hardware.compile:
-        if strategy == "ddp":
-            loss.compile()  # torch cuts the graph where DDP's buckets end
-        else:
-            loss.compile_parts()
     if strategy == "fsdp":
-        _shard(loss, hardware)
-        return Placed(loss, loss, strategy)
+        groups = _shard(loss, hardware)
+        if hardware.compile:
+            loss.compile_parts()
+        return Placed(loss, loss, strategy, groups)
+    if hardware.compile:
+        loss.compile()  # torch cuts the graph where DDP's buckets end
     _receive(loss, hardware.device)
     engine = nn.parallel.DistributedDataParallel
     # Buffers never change; torch 2.13 has a new name for not sending them at every step.
@@ -202,8 +226,25 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_share(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def _shard(loss: NextTokenLoss, hardware: Hardware) -> None:
-    """FSDP2: each block is a group of its own; embeddings, final norm and head are one with the loss as their root.
+def groups_of(layers: Iterable[nn.Module]) -> list[list[nn.Module]]:
+    """Neighbouring blocks that FSDP gathers together: as many as there is room for in `GROUP`, and at least one."""
+    groups: list[list[nn.Module]] = []
+    taken = 0
+    for block in layers:
+        size = 4 * sum(p.numel() for p in block.parameters())
+        if not groups or taken + size > GROUP:
+            groups.append([])
+            taken = 0
+        groups[-1].append(block)
+        taken += size
+    return groups
+
+
+def _shard(loss: NextTokenLoss, hardware: Hardware) -> tuple[Any, ...]:
+    """FSDP2: neighbouring blocks are a group; embeddings, final norm and head are one with the loss as their root.
+
+    The next group is asked for before a group computes, so that it is there in time also where the host is slow. In
+    the backward pass torch does so by itself. A teacher has none: its groups are never gathered there.
 
     On a GPU blocks are sent in bfloat16 where the training computes in it; gradients are averaged in float32. The
     root stays float32, as autocast would have it, and so does the residual stream. On a CPU autocast lets a
@@ -214,16 +255,26 @@ def _shard(loss: NextTokenLoss, hardware: Hardware) -> None:
     mesh = dist.init_device_mesh(hardware.device.type, (hardware.world.size,))
     half = torch.bfloat16 if hardware.bf16 and hardware.device.type == "cuda" else None
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in (block for model in _models_of(loss) for block in blocks(model)):
-        _receive(block, hardware.device)
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+    firsts: list[list[Any]] = []
+    for model in _models_of(loss):
+        groups = groups_of(blocks(model))
+        for group in groups:
+            _receive(nn.ModuleList(group), hardware.device)
+            fully_shard(group if len(group) > 1 else group[0], mesh=mesh, mp_policy=policy)
+        firsts.append([group[0] for group in groups])
+        for this, following in pairwise(firsts[-1]):
+            this.set_modules_to_forward_prefetch([following])
+    trained, *taught = firsts
+    for first in chain(*taught):
+        first.set_unshard_in_backward(False)
     _receive(loss, hardware.device)
     fully_shard(loss, mesh=mesh)
     register_fsdp_forward_method(loss, "per_window")
+    return tuple(trained)
 
 
 def _models_of(loss: NextTokenLoss) -> list[PreTrainedModel]:
-    """The model of a loss, and a teacher."""
+    """The model of a loss, and after it a teacher."""
     return [module.model for module in loss.modules() if isinstance(module, NextTokenLoss)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -79,6 +79,7 @@ def start_or_resume(
     if path is not None:
         checkpoint.restore_optimizer(path, model, optimizer, world)
     step = choose_micro_batch(placed, training, hardware, window, run)
+    placed = replace(placed, keeps=step.keeps)
     rebuild_buckets(placed, hardware, (step.micro_batch, window))
     stepper = Stepper(placed, optimizer, training, hardware, fitted=partial(remember, run, hardware, step))
     return Started(model, stepper, state, step.micro_batch)
