@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,8 @@ from inheritune.recipe_file import load_recipe, parse_recipe
 from inheritune.runtime.progress import ProgressBar
 from inheritune.runtime.signals import Interrupted
 from inheritune.single_model import train_model
-from inheritune.training.metrics import steps_worth
+from inheritune.training.metrics import FILE, read, steps_worth
+from inheritune.training.step import Stepper
 from tiny_recipes import ARCHITECTURE, stop_after, training
 
 
@@ -73,6 +75,29 @@ def test_the_progress_line_has_the_loss_of_every_step(
     train_model(parse_recipe(values, TrainRecipe), tmp_path / "run")
     shown = [float(notes[step].removeprefix("loss ")) for step in range(1, 12)]
     assert len(set(shown)) == 11, "however seldom it is written down"
+
+
+def test_a_line_counts_the_time_that_its_numbers_were_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a step is not done when the host has asked for it."""
+    waited = 0.0
+
+    def wait(stepper: Stepper) -> None:
+        nonlocal waited
+        time.sleep(0.03)
+        waited += 0.03
+
+    monkeypatch.setattr(Stepper, "check_last", wait)
+    values = {
+        "data": {"path": str(tiny_data.write_shards(tmp_path / "data")), "window": 32},
+        "model": {"architecture": ARCHITECTURE},
+        "training": training(log_every=1, validation={"every": 12}),
+    }
+    train_model(parse_recipe(values, TrainRecipe), tmp_path / "run")
+    rows = [row for row in read(tmp_path / "run" / FILE) if row["kind"] == "train"]
+    assert len(rows) == 12 and rows[-1]["seconds"] >= waited >= 12 * 0.03
+    assert all(row["tokens_per_second"] <= rows[0]["tokens"] / 0.03 for row in rows)
 
 
 def train_in_two_starts(settings: TrainRecipe, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

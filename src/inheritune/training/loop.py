@@ -152,8 +152,8 @@ def train(
                 validates, saves = due_after(state.step + 1, training, data, ends)
                 result = stepper(state.step, micro_batches, gradient_norms=validates, ends=ends)
                 stopping = world.any(interrupted())
-                if validates or saves or stopping:
-                    stepper.check_last()
+                if validates or saves or stopping or metrics.due(state.step + 1):
+                    stepper.check_last()  # waits for the step, which is training time
                 state.step += 1
                 state.seconds += time.perf_counter() - began
                 metrics.stepped(state, result)

@@ -70,6 +70,10 @@ class Metrics:
             if getattr(training.tracking, library):
                 self.writers.append(_tracker(library, training, directory))
 
+    def due(self, step: int) -> bool:
+        """Whether a line is written after so many steps; it waits for their numbers."""
+        return step % self.training.log_every == 0 or step == self.training.steps
+
     def stepped(self, state: TrainState, result: StepResult) -> None:
         """Note a step that was done and counted; write a line, about those since the last one, if it is due."""
         self.results.append(result)
@@ -77,7 +81,7 @@ class Metrics:
             self.note = f"loss {latest.loss:.3f}"
         if result.gradient_norms:
             self._log("gradients", state, **result.gradient_norms)
-        if state.step % self.training.log_every and state.step != self.training.steps:
+        if not self.due(state.step):
             return
         losses = [r.loss for r in self.results]
         rate = len(losses) / (state.seconds - self.seconds)
