@@ -20,7 +20,7 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune.analysis.forecast import FORECAST, load_forecast
-from inheritune.analysis.kept import CHOICE, Kept
+from inheritune.analysis.kept import CHOICE, Kept, load_kept
 from inheritune.analysis.layers import choose_kept, grown_kept, kept_in, recorded
 from inheritune.analysis.sequences import text_of
 from inheritune.config import Grow, Pretrained, Recipe, Training, TrainRecipe
@@ -34,6 +34,7 @@ from inheritune.evaluation.result import load_evaluation
 from inheritune.evaluation.samples import write_samples
 from inheritune.frugal import UntilDecided, decisions_in
 from inheritune.initialization import append, select
+from inheritune.learning_rate import with_learning_rate
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.load import load_config, load_model
 from inheritune.models.presets import from_config
@@ -146,6 +147,7 @@ def algorithm_1(this: Run) -> None:
     """The paper's section 2, from start to end; the figures go into the summary."""
     grow, summary = this.recipe.grow, this.summary
     reference = obtain_reference(this)
+    this = with_learning_rate(this, reference, train_small, first_choice)
     layers = first_depth(this, reference, train_small)
     previous: Path | None = None
     for number in count(1):
@@ -386,9 +388,11 @@ def first_choice(this: Run, reference: Reference, layers: int) -> Kept:
     """Which of the reference's layers to inherit, after those that a recipe lists the ones that are worth most."""
     keep, depth, seed = this.recipe.keep, reference.layers, this.recipe.training.seed
     assert keep != "auto", "the recipe says what it stands for"
-    forecast = this.folder.reference / FORECAST
+    forecast, tried = this.folder.reference / FORECAST, this.folder.path / CHOICE
     if forecast.exists():
         return load_forecast(forecast).kept(layers)
+    if tried.exists() and len((kept := load_kept(tried)).layers) == layers:
+        return kept
     text, device = text_of(this.data.train), this.hardware.device
     if isinstance(keep, str) or len(keep) == layers:
         return choose_kept(keep, layers, depth, text, lambda: reference.load().to(device), seed)

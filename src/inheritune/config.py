@@ -133,13 +133,21 @@ class Optimizer(Settings):
     name: Literal["adamw", "muon"] = "adamw"
     """`muon` moves the matrices of the blocks by Muon, at the same learning rate, and leaves the rest to AdamW;
     it needs whole matrices, so it does not go with `fsdp`."""
-    learning_rate: Positive = 3e-4
+    learning_rate: Positive | Auto = 3e-4
+    """The highest of the schedule. `auto`, for the rounds of `inheritune run`, finds it by short trainings of the
+    first cut."""
     beta1: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[Number, Field(ge=0, lt=1)] = 0.95
     epsilon: Positive = 1e-8
     weight_decay: NotNegative = 0.1
     gradient_clip: Positive = 1.0
     """Largest global norm of the gradient; larger ones are scaled down to it."""
+
+    @property
+    def peak(self) -> float:
+        """The learning rate, once it is known."""
+        assert self.learning_rate != "auto", "it is found before anything else trains"
+        return self.learning_rate
 
 
 class Schedule(Settings):
@@ -149,7 +157,8 @@ class Schedule(Settings):
     warmup_steps: Annotated[Integer, Field(ge=0)] = 2000
     """Where it is left out and there are 2,000 steps or fewer, a tenth of them."""
     final_learning_rate: NotNegative = 1e-5
-    """Where it is left out and `optimizer.learning_rate` is below it, a tenth of that."""
+    """Where it is left out and `optimizer.learning_rate` is below it, a tenth of that; with `auto`
+    a tenth at most."""
     decay_fraction: Annotated[Number, Field(gt=0, le=1)] = 0.2
     """Share of the steps that `warmup-stable-decay` spends on its linear decay."""
 
@@ -295,7 +304,7 @@ class Training(Settings):
                 mistakes.append(
                     f"schedule.warmup_steps ({schedule.warmup_steps}) must be below steps ({self.steps})"
                 )
-        if schedule.final_learning_rate > peak:
+        if peak != "auto" and schedule.final_learning_rate > peak:
             fitting["final_learning_rate"] = peak / 10
             if "final_learning_rate" in schedule.model_fields_set:
                 mistakes.append(
@@ -307,6 +316,16 @@ class Training(Settings):
         # Written down, so that a resolved recipe says what was done.
         object.__setattr__(self, "schedule", schedule.model_copy(update=fitting))
         return self
+
+    def with_rate(self, rate: float) -> Training:
+        """The same training at this learning rate; in the end a tenth of it, or what is set if that is less."""
+        final = min(self.schedule.final_learning_rate, rate / 10)
+        return self.model_copy(
+            update={
+                "optimizer": self.optimizer.model_copy(update={"learning_rate": rate}),
+                "schedule": self.schedule.model_copy(update={"final_learning_rate": final}),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -386,6 +405,11 @@ class Reference(ModelSource):
             raise UserError("a `pretrained` reference is not trained, so it takes no `training`")
         if self.architecture is not None and self.training_tokens is not None:
             raise UserError("`training_tokens` is for a `pretrained` reference; here `training` sets it")
+        if self.training is not None and self.training.optimizer.learning_rate == "auto":
+            raise UserError(
+                "`learning_rate: auto` is for the rounds, which start from trained weights: give the reference one "
+                "of its own in `reference.training.optimizer`"
+            )
         return self
 
 
@@ -549,6 +573,12 @@ class TrainRecipe(Settings):
     training: Training = Training()
 
     @model_validator(mode="after")
+    def _rate_is_known(self) -> TrainRecipe:
+        if self.training.optimizer.learning_rate == "auto":
+            raise UserError("`learning_rate: auto` is for `inheritune run`: here give a number")
+        return self
+
+    @model_validator(mode="after")
     def _parts_of_something(self) -> TrainRecipe:
         if self.initialization is not None and self.model.pretrained is None:
             raise UserError("`initialization` takes weights of a `pretrained` model, and `model` names none")
@@ -665,6 +695,15 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _rates_can_be_tried(self) -> Recipe:
+        if self.training.optimizer.learning_rate == "auto" and self.training.steps < LEAST_FOR_RATES:
+            raise UserError(
+                f"`learning_rate: auto` tries rates for a tenth of the steps, and {self.training.steps} are too few "
+                f"for that: give a number, or {LEAST_FOR_RATES} steps"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _growth_keeps_what_there_is(self) -> Recipe:
         if self.grow.mode == "append" and self.keep == "spread":
             raise UserError(
@@ -696,6 +735,9 @@ class Recipe(Settings):
             values = {**values, "reference": {**reference, "training": merge(shared, own)}}
         return merge(FRUGAL, values) if values.get("search") == "frugal" else values
 
+
+LEAST_FOR_RATES = 50
+"""Steps of a round whose learning rate is found."""
 
 FRUGAL = {
     "grow": {"mode": "append"},

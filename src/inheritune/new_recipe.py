@@ -15,6 +15,7 @@ from inheritune.card import card_name
 from inheritune.config import Recipe
 from inheritune.data.prepare import prepare
 from inheritune.data.shards import Manifest
+from inheritune.learning_rate import USUAL_TOKENS, usual_rate
 from inheritune.models.architecture import context_length, layer_count, parameter_count
 from inheritune.models.load import load_config
 from inheritune.models.size import on_meta
@@ -32,11 +33,6 @@ TRAINING_SHARE = 0.9
 """Of a time budget; the choice of layers, validations and checkpoints take the rest."""
 STEPS, LEAST_STEPS = 200, 20
 """To aim at, and below which a schedule is none."""
-MOST_TOKENS = 131_072
-"""In a step."""
-RATES = ((300e6, 2.4e-3), (3e9, 3e-4), (math.inf, 1e-4))
-"""Parameters up to which the learning rate is this one, at `MOST_TOKENS` a step; with fewer tokens it is less by the
-square root of their share. The first is the best of `results/healing`, the others are convention."""
 MOST_EPOCHS = 4
 """Up to about as many, text that is read again is worth what new text is (arXiv 2305.16264)."""
 
@@ -111,7 +107,7 @@ def new_recipe(model: str, data: Path, budget: Budget) -> str:
             f"{count(tokens)} tokens are {steps} steps of one window of {window} tokens, too few to learn from: "
             f"give a larger budget, of {count(LEAST_STEPS * window)} tokens or more"
         )
-    peak = next(rate for size, rate in RATES if parameters <= size) * math.sqrt(per_step / MOST_TOKENS)
+    peak = usual_rate(parameters, per_step)
     values["training"] = {
         "steps": steps,
         "tokens_per_step": per_step,
@@ -135,7 +131,9 @@ def _tokens(values: dict[str, Any], budget: Budget) -> tuple[int, str]:
         return budget.tokens, ""
     assert budget.seconds is not None
     window = values["data"]["window"]
-    recipe = parse_recipe({**values, "training": {"tokens_per_step": MOST_TOKENS // window * window}}, Recipe)
+    recipe = parse_recipe(
+        {**values, "training": {"tokens_per_step": USUAL_TOKENS // window * window}}, Recipe
+    )
     known = known_rate(recipe)
     rate = measured_rate(recipe) if known is None else known
     small = round_of(plan(recipe))
@@ -145,7 +143,7 @@ def _tokens(values: dict[str, Any], budget: Budget) -> tuple[int, str]:
 
 def _windows(tokens: int, window: int) -> int:
     """Windows in a step: a power of two, so that devices can share them and there are steps enough."""
-    wanted = min(tokens / STEPS, MOST_TOKENS) / window
+    wanted = min(tokens / STEPS, USUAL_TOKENS) / window
     return 2 ** max(0, math.floor(math.log2(wanted))) if wanted >= 1 else 1
 
 

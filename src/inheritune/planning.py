@@ -19,6 +19,7 @@ from inheritune.data.answers import bytes_per_token, read_record
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.data.shards import NoShardsError
 from inheritune.evaluation.evaluate import check_settings
+from inheritune.learning_rate import USUALLY, rate_steps
 from inheritune.models.architecture import cut_config, layer_count, parameter_count
 from inheritune.models.presets import from_config
 from inheritune.models.size import flops_per_token, on_meta, training_memory
@@ -34,7 +35,7 @@ from inheritune.single_model import (
     teacher_of,
     training_flops,
 )
-from inheritune.start_depth import probe_trainings, start_depth
+from inheritune.start_depth import probe_trainings, shortened, start_depth
 from inheritune.study import check_rows, recipe_of, rows_of
 from inheritune.training.checks import check_room
 from inheritune.training.distillation import check_teacher
@@ -201,7 +202,11 @@ def plan_study(
         single = isinstance(recipe, TrainRecipe)
         # Of Algorithm 1 up to the first round; how many there are is not known before.
         first = ("answers", "round 1")
-        paid = [one for one in found if single or one.name in first or one.name.startswith("probe,")]
+        paid = [
+            one
+            for one in found
+            if single or one.name in first or one.name.startswith(("learning rate,", "probe,"))
+        ]
         spent[row.name] = sum(one.flops for one in paid)
         stages[row.name] = [
             replace(stage, name=row.name if single else f"{row.name}, {stage.name}")
@@ -244,6 +249,11 @@ def _stages(
     teacher = config if recipe.distillation and not answers else None
     if answers:
         stages.append(asking_stage(recipe, config, data, notes))
+    if recipe.training.optimizer.learning_rate == "auto":
+        short = shortened(recipe.training, rate_steps(recipe.training.steps))
+        name, cut = f"learning rate, {short.steps} steps", cut_config(config, first)
+        tried = stage(name, cut, short, recipe.data, data, teacher, answers)
+        stages.extend([tried] * USUALLY)
     probes = probe_trainings(depth, recipe.training) if recipe.start_layers == "auto" else []
     for layers, training in probes:
         name = f"probe, {layers} layers, {training.steps} steps"
@@ -301,7 +311,10 @@ def measured_rate(recipe: Recipe | TrainRecipe) -> float:
     Steps of a shallow model of the same width run the same matrix products as a deep one's, so their rate
     carries over; that of the embeddings and the head, which weigh more in it, is the difference.
     """
-    training, window = recipe.training, recipe.data.window
+    training, window = (
+        recipe.training.with_rate(1e-4),
+        recipe.data.window,
+    )  # which does not matter for the time
     hardware = choose_hardware(training)
     config = reference_config(recipe, None) if isinstance(recipe, Recipe) else initial_config(recipe, None)
     shallow = cut_config(config, min(MEASURED_LAYERS, layer_count(config)))

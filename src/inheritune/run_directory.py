@@ -7,6 +7,7 @@
     reference/             validation.json; and if it was trained here, what a round has
     reference/validation-NAME.json, round-1-12-layers/validation-NAME.json    losses on other text (`parity.also`)
     reference/forecast.json, probe-12-layers-500-steps/    with `start_layers: auto`: what depths will reach, and why
+    learning-rate.json, rate-1.2e-03-36-steps/    with `learning_rate: auto`: the rates that were tried
     answers/               the reference's answers to the training text, with `distillation.draws`
     round-1-12-layers/     metrics.jsonl; checkpoints/, until it is trained; then validation.json, model/
     round-1-12-layers/decisions.json    with `search: frugal`: why the round ended when it did
@@ -39,6 +40,7 @@ from inheritune.quantities import bits_per_byte, loss_decimals, signed_interval
 from inheritune.recipe_file import AnyRecipe, differences, load_recipe, parse_recipe, to_yaml
 from inheritune.runtime import files
 
+RATES_FILE = "learning-rate.json"
 STARTS = "starts.jsonl"
 BARE = ("recipe.yaml", STARTS, "state.json", "summary.json")
 """What is in a run's directory before anything is computed."""
@@ -196,6 +198,39 @@ class RoundFigures(Record):
         return max([self.difference, *(found.difference for found in self.also.values())])
 
 
+class RateTrial(Record):
+    """A short training at one learning rate."""
+
+    learning_rate: float
+    loss: float | None
+    """Validation loss in the end, nats per token; None where it was not finite."""
+    flops: float
+    directory: str
+
+
+class TriedRates(Record):
+    """`learning-rate.json`: what `learning_rate: auto` tried, and took."""
+
+    format: Literal[1] = 1
+    layers: int
+    """Of the cut."""
+    steps: int
+    """Of each trial."""
+    trials: tuple[RateTrial, ...]
+    """In the order they were made."""
+    learning_rate: float
+    """Of the rounds."""
+
+
+def load_rates(path: Path) -> TriedRates:
+    """Read a `learning-rate.json`.
+
+    Raises:
+        UserError: it is something else, or damaged.
+    """
+    return files.read_record(path, TriedRates, "rates that were tried, of format 1")
+
+
 class Summary(Record):
     """`summary.json`: the reference and the rounds finished so far, and the verdict once there is one."""
 
@@ -206,6 +241,8 @@ class Summary(Record):
     rounds: list[RoundFigures] = []
     probe_flops: float = 0.0
     """Of the short trainings before the first round."""
+    learning_rate: float | None = None
+    """That was found by some of them (`learning_rate: auto`)."""
     answers_flops: float = 0.0
     """Of the reference's forward passes before them, with `distillation.draws`."""
     predicted: dict[int, float] = {}
@@ -360,7 +397,7 @@ class RunDirectory:
         self.hold()
         trainings = (
             place
-            for kind in ("reference", "probe-*", "round-*", "control")
+            for kind in ("reference", "rate-*", "probe-*", "round-*", "control")
             for place in self.path.glob(f"{kind}/")
         )
         for place in (self.path, *trainings):

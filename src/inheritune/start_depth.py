@@ -106,7 +106,7 @@ def first_depth(this: Run, reference: Reference, train_small: Callable[..., Outc
         forecast = world.on_first(conclude, path, forecast, probes)
     for probe in forecast.probes:  # its losses are what was wanted
         world.on_first(shutil.rmtree, this.folder.path / probe.directory / MODEL, ignore_errors=True)
-    this.summary.probe_flops = sum(probe.flops for probe in forecast.probes)
+    this.summary.probe_flops += sum(probe.flops for probe in forecast.probes)
     assert forecast.start is not None, "it was concluded"
     # Layers that are put back between trained ones have had more training than was predicted.
     told = [one for one in forecast.depths if recipe.grow.mode == "reinherit" or one.layers == forecast.start]

@@ -29,7 +29,7 @@ from inheritune.report.figures import BLOCK, KEPT, Line, Picture, curves
 from inheritune.report.pages import Block, Fold, Paragraph, pictures, write_files
 from inheritune.report.runs import Run, round_directories
 from inheritune.report.table import Table
-from inheritune.run_directory import Summary
+from inheritune.run_directory import RATES_FILE, Summary, TriedRates, load_rates
 
 BLOCK_COLUMNS = ("Block", "Difference", "95% interval", "Influence")
 INFLUENCE = (
@@ -160,7 +160,20 @@ def kept_blocks(run: Run) -> list[Block]:
     known = max(records, key=lambda record: len(record.curve), default=None)
     if known is not None:
         blocks += measured_blocks(known, choices)
-    return blocks + (forecast_blocks(forecast, run.summary) if forecast else [])
+    blocks += forecast_blocks(forecast, run.summary) if forecast else []
+    rates = run.path / RATES_FILE
+    return [*blocks, *(rate_blocks(load_rates(rates)) if rates.is_file() else ())]
+
+
+def rate_blocks(tried: TriedRates) -> list[Block]:
+    """The learning rates that short trainings had, and the one that was taken."""
+    rows = [
+        (f"{one.learning_rate:.1e}", "not finite" if one.loss is None else f"{one.loss:.3f}")
+        for one in sorted(tried.trials, key=lambda trial: trial.learning_rate)
+    ]
+    title = f"Learning rates that {tried.layers} layers were trained at for {tried.steps:,} steps each"
+    taken = f"The rounds take {tried.learning_rate:.1e}, twice what is best for so few steps by these."
+    return [Table(title, ("Learning rate", "Loss"), rows), Paragraph(taken)]
 
 
 def measured_blocks(known: Kept | LayerAnalysis, choices: Mapping[int, Kept] = {}) -> list[Block]:

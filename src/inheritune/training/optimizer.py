@@ -44,7 +44,7 @@ def make_optimizer(model: PreTrainedModel, settings: Optimizer) -> torch.optim.O
             },
             {"params": [p for p in others if p.dim() < 2 or id(p) in embeddings], "weight_decay": 0.0},
         ],
-        lr=settings.learning_rate,
+        lr=settings.peak,
         betas=(settings.beta1, settings.beta2),
         eps=settings.epsilon,
         fused=True,
@@ -57,7 +57,7 @@ def make_optimizer(model: PreTrainedModel, settings: Optimizer) -> torch.optim.O
         )
     muon = torch.optim.Muon(
         matrices,
-        lr=settings.learning_rate,
+        lr=settings.peak,
         weight_decay=settings.weight_decay,
         adjust_lr_fn="match_rms_adamw",
     )

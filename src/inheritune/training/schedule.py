@@ -25,7 +25,7 @@ def learning_rate(step: int, training: Training, ends: Sequence[int] = ()) -> fl
         training: its settings.
         ends: the numbers of steps after which decays have ended, rising; the last step of the training is one too.
     """
-    schedule, peak = training.schedule, training.optimizer.learning_rate
+    schedule, peak = training.schedule, training.optimizer.peak
     if step < schedule.warmup_steps:
         return peak * (step + 1) / schedule.warmup_steps
     start, end = next_decay(step, training, ends)
