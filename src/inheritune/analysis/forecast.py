@@ -22,8 +22,8 @@ doubling on: the most hopeful, what is expected, the least.
 
 The one that is expected was fitted on two series of decayed trainings of 5%, 10%, 20% and 100% of the steps:
 SmolLM2-135M cut to 15 layers, whose ratio is 0.62 (1.20 would have been right), and a GPT-2 of 185K parameters cut to
-6 (1.10, and 1.14). Four more learning rates of that GPT-2, with ratios of 0.93 to 1.11, would have needed 1.05 to
-1.21."""
+6 (1.10, and 1.14). Four more learning rates of that GPT-2, with ratios of 0.93 to 1.11, would have needed 1.06 to
+1.22."""
 
 WITHIN = (0.5, 1.25)
 """Ratios that are believed; the measured ones that predict well are 0.62 to 1.11.
