@@ -2,7 +2,7 @@
 
 1. The curve: which layers a cut to each depth keeps, and its loss as it is, before any training.
 2. Probes: cuts to two depths, half and about three quarters of the reference's, are trained for 5% and for 10% of the
-   steps, each with a schedule that ends with it.
+   steps, and the shallow one for 20% too, each with a schedule that ends with it.
 3. The loss of each depth after all steps is predicted from these (`predict`), and the smallest depth that should
    reach the reference's is the start.
 
@@ -21,7 +21,16 @@ import numpy as np
 from transformers import PretrainedConfig
 
 from inheritune import UserError
-from inheritune.analysis.forecast import FORECAST, SHRINKS, Forecast, Prediction, Probe, gain, load_forecast
+from inheritune.analysis.forecast import (
+    EASES,
+    FORECAST,
+    Forecast,
+    Prediction,
+    Probe,
+    gain,
+    load_forecast,
+    ratio,
+)
 from inheritune.analysis.kept import Kept, save
 from inheritune.analysis.layers import kept_at
 from inheritune.analysis.result import FILE, load_analyses
@@ -41,7 +50,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHARE = 0.05
-"""Of the steps in the shorter probe of a depth; the longer one has twice as many."""
+"""Of the steps in the shortest probe of a depth; each further one has twice as many."""
 
 
 def start_depth(start_layers: int | Literal["half", "auto"], depth: int) -> int:
@@ -128,9 +137,8 @@ def probe_trainings(depth: int, training: Training) -> list[tuple[int, Training]
     short = max(1, round(SHARE * training.steps))
     if deep >= depth:
         return []
-    return [
-        (layers, shortened(training, steps)) for layers in (shallow, deep) for steps in (short, 2 * short)
-    ]
+    lengths = [(shallow, 1), (shallow, 2), (shallow, 4), (deep, 1), (deep, 2)]
+    return [(layers, shortened(training, times * short)) for layers, times in lengths]
 
 
 def shortened(training: Training, steps: int) -> Training:
@@ -166,31 +174,43 @@ def conclude(path: Path, forecast: Forecast, probes: Sequence[Probe]) -> Forecas
 def predict(forecast: Forecast, probes: Sequence[Probe], losses: Sequence[np.ndarray]) -> list[Prediction]:
     """The loss of each depth after a whole training.
 
-    A probe depth's is extrapolated in tokens from its two lengths. The others are on the straight line through both
-    depths in the loss before training: on SmolLM2-135M, cut to 15, 20 and 24 of 30 layers, the gap to the reference
-    after training is 0.224 times the gap before it, to two digits at all three (`results/real-model/`).
+    The shallow depth's is extrapolated from its three lengths: r is what the second doubling gained in parts of what
+    the first did, and every doubling after it gains c r times what the one before it gained (`EASES` has c). The
+    second doubling of the deep depth, which is not trained, is taken to gain r times what its first did; from there
+    on it goes as the shallow one. The other depths are on the straight line through both in the loss before training:
+    on SmolLM2-135M, cut to 15, 20 and 24 of 30 layers, the gap to the reference after training is 0.224 times the gap
+    before it, to two digits at all three (`results/real-model/`).
 
     Args:
         forecast: with its curve.
-        probes: four: the short and the long one of the shallow depth, then those of the deep one.
+        probes: five, as `probe_trainings` lists them.
         losses: of each probe, on the same validation windows, float64 [windows].
     """
     cuts = {len(kept.layers): kept.loss for kept in forecast.curve if kept.loss is not None}
-    deep = cuts[probes[2].layers]
-    apart = cuts[probes[0].layers] - deep
+    shallow, deep = probes[0].layers, probes[-1].layers
+    apart = cuts[shallow] - cuts[deep]
+    shares = [(cut - cuts[deep]) / apart if apart else 0.0 for cut in cuts.values()]
+    first, second, first_deep = (gained(losses[i], losses[i + 1]) for i in (0, 1, 3))
+    shrinks = ratio(float(first.mean()), float(second.mean()))
 
-    def after(ratio: float) -> np.ndarray:
+    def after(eases: float) -> np.ndarray:
         """[depths, windows]."""
-        more = gain(forecast.steps / probes[1].steps, ratio)
-        ends = [losses[i + 1] - more * (losses[i] - losses[i + 1]) for i in (0, 2)]
-        shares = [(cut - deep) / apart if apart else 0.0 for cut in cuts.values()]
-        return np.stack([ends[1] + share * (ends[0] - ends[1]) for share in shares])
+        more = gain(forecast.steps / probes[2].steps, eases * shrinks)
+        end, end_deep = losses[2] - more * second, losses[4] - (1 + more) * shrinks * first_deep
+        return np.stack([end_deep + share * (end - end_deep) for share in shares])
 
-    def bounds(ratio: float, side: int) -> list[float]:
-        return [interval_of(float(row.mean()), standard_error(row))[side] for row in after(ratio)]
+    found = []
+    for layers, rows in zip(cuts, zip(*map(after, EASES), strict=True), strict=True):
+        lows, highs = zip(*(interval_of(float(row.mean()), standard_error(row)) for row in rows), strict=True)
+        loss = float(rows[1].mean())
+        found.append(Prediction(layers=layers, loss=loss, low=min(lows), high=max(highs)))
+    return found
 
-    rows = zip(cuts, after(SHRINKS).mean(1).tolist(), bounds(1, 0), bounds(SHRINKS**2, 1), strict=True)
-    return [Prediction(layers=layers, loss=loss, low=low, high=high) for layers, loss, low, high in rows]
+
+def gained(shorter: np.ndarray, longer: np.ndarray) -> np.ndarray:
+    """By twice the steps, on each window; 0 where the mean loss rose, which more steps are not taken to repeat."""
+    difference = shorter - longer
+    return difference if difference.mean() > 0 else np.zeros_like(difference)
 
 
 def tell_how_far_off(figures: RoundFigures) -> None:

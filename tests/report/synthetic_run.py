@@ -181,8 +181,7 @@ def add_choices(run: Path) -> None:
     save(run / "round-2-6-layers/choice.json", kept(6))
     probes = tuple(
         Probe(layers=n, steps=s, loss=3.9, flops=1e13, directory=f"probe-{n}-layers-{s}-steps")
-        for n in (4, 6)
-        for s in (30, 60)
+        for n, s in ((4, 30), (4, 60), (4, 120), (6, 30), (6, 60))
     )
     depths = tuple(
         Prediction(layers=n, loss=3.6 - 0.05 * n, low=3.5 - 0.05 * n, high=3.7 - 0.05 * n)
@@ -192,7 +191,7 @@ def add_choices(run: Path) -> None:
     forecast = Forecast(curve=curve, steps=600, target=3.43, probes=probes, depths=depths, start=4)
     save(run / "reference/forecast.json", forecast)
     rounds = [round_summary(1, predicted=3.4), round_summary(2, predicted=3.3)]
-    change_summary(run, rounds=rounds, probe_flops=4e13)
+    change_summary(run, rounds=rounds, probe_flops=5e13)
 
 
 def layer_analysis(kept: Kept) -> LayerAnalysis:

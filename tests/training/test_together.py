@@ -378,7 +378,7 @@ def test_algorithm_1_together(data: Path, tmp_path: Path, start: int | str) -> N
     if start == "auto":
         predicted = [load_forecast(tmp_path / layout / "reference/forecast.json") for layout in layouts]
         for theirs in predicted[1:]:
-            assert theirs.start == predicted[0].start and len(theirs.probes) == 4
+            assert theirs.start == predicted[0].start and len(theirs.probes) == 5
             for kind in ("probes", "depths", "curve"):
                 found = [one.loss for one in getattr(theirs, kind)]
                 assert found == pytest.approx([one.loss for one in getattr(predicted[0], kind)], rel=1e-4)

@@ -219,8 +219,8 @@ def forecast_blocks(forecast: Forecast, summary: Summary) -> list[Block]:
     x = np.array([float(one.layers) for one in forecast.depths])
     sides = {
         "predicted": ([one.loss for one in forecast.depths], len(x)),
-        "if gains stay as they are": ([one.low for one in forecast.depths], 0),
-        "if gains fade twice as fast": ([one.high for one in forecast.depths], 0),
+        "low end of the range": ([one.low for one in forecast.depths], 0),
+        "high end of the range": ([one.high for one in forecast.depths], 0),
     }
     lines = [Line(name, x, np.array(y), i, marks=marks) for i, (name, (y, marks)) in enumerate(sides.items())]
     if found:
