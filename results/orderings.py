@@ -86,6 +86,8 @@ PAIRS = {
         ("influence-24", "contiguous-24"),
         ("greedy-24", "contiguous-24"),
         ("spread-24", "contiguous-24"),
+        ("first-24", "contiguous-24"),
+        ("first-24", "spread-24"),
         ("vocabulary-20", "measured-20"),
         ("vocabulary-20", "influence-15"),
         ("mlp-30", "measured-20"),
