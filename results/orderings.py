@@ -65,6 +65,13 @@ PAIRS = {
         ("untouched-15", "rate-4-15"),
         ("rate-4-20", "plain-20"),
         ("short-20", "plain-20"),
+        ("distilled-20", "plain-20"),
+        ("distilled-20", "rate-4-20"),
+        ("distilled-short-20", "plain-20"),
+        ("distilled-short-20", "short-20"),
+        ("distilled-flops-15", "plain-15"),
+        ("distilled-flops-15", "rate-4-15"),
+        ("distilled-flops-15", "distilled-15"),
     ],
     "twelve-layers": [(f"{keep}-6", "first-6") for keep in ("measured", "contiguous", "ends", "spread")],
     "real-model": [
