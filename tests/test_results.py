@@ -88,6 +88,7 @@ def test_every_study_is_complete() -> None:
         "attention",
         "evaluation",
         "frugal",
+        "frugal-gpu",
         "healing",
         "low-data",
         "real-model",
