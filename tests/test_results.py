@@ -41,7 +41,7 @@ RECIPES = {
     "evaluation": RESULTS / "evaluation/recipe.yaml",
 }
 UNFINISHED = {
-    "real-model": lambda row: row.name in ("measured-24", "first-24"),
+    "real-model": lambda row: row.name == "measured-24",
     "frugal": lambda row: row.name.startswith("paper") and row.seed > 2,
 }
 """Rows of a recipe that were not trained to the end; the README says so."""
@@ -88,6 +88,7 @@ def test_every_study_is_complete() -> None:
         "attention",
         "evaluation",
         "frugal",
+        "frugal-gpu",
         "healing",
         "low-data",
         "real-model",
@@ -326,6 +327,24 @@ def test_six_tasks_is_the_mean_of_the_figures_of_the_tasks(name: str) -> None:
     }
     for key, mean in means.items():
         assert not mean or float(mean) == pytest.approx(sum(asked[key]) / 6)
+
+
+def test_the_sweeps_of_healing_end_in_its_rows_and_its_readme_has_every_loss() -> None:
+    folder = RESULTS / "healing"
+    rows = {entry.label: entry for entry in tables.read_study(folder).entries}
+    readme = (folder / "README.md").read_text("utf-8").partition("## Which learning rate?")[2]
+    with (folder / "sweeps.csv").open(newline="") as file:
+        sweeps = list(csv.DictReader(file))
+    assert len(sweeps) > 40
+    for line in sweeps:
+        assert f"{float(line['loss']):.3f}" in readme
+        if line["run"] in rows:
+            entry, rate = rows[line["run"]], "recipe.training.optimizer.learning_rate"
+            assert entry.losses is not None and entry.losses.mean == float(line["loss"])
+            assert (entry.layers, entry.steps) == (int(line["layers"]), int(line["steps"]))
+            recorded = tables.read_provenance(folder)[entry.run.as_posix()]
+            assert recorded[rate] == float(line["learning_rate"])
+    assert {"plain-15", "rate-4-20"} < {line["run"] for line in sweeps}
 
 
 def test_the_manifest_of_real_model_is_of_the_data_that_its_runs_recorded() -> None:
