@@ -24,6 +24,7 @@ from inheritune.analysis.kept import CHOICE, Kept, load_kept
 from inheritune.analysis.layers import choose_kept, grown_kept, kept_in, recorded
 from inheritune.analysis.sequences import text_of
 from inheritune.config import Grow, Pretrained, Recipe, Training, TrainRecipe
+from inheritune.corrected_teacher import obtain_teacher
 from inheritune.data.answers import RECORD, Answers, NoAnswersError, verify_answers
 from inheritune.data.loader import TrainingData, open_data, open_together
 from inheritune.data.shards import NoShardsError, Split
@@ -179,8 +180,10 @@ class Reference:
     losses: WindowLosses
     also: Mapping[str, WindowLosses]
     training_flops: float | None
+    teacher: Pretrained
+    """What the rounds learn from, with `distillation`: itself, or itself trained on their text."""
     answers: Answers | None = None
-    """To the text of the rounds, where it was asked once (`distillation.draws`)."""
+    """The teacher's to the text of the rounds, where it was asked once (`distillation.draws`)."""
 
     @property
     def layers(self) -> int:
@@ -190,6 +193,10 @@ class Reference:
     def load(self) -> PreTrainedModel:
         """The model itself, in evaluation mode on the CPU."""
         return load_model(self.source, config=self.config)
+
+    def load_teacher(self) -> PreTrainedModel:
+        """What the rounds learn from, likewise."""
+        return load_model(self.teacher, config=self.config)
 
 
 def obtain_reference(this: Run) -> Reference:
@@ -215,7 +222,8 @@ def obtain_reference(this: Run) -> Reference:
         bytes_per_token=losses.bytes_per_token,
         also={name: found.mean for name, found in also.items()},
     )
-    reference = Reference(trained, config, losses, also, flops)
+    reference = Reference(trained, config, losses, also, flops, teacher=trained)
+    reference = replace(reference, teacher=obtain_teacher(this, reference))
     return replace(reference, answers=obtain_answers(this, reference))
 
 
@@ -226,7 +234,7 @@ def obtain_answers(this: Run, reference: Reference) -> Answers | None:
         return None
     if not this.world.on_first((directory / RECORD).exists):
         ask(
-            reference.load,
+            reference.load_teacher,
             "the reference",
             this.data,
             wanted_windows(this.data, training),  # probes read the first of them
@@ -278,7 +286,8 @@ def measure_reference(this: Run) -> tuple[Pretrained, None]:
         check_source(source, config, this.data)
         check_reference(this.recipe, config)
         start_depth(this.recipe.start_layers, layer_count(config))
-        if this.recipe.parity.control:
+        settings = this.recipe.distillation
+        if this.recipe.parity.control or (settings is not None and settings.corrected):
             check_room(config, this.hardware.device)
         measure_on(this, trained, {path: this.data.validation})
     return trained, None
@@ -363,7 +372,7 @@ def objective(this: Run, reference: Reference) -> Callable[[PreTrainedModel, Wor
         return NextTokenLoss
     if reference.answers is not None:
         return learning_from(reference.answers, settings)
-    return distilled_from(reference.load, settings)
+    return distilled_from(reference.load_teacher, settings)
 
 
 def initial_weights(
@@ -421,9 +430,7 @@ def figures_of(
     """The result of the round in this directory, compared with the reference window by window."""
     losses, summary = WindowLosses.load(directory / "validation.json"), this.summary
     comparison = compare(losses, reference.losses, summary.margin)
-    earlier = (
-        summary.answers_flops + summary.probe_flops + sum(round.training_flops for round in summary.rounds)
-    )
+    earlier = summary.first_flops + sum(round.training_flops for round in summary.rounds)
     total, decisions = outcome.flops + earlier, decisions_in(directory)
     figures = RoundFigures(
         round=number,

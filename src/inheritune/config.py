@@ -539,6 +539,9 @@ Draws = Annotated[Integer, Field(ge=1, le=255)]
 class TaughtByReference(Distillation):
     """Distillation of every round, from the reference."""
 
+    corrected: bool | Count = False
+    """Train the reference on for so many steps of the same text before it teaches, at a quarter of the rounds'
+    learning rate; `true`: as many as a round has. Where it does not know the text, it teaches little as it is."""
     draws: Draws | None = None
     """Ask the reference once, at the beginning: of its distribution of every next token so many random draws are kept
     (such as 50), and all rounds and probes learn from those. By default it reads every batch again."""

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig
 
 from inheritune import UserError
 from inheritune.config import Data, ModelSource, Recipe, Study, Training, TrainRecipe
+from inheritune.corrected_teacher import teacher_training
 from inheritune.data.answers import bytes_per_token, read_record
 from inheritune.data.loader import TrainingData, open_data
 from inheritune.data.shards import NoShardsError
@@ -201,7 +202,7 @@ def plan_study(
         found, configs[str(row.model(place))] = _stages(recipe, data, config_of, notes)
         single = isinstance(recipe, TrainRecipe)
         # Of Algorithm 1 up to the first round; how many there are is not known before.
-        first = ("answers", "round 1")
+        first = ("teacher", "answers", "round 1")
         paid = [
             one
             for one in found
@@ -247,6 +248,9 @@ def _stages(
     first = start_depth(recipe.start_layers, depth)
     answers = recipe.distillation is not None and recipe.distillation.draws is not None
     teacher = config if recipe.distillation and not answers else None
+    correction = teacher_training(recipe, parameter_count(on_meta(config)))
+    if correction is not None:
+        stages.append(stage("teacher", config, correction, recipe.data, data))
     if answers:
         stages.append(asking_stage(recipe, config, data, notes))
     if recipe.training.optimizer.learning_rate == "auto":

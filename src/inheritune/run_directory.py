@@ -8,6 +8,7 @@
     reference/validation-NAME.json, round-1-12-layers/validation-NAME.json    losses on other text (`parity.also`)
     reference/forecast.json, probe-12-layers-500-steps/    with `start_layers: auto`: what depths will reach, and why
     learning-rate.json, rate-1.2e-03-36-steps/    with `learning_rate: auto`: the rates that were tried
+    teacher/               the reference trained on, with `distillation.corrected`: what a round has
     answers/               the reference's answers to the training text, with `distillation.draws`
     round-1-12-layers/     metrics.jsonl; checkpoints/, until it is trained; then validation.json, model/
     round-1-12-layers/decisions.json    with `search: frugal`: why the round ended when it did
@@ -243,6 +244,8 @@ class Summary(Record):
     """Of the short trainings before the first round."""
     learning_rate: float | None = None
     """That was found by some of them (`learning_rate: auto`)."""
+    teacher_flops: float = 0.0
+    """Of the reference's training before it teaches (`distillation.corrected`)."""
     answers_flops: float = 0.0
     """Of the reference's forward passes before them, with `distillation.draws`."""
     predicted: dict[int, float] = {}
@@ -259,6 +262,11 @@ class Summary(Record):
         if self.verdict is not None and not self.rounds:
             raise UserError("it has a verdict but no rounds")
         return self
+
+    @property
+    def first_flops(self) -> float:
+        """Of all that is computed between the reference and the first round."""
+        return self.teacher_flops + self.answers_flops + self.probe_flops
 
     @property
     def reported(self) -> RoundFigures | None:
@@ -343,6 +351,7 @@ class RunDirectory:
         self.reference = path / "reference"
         self.control = path / "control"
         self.answers = path / "answers"
+        self.teacher = path / "teacher"
         self.final = path / "final"
         self.samples = path / "samples.json"
         self.held: int | None = None
@@ -397,7 +406,7 @@ class RunDirectory:
         self.hold()
         trainings = (
             place
-            for kind in ("reference", "rate-*", "probe-*", "round-*", "control")
+            for kind in ("reference", "teacher", "rate-*", "probe-*", "round-*", "control")
             for place in self.path.glob(f"{kind}/")
         )
         for place in (self.path, *trainings):

@@ -119,7 +119,7 @@ def texts_table(summary: Summary) -> Table | None:
 
 def decisions_table(summary: Summary) -> Table | None:
     """What `search: frugal` decided in every round, and what the run had cost by then; None if it did not search."""
-    rows, spent = [], summary.answers_flops + summary.probe_flops
+    rows, spent = [], summary.first_flops
     for entry in summary.rounds:
         for one in entry.decisions:
             expected = [one.expected, one.low, one.high]
