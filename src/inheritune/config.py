@@ -134,8 +134,8 @@ class Optimizer(Settings):
     """`muon` moves the matrices of the blocks by Muon, at the same learning rate, and leaves the rest to AdamW;
     it needs whole matrices, so it does not go with `fsdp`."""
     learning_rate: Positive | Auto = 3e-4
-    """The highest of the schedule. `auto`, for the rounds of `inheritune run`, finds it by short trainings of the
-    first cut."""
+    """After the warm-up; the schedule goes down from it. `auto` (of `inheritune run`, from 50 steps on) is found by
+    short trainings of the first cut, with `start_layers: auto` of half of the layers."""
     beta1: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[Number, Field(ge=0, lt=1)] = 0.95
     epsilon: Positive = 1e-8
@@ -407,8 +407,8 @@ class Reference(ModelSource):
             raise UserError("`training_tokens` is for a `pretrained` reference; here `training` sets it")
         if self.training is not None and self.training.optimizer.learning_rate == "auto":
             raise UserError(
-                "`learning_rate: auto` is for the rounds, which start from trained weights: give the reference one "
-                "of its own in `reference.training.optimizer`"
+                "`training.optimizer.learning_rate: auto` is for the rounds, which start from trained weights: "
+                "give the reference one of its own in `reference.training.optimizer`"
             )
         return self
 
@@ -578,7 +578,9 @@ class TrainRecipe(Settings):
     @model_validator(mode="after")
     def _rate_is_known(self) -> TrainRecipe:
         if self.training.optimizer.learning_rate == "auto":
-            raise UserError("`learning_rate: auto` is for `inheritune run`: here give a number")
+            raise UserError(
+                "`training.optimizer.learning_rate: auto` is for `inheritune run`: here give a number"
+            )
         return self
 
     @model_validator(mode="after")
@@ -701,8 +703,8 @@ class Recipe(Settings):
     def _rates_can_be_tried(self) -> Recipe:
         if self.training.optimizer.learning_rate == "auto" and self.training.steps < LEAST_FOR_RATES:
             raise UserError(
-                f"`learning_rate: auto` tries rates for a tenth of the steps, and {self.training.steps} are too few "
-                f"for that: give a number, or {LEAST_FOR_RATES} steps"
+                f"`training.optimizer.learning_rate: auto` tries rates for a tenth of the steps, and "
+                f"{self.training.steps} are too few for that: give a number, or {LEAST_FOR_RATES} steps"
             )
         return self
 

@@ -1,7 +1,7 @@
 """The learning rate of the rounds, where the recipe leaves it open (`learning_rate: auto`).
 
 1. The first round's cut is trained for a tenth of the steps, with a schedule that ends with them: at a first guess,
-   at twice and at half of it, and so on from the best, until that is better than both its neighbours.
+   at twice of it, and so on from the best, until that is better than both its neighbours.
 2. The lowest point of the parabola through these three is the best rate for so few steps.
 3. The best rate grows with the length of a training: the rounds take twice as much.
 
@@ -19,16 +19,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from inheritune import UserError
 from inheritune.analysis.kept import CHOICE, Kept
 from inheritune.analysis.layers import recorded
 from inheritune.initialization import select
-from inheritune.models.architecture import parameter_count
+from inheritune.models.architecture import cut_config, parameter_count
 from inheritune.models.size import on_meta
 from inheritune.run_directory import RATES_FILE, RateTrial, TriedRates, load_rates
 from inheritune.runtime import files
 from inheritune.runtime.progress import say
+from inheritune.single_model import training_flops
 from inheritune.start_depth import shortened, start_depth
-from inheritune.training.final_model import MODEL, Outcome
+from inheritune.training.final_model import CHECKPOINTS, MODEL, Outcome
 from inheritune.training.step import NonFiniteError
 from inheritune.training.validation import WindowLosses
 
@@ -74,7 +76,7 @@ def with_learning_rate(
         first_choice: which of the reference's layers a cut to so many keeps.
 
     Raises:
-        UserError: as a round does; NaN or infinite losses even at the lowest of the rates.
+        UserError: as a round does; no rate has a finite loss.
     """
     if this.recipe.training.optimizer.learning_rate != "auto":
         return this
@@ -84,8 +86,9 @@ def with_learning_rate(
     else:
         found = try_rates(this, reference, train_small, first_choice)
         world.on_first(files.write_json, path, found.model_dump(mode="json"))
-        for trial in found.trials:  # its loss is what was wanted
-            world.on_first(shutil.rmtree, this.folder.path / trial.directory / MODEL, ignore_errors=True)
+    for trial in found.trials:  # its loss is what was wanted
+        for left in (MODEL, CHECKPOINTS):
+            world.on_first(shutil.rmtree, this.folder.path / trial.directory / left, ignore_errors=True)
     this.summary.learning_rate = found.learning_rate
     this.summary.probe_flops += sum(trial.flops for trial in found.trials)
     training = this.recipe.training.with_rate(found.learning_rate)
@@ -102,8 +105,8 @@ def try_rates(
     recipe, folder, trials = this.recipe, this.folder.path, list[RateTrial]()
     layers = start_depth(recipe.start_layers, reference.layers)
     kept = this.world.on_first(recorded, folder / CHOICE, lambda: first_choice(this, reference, layers))
-    parameters = parameter_count(on_meta(reference.config))
-    first = usual_rate(parameters, recipe.training.tokens_per_step) / GROWS
+    shape = on_meta(reference.config)
+    first = usual_rate(parameter_count(shape), recipe.training.tokens_per_step) / GROWS
     while (rate := next_rate(trials, first)) is not None:
         training = shortened(recipe.training, rate_steps(recipe.training.steps)).with_rate(rate)
         directory = folder / f"rate-{rate:.1e}-{training.steps}-steps"
@@ -114,12 +117,17 @@ def try_rates(
             ).flops
             loss = WindowLosses.load(directory / "validation.json").mean
         except NonFiniteError as error:
-            flops, loss = 0.0, None
-            logger.warning("%s: %s", title, error)
+            teacher = recipe.distillation is not None and reference.answers is None
+            small = on_meta(cut_config(reference.config, layers))
+            whole = training_flops(small, training, this.data.window, shape if teacher else None)
+            flops, loss = whole * (error.step + 1) / training.steps, None
+            logger.warning(
+                "%s: the loss of step %d is not finite, so lower rates are tried", title, error.step
+            )
         trial = RateTrial(learning_rate=rate, loss=loss, flops=flops, directory=directory.name)
         trials.append(trial)
     taken = best_rate(trials)
-    say(f"learning rate: {taken:.1e}, {GROWS:g} times what is best for {training.steps:,} steps")
+    say(f"learning rate: {taken:.1e}, by {len(trials)} trainings of {training.steps:,} steps")
     return TriedRates(layers=layers, steps=training.steps, trials=tuple(trials), learning_rate=taken)
 
 
@@ -129,41 +137,51 @@ def rate_steps(steps: int) -> int:
 
 
 def next_rate(trials: Sequence[RateTrial], first: float) -> float | None:
-    """What to try after these, or None if they are enough: a factor of two beside the best, higher rates first."""
+    """What to try after these, or None if they are enough: a factor of two beside the best, higher rates first.
+
+    After two steps in one direction that both helped, the next one is of a factor of four.
+    """
     if not trials:
         return float(f"{first:.1e}")
-    ordered = sorted(trials, key=lambda trial: trial.learning_rate)
-    best = _best(ordered)
+    start = trials[0].learning_rate
+    losses = {round(math.log2(one.learning_rate / start)): _loss(one) for one in trials}
+    best = min(losses, key=lambda power: (losses[power], power))
     if len(trials) == MOST:
         return None
-    if best == len(ordered) - 1 and ordered[best].loss is not None:
-        return 2 * ordered[best].learning_rate
-    if best == 0:
-        return ordered[0].learning_rate / 2
+    for way in (1, -1):
+        if best + way in losses or (way == 1 and losses[best] == math.inf):
+            continue
+        far = best - way in losses and best - 2 * way in losses and best + 2 * way not in losses
+        return start * 2.0 ** (best + (2 * way if far else way))
     return None
 
 
 def best_rate(trials: Sequence[RateTrial]) -> float:
     """The best rate for all steps, by short trainings a factor of two apart; with two digits.
 
+    It is below every rate at which the loss was not finite. Where the best trial has no neighbour, as no more were
+    tried, its own rate stands for the lowest point of the parabola.
+
     Raises:
-        NonFiniteError: no training came to its end.
+        UserError: no training came to its end.
     """
-    ordered = sorted(trials, key=lambda trial: trial.learning_rate)
-    best = _best(ordered)
-    rate, loss = ordered[best].learning_rate, ordered[best].loss
-    if loss is None:
-        raise NonFiniteError("the loss is not finite at any learning rate that was tried", 0)
-    lower, higher = (
-        ordered[place].loss if 0 <= place < len(ordered) else None for place in (best - 1, best + 1)
-    )
+    best = min(trials, key=lambda one: (_loss(one), one.learning_rate))
+    rate, loss = best.learning_rate, _loss(best)
+    if loss == math.inf:
+        raise UserError(
+            f"the loss is not finite at any learning rate that was tried, down to {rate:.1e}: give "
+            "`optimizer.learning_rate` a number, or look at the data"
+        )
+    near = {round(math.log2(one.learning_rate / rate)): _loss(one) for one in trials}
+    lower, higher = near.get(-1, math.inf), near.get(1, math.inf)
     doublings = 0.0
-    if lower is not None and higher is not None and lower + higher > 2 * loss:
+    if loss < max(lower, higher) < math.inf:
         doublings = (lower - higher) / (2 * (lower - 2 * loss + higher))
-    return float(f"{GROWS * rate * 2**doublings:.1e}")
+    taken = GROWS * rate * 2**doublings
+    if taken >= min((one.learning_rate for one in trials if one.loss is None), default=math.inf):
+        taken = rate
+    return float(f"{taken:.1e}")
 
 
-def _best(ordered: Sequence[RateTrial]) -> int:
-    """The place of the lowest loss; where all are None, 0."""
-    losses = [math.inf if trial.loss is None else trial.loss for trial in ordered]
-    return losses.index(min(losses))
+def _loss(trial: RateTrial) -> float:
+    return math.inf if trial.loss is None else trial.loss

@@ -179,7 +179,7 @@ training:                  # {count(small.tokens)} tokens{how}{epochs}
   steps: {training["steps"]}
   tokens_per_step: {training["tokens_per_step"]}
   optimizer:
-    learning_rate: {optimizer["learning_rate"]:.1e}
+    learning_rate: {optimizer["learning_rate"]:.1e}   # auto: found by short trainings, from 50 steps on
   schedule:
     warmup_steps: {schedule["warmup_steps"]}
     final_learning_rate: {schedule["final_learning_rate"]:.1e}

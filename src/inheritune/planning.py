@@ -255,9 +255,9 @@ def _stages(
         stages.append(asking_stage(recipe, config, data, notes))
     if recipe.training.optimizer.learning_rate == "auto":
         short = shortened(recipe.training, rate_steps(recipe.training.steps))
-        name, cut = f"learning rate, {short.steps} steps", cut_config(config, first)
-        tried = stage(name, cut, short, recipe.data, data, teacher, answers)
-        stages.extend([tried] * USUALLY)
+        name = f"learning rate, {USUALLY} times {short.steps} steps"
+        one = stage(name, cut_config(config, first), short, recipe.data, data, teacher, answers)
+        stages.append(replace(one, tokens=USUALLY * one.tokens, flops=USUALLY * one.flops))
     probes = probe_trainings(depth, recipe.training) if recipe.start_layers == "auto" else []
     for layers, training in probes:
         name = f"probe, {layers} layers, {training.steps} steps"
@@ -315,10 +315,8 @@ def measured_rate(recipe: Recipe | TrainRecipe) -> float:
     Steps of a shallow model of the same width run the same matrix products as a deep one's, so their rate
     carries over; that of the embeddings and the head, which weigh more in it, is the difference.
     """
-    training, window = (
-        recipe.training.with_rate(1e-4),
-        recipe.data.window,
-    )  # which does not matter for the time
+    window = recipe.data.window
+    training = recipe.training.with_rate(1e-4)  # any: it does not change the time
     hardware = choose_hardware(training)
     config = reference_config(recipe, None) if isinstance(recipe, Recipe) else initial_config(recipe, None)
     shallow = cut_config(config, min(MEASURED_LAYERS, layer_count(config)))

@@ -7,7 +7,7 @@
     reference/             validation.json; and if it was trained here, what a round has
     reference/validation-NAME.json, round-1-12-layers/validation-NAME.json    losses on other text (`parity.also`)
     reference/forecast.json, probe-12-layers-500-steps/    with `start_layers: auto`: what depths will reach, and why
-    learning-rate.json, rate-1.2e-03-36-steps/    with `learning_rate: auto`: the rates that were tried
+    learning-rate.json, choice.json, rate-1.2e-03-36-steps/    with `learning_rate: auto`: what was tried, on what
     teacher/               the reference trained on, with `distillation.corrected`: what a round has
     answers/               the reference's answers to the training text, with `distillation.draws`
     round-1-12-layers/     metrics.jsonl; checkpoints/, until it is trained; then validation.json, model/

@@ -138,7 +138,7 @@ def probe_trainings(depth: int, training: Training) -> list[tuple[int, Training]
     if deep >= depth:
         return []
     lengths = [(shallow, 1), (shallow, 2), (shallow, 4), (deep, 1), (deep, 2)]
-    return [(layers, shortened(training, times * short)) for layers, times in lengths]
+    return [(layers, shortened(training, min(times * short, training.steps))) for layers, times in lengths]
 
 
 def shortened(training: Training, steps: int) -> Training:

@@ -71,7 +71,9 @@ def without_float8(model: PreTrainedModel) -> Iterator[None]:
     compiled code stays valid.
     """
     converted = [
-        place for place in _children(model) if type(place[2]).__name__ in ("Float8Linear", "Float8Conv1D")
+        place
+        for place in _children(model)
+        if isinstance(place[2], Float8Conv1D) or type(place[2]).__name__ == "Float8Linear"
     ]
     for parent, name, child in converted:
         setattr(parent, name, _plain(child))

@@ -87,9 +87,11 @@ class Placed:
             group.set_reshard_after_backward(last, recurse=False)
         for group in self.groups:
             group.set_reshard_after_forward(False, recurse=False)
-        yield
-        for group in self.groups:
-            group.set_reshard_after_forward(True, recurse=False)
+        try:
+            yield
+        finally:
+            for group in self.groups:
+                group.set_reshard_after_forward(True, recurse=False)
 
 
 def built_on_rank_0(make: Callable[[], PreTrainedModel], world: World) -> PreTrainedModel:
