@@ -127,6 +127,12 @@ def try_rates(
         trial = RateTrial(learning_rate=rate, loss=loss, flops=flops, directory=directory.name)
         trials.append(trial)
     taken = best_rate(trials)
+    if _loss(min(trials, key=_loss)) == _loss(max(trials, key=lambda one: one.learning_rate)):
+        logger.warning(
+            "the highest of %d learning rates is the best, so a still higher one may be better: set "
+            "`optimizer.learning_rate`, for which %.1e is taken now",
+            *(len(trials), taken),
+        )
     say(f"learning rate: {taken:.1e}, by {len(trials)} trainings of {training.steps:,} steps")
     return TriedRates(layers=layers, steps=training.steps, trials=tuple(trials), learning_rate=taken)
 
