@@ -99,7 +99,7 @@ def settings(data: Path, large: Path, **changes: Any) -> Recipe:
     )
 
 
-def test_a_run_finds_its_learning_rate(data: Path, tmp_path: Path, capsys: Any) -> None:
+def test_a_run_finds_its_learning_rate(data: Path, tmp_path: Path, capsys: Any, caplog: Any) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "large")
     asked = settings(data, tmp_path / "large")
     directory = tmp_path / "run"
@@ -107,11 +107,10 @@ def test_a_run_finds_its_learning_rate(data: Path, tmp_path: Path, capsys: Any) 
     tried = load_rates(directory / RATES_FILE)
     assert (tried.layers, tried.steps) == (2, 5)
     assert summary.learning_rate == tried.learning_rate == best_rate(tried.trials)
-    told = capsys.readouterr().err
-    assert f"learning rate: {tried.learning_rate:.1e}, by " in told
+    assert f"learning rate: {tried.learning_rate:.1e}, by " in capsys.readouterr().err
     highest = max(tried.trials, key=lambda trial: trial.learning_rate)
     best = min(tried.trials, key=lambda trial: trial.loss or math.inf)
-    assert ("a still higher one may be better" in told) == (highest == best)
+    assert ("a still higher one may be better" in caplog.text) == (highest == best)
     only = summary.rounds[0]
     assert only.total_training_flops == pytest.approx(only.training_flops * (1 + len(tried.trials) / 10)), (
         "trials are paid"
