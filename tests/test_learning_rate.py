@@ -141,7 +141,7 @@ def test_a_run_finds_its_learning_rate(data: Path, tmp_path: Path, capsys: Any, 
     )
     assert train_model(alone, tmp_path / "alone").mean == trial.loss
     page = write_report(directory).read_text("utf-8")
-    assert "Learning rates that 2 layers were trained at for 5 steps each" in page
+    assert "At each of these learning rates 2 layers were trained for 5 steps." in page
     assert f"{trial.learning_rate:.1e}" in page and f"{trial.loss:.3f}" in page
 
     (directory / "state.json").write_text('{"phase": "round", "round": 1}')

@@ -171,9 +171,11 @@ def rate_blocks(tried: TriedRates) -> list[Block]:
         (f"{one.learning_rate:.1e}", "not finite" if one.loss is None else f"{one.loss:.3f}")
         for one in sorted(tried.trials, key=lambda trial: trial.learning_rate)
     ]
-    title = f"Learning rates that {tried.layers} layers were trained at for {tried.steps:,} steps each"
-    taken = f"The rounds take {tried.learning_rate:.1e}, twice what is best for so few steps by these."
-    return [Table(title, ("Learning rate", "Loss"), rows), Paragraph(taken)]
+    note = (
+        f"At each of these learning rates {tried.layers} layers were trained for {tried.steps:,} steps. The rounds take "
+        f"{tried.learning_rate:.1e}: the best rate grows with the length of a training."
+    )
+    return [Table("Short trainings", ("Learning rate", "Loss"), rows), Paragraph(note)]
 
 
 def measured_blocks(known: Kept | LayerAnalysis, choices: Mapping[int, Kept] = {}) -> list[Block]:
