@@ -172,8 +172,8 @@ def rate_blocks(tried: TriedRates) -> list[Block]:
         for one in sorted(tried.trials, key=lambda trial: trial.learning_rate)
     ]
     note = (
-        f"At each of these learning rates {tried.layers} layers were trained for {tried.steps:,} steps. The rounds take "
-        f"{tried.learning_rate:.1e}: the best rate grows with the length of a training."
+        f"At each of these learning rates {tried.layers} layers were trained for {tried.steps:,} steps. The rounds "
+        f"take {tried.learning_rate:.1e}: the best rate grows with the length of a training."
     )
     return [Table("Short trainings", ("Learning rate", "Loss"), rows), Paragraph(note)]
 
