@@ -36,8 +36,6 @@ GROUP, ROOM = "inheritune.training.parallel.GROUP", "inheritune.training.micro_b
 WAYS: dict[str, dict[str, float]] = {
     "one group, kept": {},
     "two blocks a group, kept": {GROUP: 120_000},
-    "one group, gathered again": {ROOM: 0},
-    "two blocks a group, gathered again": {GROUP: 120_000, ROOM: 0},
     "a block a group, gathered again": {GROUP: 1, ROOM: 0},
 }
 """How FSDP groups blocks, and whether it keeps what it gathered."""
@@ -122,7 +120,7 @@ def test_groups_of_blocks(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("layout", "constants"),
-    [("fsdp-2", {}), ("fsdp-2", {GROUP: 120_000}), ("fsdp-2", {ROOM: 0}), ("ddp-2", {})],
+    [("fsdp-2", {GROUP: 120_000}), ("fsdp-2", {ROOM: 0}), ("ddp-2", {})],
 )
 def test_distillation_and_activation_checkpointing(
     data: Path, tmp_path: Path, layout: str, constants: dict[str, float]
@@ -285,7 +283,7 @@ def test_going_on_is_exact_with_four_processes(data: Path, tmp_path: Path, layou
     assert torch.equal(weights(tmp_path / "stopped"), weights(tmp_path / "undisturbed"))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", list(WAYS)[1:])
 def test_going_on_is_exact_however_blocks_are_grouped(data: Path, tmp_path: Path, way: str) -> None:
     recipe = train_recipe(data, training=training(tokens_per_step=256, micro_batch=1))
     _, goes_on, undisturbed = run_jobs(
