@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from transformers import PretrainedConfig
+
 from inheritune.config import Pretrained, Recipe, Training
 from inheritune.learning_rate import usual_rate
 from inheritune.models.architecture import parameter_count
@@ -24,21 +26,21 @@ LESS = 1 / 4
 """Of the rounds' learning rate: a model that lost nothing needs no repair (`results/healing/`)."""
 
 
-def teacher_training(recipe: Recipe, parameters: int) -> Training | None:
-    """How the reference, of so many parameters, is trained before it teaches; None if it teaches as it is."""
+def teacher_training(recipe: Recipe, config: PretrainedConfig) -> Training | None:
+    """How the reference, of this configuration, is trained before it teaches; None if it teaches as it is."""
     settings, training = recipe.distillation, recipe.training
     if settings is None or not settings.corrected:
         return None
     steps = training.steps if settings.corrected is True else settings.corrected
     rate = training.optimizer.learning_rate
     if rate == "auto":
-        rate = usual_rate(parameters, training.tokens_per_step)
+        rate = usual_rate(parameter_count(on_meta(config)), training.tokens_per_step)
     return shortened(training, steps).with_rate(LESS * rate)
 
 
 def obtain_teacher(this: Run, reference: Reference) -> Pretrained:
     """The reference, or what it is after it was trained on the rounds' text, from the same windows as they."""
-    training = teacher_training(this.recipe, parameter_count(on_meta(reference.config)))
+    training = teacher_training(this.recipe, reference.config)
     if training is None:
         return reference.source
     outcome = train(

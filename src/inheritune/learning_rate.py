@@ -84,7 +84,10 @@ def with_learning_rate(
     if world.on_first(path.exists):
         found = world.on_first(load_rates, path)
     else:
-        found = try_rates(this, reference, train_small, first_choice)
+        layers = start_depth(this.recipe.start_layers, reference.layers)
+        choice = this.folder.path / CHOICE
+        kept = world.on_first(recorded, choice, lambda: first_choice(this, reference, layers))
+        found = try_rates(this, reference, kept, train_small)
         world.on_first(files.write_json, path, found.model_dump(mode="json"))
     for trial in found.trials:  # its loss is what was wanted
         for left in (MODEL, CHECKPOINTS):
@@ -95,21 +98,14 @@ def with_learning_rate(
     return replace(this, recipe=this.recipe.model_copy(update={"training": training}))
 
 
-def try_rates(
-    this: Run,
-    reference: Reference,
-    train_small: Callable[..., Outcome],
-    first_choice: Callable[[Run, Reference, int], Kept],
-) -> TriedRates:
-    """Short trainings of the first round's cut, or of half of the layers where `start_layers` is open too."""
-    recipe, folder, trials = this.recipe, this.folder.path, list[RateTrial]()
-    layers = start_depth(recipe.start_layers, reference.layers)
-    kept = this.world.on_first(recorded, folder / CHOICE, lambda: first_choice(this, reference, layers))
+def try_rates(this: Run, reference: Reference, kept: Kept, train_small: Callable[..., Outcome]) -> TriedRates:
+    """Short trainings of a cut: the first round's, or half of the layers where `start_layers` is open too."""
+    recipe, trials, layers = this.recipe, list[RateTrial](), len(kept.layers)
     shape = on_meta(reference.config)
     first = usual_rate(parameter_count(shape), recipe.training.tokens_per_step) / GROWS
     while (rate := next_rate(trials, first)) is not None:
         training = shortened(recipe.training, rate_steps(recipe.training.steps)).with_rate(rate)
-        directory = folder / f"rate-{rate:.1e}-{training.steps}-steps"
+        directory = this.folder.path / f"rate-{rate:.1e}-{training.steps}-steps"
         title = f"learning rate {rate:.1e}, {layers} layers, {training.steps} steps"
         try:
             flops = train_small(
@@ -127,7 +123,7 @@ def try_rates(
         trial = RateTrial(learning_rate=rate, loss=loss, flops=flops, directory=directory.name)
         trials.append(trial)
     taken = best_rate(trials)
-    if _loss(min(trials, key=_loss)) == _loss(max(trials, key=lambda one: one.learning_rate)):
+    if min(trials, key=_loss) is max(trials, key=lambda one: one.learning_rate):
         logger.warning(
             "the highest of %d learning rates is the best, so a still higher one may be better: set "
             "`optimizer.learning_rate`, for which %.1e is taken now",

@@ -248,7 +248,7 @@ def _stages(
     first = start_depth(recipe.start_layers, depth)
     answers = recipe.distillation is not None and recipe.distillation.draws is not None
     teacher = config if recipe.distillation and not answers else None
-    correction = teacher_training(recipe, parameter_count(on_meta(config)))
+    correction = teacher_training(recipe, config)
     if correction is not None:
         stages.append(stage("teacher", config, correction, recipe.data, data))
     if answers:

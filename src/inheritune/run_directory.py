@@ -232,6 +232,10 @@ def load_rates(path: Path) -> TriedRates:
     return files.read_record(path, TriedRates, "rates that were tried, of format 1")
 
 
+FIRST_FLOPS = ("teacher_flops", "answers_flops", "probe_flops")
+"""Of a summary: what is computed between the reference and the first round."""
+
+
 class Summary(Record):
     """`summary.json`: the reference and the rounds finished so far, and the verdict once there is one."""
 
@@ -266,7 +270,7 @@ class Summary(Record):
     @property
     def first_flops(self) -> float:
         """Of all that is computed between the reference and the first round."""
-        return self.teacher_flops + self.answers_flops + self.probe_flops
+        return float(sum(getattr(self, name) for name in FIRST_FLOPS))
 
     @property
     def reported(self) -> RoundFigures | None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from inheritune import UserError
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
 from inheritune.evaluation.result import Evaluation, Sample, load_evaluation
-from inheritune.run_directory import Record, State, Summary, read_starts
+from inheritune.run_directory import FIRST_FLOPS, Record, State, Summary, read_starts
 from inheritune.runtime import files
 
 if TYPE_CHECKING:  # the page of a run is written without torch
@@ -295,7 +295,7 @@ def _entries_of(label: str, path: Path, recipe: Mapping[str, Any]) -> Iterator[E
         own, known = _seed(path, recipe.get("reference")), summary.get("reference") or {}
         own = seed if own is None else own
         yield _read_entry(f"{label}/reference", reference, path, "reference", own, known)
-    spent = [_number(summary.get(key, 0.0)) for key in ("teacher_flops", "probe_flops", "answers_flops")]
+    spent = [_number(summary.get(key, 0.0)) for key in FIRST_FLOPS]
     before = None if None in spent else sum(flops or 0.0 for flops in spent)
     for number, _, name in round_directories(path):
         if _has_begun(path / name):
