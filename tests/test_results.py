@@ -325,8 +325,30 @@ def test_six_tasks_is_the_mean_of_the_figures_of_the_tasks(name: str) -> None:
     assert {key for key, mean in means.items() if mean} == {
         k for k, v in asked.items() if len(v) == 6 and k[1]
     }
+    readme = (folder / "README.md").read_text("utf-8")
     for key, mean in means.items():
         assert not mean or float(mean) == pytest.approx(sum(asked[key]) / 6)
+        if mean and name == "real-model":
+            row = readme.partition(f"| {key[0]} | ")[2].partition("\n")[0].split(" | ")
+            assert [*row[:6], row[-1].removesuffix(" |")] == [
+                f"{figure:.1f}" for figure in (*asked[key], float(mean))
+            ]
+
+
+def test_the_repetitions_of_real_model_are_of_its_rows() -> None:
+    folder = RESULTS / "real-model"
+    rows = {(entry.label, entry.seed): entry for entry in tables.read_study(folder).entries}
+    with (folder / "repetitions.csv").open(newline="") as file:
+        twice = list(csv.DictReader(file))
+    changes = defaultdict[bool, list[float]](list)
+    for line in twice:
+        losses = rows[line["row"], int(line["seed"])].losses
+        assert losses is not None and float(line["loss"]) == losses.mean
+        changes[line["row"].startswith(("first", "spread"))].append(
+            abs(losses.mean - float(line["first_loss"]))
+        )
+    assert len(changes[False]) == 9 and max(changes[False]) < 0.0012
+    assert len(changes[True]) == 5 and max(changes[True]) < 0.006
 
 
 def test_the_sweeps_of_healing_end_in_its_rows_and_its_readme_has_every_loss() -> None:
@@ -369,7 +391,7 @@ AS_NUMBERS = {f"{which} 12": list(range(start, start + 12)) for which, start in 
 
 @pytest.mark.parametrize("name", [folder.name for folder in STUDIES if folder.name != "evaluation"])
 def test_the_rows_of_a_study_have_the_settings_that_were_recorded(name: str) -> None:
-    """All settings that a recipe still has, but for the places of models."""
+    """All settings that a recipe still has, but for the places of models and how often a checkpoint is made."""
     folder = RESULTS / name
     study, recorded = (
         load_recipe(RECIPES.get(name, folder / "study.yaml"), Study),
@@ -387,7 +409,7 @@ def test_the_rows_of_a_study_have_the_settings_that_were_recorded(name: str) -> 
         same = [
             key
             for key in found.keys() & wanted.keys()
-            if not key.endswith((".name", ".pretrained", "_tokens"))
+            if not key.endswith((".name", ".pretrained", "_tokens", ".checkpoints.every"))
         ]
         assert len(same) > 20
         for key in same:
