@@ -12,7 +12,8 @@ from inheritune.planning import KNOWN_RATES, known_rate, plan
 from inheritune.training.memory import Step, memory_per_process
 from inheritune.training.micro_batch import fitting_step, step_of
 from tiny_data import write_shards
-from tiny_recipes import recipe, training
+from tiny_models import tiny_model
+from tiny_recipes import ARCHITECTURE, recipe, training
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,24 @@ def test_what_training_refuses_is_refused(data: Path) -> None:
 def test_processes_that_cannot_share_a_step(data: Path, processes: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         plan(recipe(data), processes=processes)
+
+
+def test_models_of_short_trainings_are_on_the_disk_until_all_are_measured(data: Path, tmp_path: Path) -> None:
+    tiny_model("gpt2").save_pretrained(tmp_path / "large")
+    changes: dict[str, Any] = {
+        "reference": {"pretrained": str(tmp_path / "large")},
+        "training": training(steps=50, optimizer={"learning_rate": "auto"}),
+    }
+    planned = plan(recipe(data, start_layers="auto", grow={"max_rounds": 1}, **changes))
+    _, rates, *probes, _ = (stage.times * stage.parameters for stage in planned.stages)
+    assert planned.models_on_disk == 4 * max(rates, sum(probes))
+    deep = {"architecture": {**ARCHITECTURE, "n_layer": 8}}
+    planned = plan(
+        recipe(data, start_layers="auto", reference=deep, grow={"layers": 1}, parity={"control": True})
+    )
+    assert [stage.layers for stage in planned.stages] == [8, *(4, 4, 4, 6, 6), *(4, 5, 6, 7), 8]
+    left = [stage.parameters for stage in planned.stages if not stage.name.startswith("probe")]
+    assert planned.models_on_disk == 4 * sum(left)
 
 
 def test_the_rate_of_a_gpu_that_was_measured_before(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -142,8 +143,16 @@ class Plan(Shown):
 
     @property
     def models_on_disk(self) -> int:
-        """Bytes of the models that are left behind; the final one is the last round's, under a second name."""
-        return sum(stage.model_on_disk for stage in self.stages)
+        """Bytes of the most models that there are at a time; the final one is the last round's, under a second name.
+
+        Those of rates and of probes are deleted when all of their kind are measured, the others are left behind.
+        """
+        most = left = 0
+        for kind, stages in groupby(self.stages, key=lambda stage: stage.before):
+            size = sum(stage.models_on_disk for stage in stages)
+            most = max(most, left + size)
+            left += 0 if kind in ("rates", "probes") else size
+        return most
 
     @property
     def checkpoints_on_disk(self) -> int:
@@ -319,9 +328,11 @@ class Stage:
         return training_memory(self.shape) + teacher
 
     @property
-    def model_on_disk(self) -> int:
-        """Bytes of what a training leaves behind."""
-        return saved_dtype(self.training, self.config).itemsize * self.parameters if self.training else 0
+    def models_on_disk(self) -> int:
+        """Bytes of what its trainings leave behind."""
+        if self.training is None:
+            return 0
+        return self.times * saved_dtype(self.training, self.config).itemsize * self.parameters
 
     def step_memory(self, processes: int = 1, device: str | None = None) -> StageMemory:
         """Memory of a training's steps.
