@@ -25,7 +25,7 @@ from inheritune.data.loader import TrainingData, open_data
 from inheritune.data.prepare import few_held_out
 from inheritune.data.shards import MANIFEST, NoShardsError, read_manifest
 from inheritune.evaluation.evaluate import check_settings
-from inheritune.learning_rate import USUALLY, rate_steps
+from inheritune.learning_rate import MOST, rate_steps
 from inheritune.models.architecture import cut_config, layer_count, parameter_count
 from inheritune.models.presets import from_config
 from inheritune.models.size import flops_per_token, on_meta, training_memory
@@ -260,7 +260,7 @@ class Stage:
         teacher: whose logits the model learns.
         answers: whether it learns those of a teacher that was asked before.
         asked: windows that it is asked about.
-        times: that it is trained.
+        times: that it is trained, at most.
         before: what Algorithm 1 does in it between the reference and the first round, if it is there.
     """
 
@@ -464,8 +464,8 @@ def stages_of(recipe: Recipe | TrainRecipe, found: Found) -> list[Stage]:
     small = partial(stage, teacher=config if live else None, answers=draws is not None)
     if training.optimizer.learning_rate == "auto":
         short = shortened(training, rate_steps(training.steps))
-        name = f"learning rate, {USUALLY} times {short.steps} steps"
-        stages.append(small(name, cut_config(config, first), short, times=USUALLY, before="rates"))
+        name = f"learning rate, up to {MOST} times {short.steps} steps"
+        stages.append(small(name, cut_config(config, first), short, times=MOST, before="rates"))
     for layers, short in probe_trainings(depth, training) if recipe.start_layers == "auto" else []:
         name = f"probe, {layers} layers, {short.steps} steps"
         stages.append(small(name, cut_config(config, layers), short, before="probes"))
