@@ -223,5 +223,8 @@ def test_what_cannot_be_found_is_refused(data: Path, tmp_path: Path) -> None:
 def test_a_plan_has_the_trials(data: Path, tmp_path: Path) -> None:
     tiny_model("llama").save_pretrained(tmp_path / "large")
     stages = plan(settings(data, tmp_path / "large")).stages
-    (trials,) = (stage for stage in stages if stage.name == "learning rate, 4 times 5 steps")
-    assert trials.flops == pytest.approx(0.4 * stages[-1].flops)
+    (trials,) = (stage for stage in stages if stage.name == f"learning rate, up to {MOST} times 5 steps")
+    assert trials.flops == pytest.approx(MOST * 0.1 * stages[-1].flops), (
+        "the total is of the most there can be"
+    )
+    assert trials.epochs == pytest.approx(0.1 * stages[-1].epochs), "all read the same"

@@ -79,7 +79,7 @@ def test_a_budget_in_time_is_paid_at_the_rate_of_this_machine(
     assert call(monkeypatch, "init --model model --text notes.jsonl --budget 2min") == 0
     planned = plan(load_recipe(Path("recipe.yaml"), Recipe))
     small = planned.stages[1]
-    assert small.seconds(1e7) == pytest.approx(0.9 * 120, rel=0.02)
+    assert small.flops / 1e7 == pytest.approx(0.9 * 120, rel=0.02)
     assert "about 2 min at 1e+07 FLOP/s here" in Path("recipe.yaml").read_text()
 
 

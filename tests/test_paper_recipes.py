@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig
 
+from inheritune import planning
 from inheritune.config import Study
-from inheritune.planning import Stage, plan_study
+from inheritune.planning import Stage, plan
 from inheritune.recipe_file import load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -35,7 +36,9 @@ KNOWN = {
 
 def planned(name: str) -> dict[str, Stage]:
     study = load_recipe(PAPER / f"{name}.yaml", Study)
-    return {stage.name: stage for stage in plan_study(study, KNOWN, without_data=True).stages}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "source_config", lambda source: KNOWN[source.pretrained])
+        return {stage.name: stage for stage in plan(study, without_data=True).stages}
 
 
 def gpt2(layers: int, hidden: int) -> int:
@@ -159,7 +162,7 @@ def test_all_recipes_are_tested() -> None:
 
 def test_the_study_for_a_cpu_has_ten_tokens_for_each_parameter_of_the_reference() -> None:
     study = load_recipe(RECIPES / "study-cpu.yaml", Study)
-    stages = {stage.name: stage for stage in plan_study(study, without_data=True).stages}
+    stages = {stage.name: stage for stage in plan(study, without_data=True).stages}
     assert stages["reference"].tokens > 10 * stages["reference"].parameters
     both = stages["reference"].flops + stages["inheritune-6, round 1"].flops
     assert stages["random-6-flops"].flops == pytest.approx(both, rel=1e-3)

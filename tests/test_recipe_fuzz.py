@@ -26,7 +26,7 @@ from inheritune.algorithm import run
 from inheritune.config import EvaluationSettings, Recipe, Study, TrainRecipe
 from inheritune.evaluation.evaluate import check_settings
 from inheritune.plain_yaml import parse
-from inheritune.planning import Plan, plan, plan_memory
+from inheritune.planning import Plan, plan
 from inheritune.recipe_file import load_any, load_recipe, parse_recipe, to_yaml
 from inheritune.recipe_schema import KINDS, schema_of
 from inheritune.single_model import train_model
@@ -272,7 +272,7 @@ def changed(recipe: Any, path: tuple[Any, ...], value: Any) -> Any:
 
 
 def planned(recipe: Any) -> Plan | None:
-    """What `inheritune plan` computes, without the memory of steps; of an evaluation, what it checks at first."""
+    """What `inheritune plan` computes; of an evaluation, what it checks at first."""
     if isinstance(recipe, EvaluationSettings):
         return check_settings(recipe.model_copy(update={"tasks": ()}))
     return plan(recipe)
@@ -470,7 +470,6 @@ def test_what_is_valid_and_small_runs(place: Path, mutant: Any) -> None:
     def from_start_to_end() -> None:
         recipe = parse_recipe(mutated(base, mutant[1]), kind)
         stages = plan(recipe)
-        plan_memory(stages)
         if small_work(recipe, stages):
             do(recipe, directory)
 

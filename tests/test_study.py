@@ -23,7 +23,7 @@ from inheritune import UserError
 from inheritune import study as study_module
 from inheritune.algorithm import run
 from inheritune.config import Recipe, Study, TrainRecipe
-from inheritune.planning import plan_study
+from inheritune.planning import plan
 from inheritune.recipe_file import load_recipe, parse_recipe
 from inheritune.report.comparison import FILES
 from inheritune.run_directory import RunDirectory
@@ -171,7 +171,7 @@ def test_mistakes_of_a_row(data: Path, tmp_path: Path, row: dict[str, Any], sent
 def test_mistakes_of_all_rows_are_told_at_once(data: Path, tmp_path: Path) -> None:
     rows = {name: {"model": {"row": "reference"}, name: 1} for name in ("one", "two")}
     found = study(data, rows={**values(data)["rows"], **rows}, headline=list(rows))
-    for action in (lambda: run_study(found, tmp_path / "study"), lambda: plan_study(found)):
+    for action in (lambda: run_study(found, tmp_path / "study"), lambda: plan(found)):
         with pytest.raises(
             UserError, match=r"rows\.one: unknown key `one`; .*rows\.two: unknown key `two`"
         ) as caught:
@@ -203,10 +203,23 @@ def test_flops_are_spent_as_planned(finished: tuple[Path, list[str]], data: Path
     small = json.loads((directory / "seed-3" / "small" / "summary.json").read_text())
     budget = outcome("reference")["flops"] + small["rounds"][-1]["total_training_flops"]
     assert outcome("controlled")["flops"] == pytest.approx(budget, rel=0.03)  # a whole number of steps
-    planned = {stage.name: stage for stage in plan_study(study(data)).stages}
+    planned = {stage.name: stage for stage in plan(study(data)).stages}
     for name in ("reference", "shallow", "stacked", "taught", "controlled"):
         assert outcome(name)["flops"] == pytest.approx(planned[name].flops), name
         assert outcome(name)["parameters"] == planned[name].parameters, name
+
+
+def test_what_comes_before_the_first_round_is_a_part_of_the_budget(data: Path) -> None:
+    rows = values(data)["rows"]
+    rows["small"] |= {"start_layers": "auto", "distillation": {"corrected": 6}, "grow": {"layers": 1}}
+    stages = plan(study(data, rows=rows)).stages
+    small = [stage for stage in stages if stage.name.startswith("small, ")]
+    assert [stage.before for stage in small] == ["teacher", *["probes"] * 5, None, None]
+    reference, controlled = (
+        next(one for one in stages if one.name == n) for n in ("reference", "controlled")
+    )
+    budget = reference.flops + sum(stage.flops for stage in small[:-1])
+    assert controlled.flops == pytest.approx(budget, rel=0.03)  # a whole number of steps
 
 
 def test_a_stack_starts_from_the_shallow_model_twice(data: Path, tmp_path: Path) -> None:

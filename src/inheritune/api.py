@@ -24,12 +24,13 @@ from inheritune.analysis.result import short_name
 from inheritune.config import EvaluationSettings, Pretrained, Recipe, Study, TrainRecipe
 from inheritune.cut import config_of, name_of, text_for, tokenizer_of
 from inheritune.data.tokenizer import AUTO
-from inheritune.estimate import Estimate, estimate
 from inheritune.evaluation.evaluate import evaluate as evaluate_models
 from inheritune.evaluation.result import Evaluation
 from inheritune.evaluation.subjects import Model, Models, weights_hash
 from inheritune.models.checkpoint_config import check_live
 from inheritune.models.load import in_evaluation_mode, load_model, quietly, save_model
+from inheritune.planning import Plan
+from inheritune.planning import plan as plan_recipe
 from inheritune.recipe_file import parse_any, parse_recipe
 from inheritune.report.comparison import Directory, RunComparison, compare_runs
 from inheritune.report.results import RunResult, TrainResult
@@ -116,7 +117,7 @@ def plan(
     processes: int = 1,
     device: str | None = None,
     without_data: bool = False,
-) -> Estimate:
+) -> Plan:
     """Parameters, tokens, FLOPs, memory and hours of every stage of a run, a training or a study, before it runs.
 
     Args:
@@ -131,7 +132,7 @@ def plan(
         UserError: as running it would.
     """
     with quietly():
-        return estimate(
+        return plan_recipe(
             recipe if isinstance(recipe, Recipe | TrainRecipe | Study) else parse_any(*_values(recipe)),
             flops_per_second=flops_per_second,
             measure=measure,

@@ -19,7 +19,7 @@ from inheritune.learning_rate import USUAL_TOKENS, usual_rate
 from inheritune.models.architecture import context_length, layer_count, parameter_count
 from inheritune.models.load import load_config
 from inheritune.models.size import on_meta
-from inheritune.planning import Plan, Stage, known_rate, measured_rate, plan, plan_memory
+from inheritune.planning import Plan, Stage, known_rate, measured_rate, plan
 from inheritune.quantities import count, duration, memory, parse_count
 from inheritune.recipe_file import parse_recipe
 from inheritune.recipe_schema import editor_line
@@ -155,7 +155,7 @@ def round_of(planned: Plan) -> Stage:
 def _text(values: dict[str, Any], depth: int, how: str, planned: Plan) -> str:
     training, small = values["training"], round_of(planned)
     optimizer, schedule = training["optimizer"], training["schedule"]
-    needed = plan_memory(planned)[small.name].chosen
+    needed = planned.memory[small.name].chosen
     epochs = "" if small.epochs is None else f", {small.epochs:.2g} times the text"
     source = values["reference"]["pretrained"]
     return f"""{editor_line("run")}

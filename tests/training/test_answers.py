@@ -25,7 +25,7 @@ from inheritune.data.answers import Answers, read_record, write_file
 from inheritune.data.loader import batches, open_data, windows_read
 from inheritune.data.order import Order
 from inheritune.models.load import load_model, save_model
-from inheritune.planning import plan, plan_memory
+from inheritune.planning import plan
 from inheritune.recipe_file import parse_recipe
 from inheritune.runtime.signals import Interrupted
 from inheritune.single_model import train_model
@@ -409,7 +409,7 @@ def test_what_a_plan_says_of_answers(place: Path) -> None:
     found, live = plan(parse(place, {})), plan(parse(place, {}, distillation={}))
     assert found.stages[0].flops < 0.7 * live.stages[0].flops
     assert "took" in found.notes[0] and "FLOPs" in found.notes[0]
-    needs, of_live = plan_memory(found), plan_memory(live)
+    needs, of_live = found.memory, live.memory
     assert needs["training"].chosen < of_live["training"].chosen
     assert "on the disk" in plan(recipe(place / "data", distillation={"draws": 50})).notes[0]
 

@@ -36,11 +36,11 @@ def plan_command(
     from rich.table import Table
 
     from inheritune.cli.console import console, print_line, quiet
-    from inheritune.estimate import estimate
+    from inheritune.planning import plan
     from inheritune.recipe_file import load_any
 
     quiet()
-    found = estimate(
+    found = plan(
         load_any(recipe, changes or ()),
         flops_per_second=flops,
         measure=measure,
