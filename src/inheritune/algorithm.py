@@ -53,6 +53,7 @@ from inheritune.run_directory import (
     answer,
 )
 from inheritune.runtime.hardware import Hardware, choose_hardware
+from inheritune.runtime.repeatable import repeatable
 from inheritune.runtime.world import World, check_same, joined
 from inheritune.single_model import check_inputs, check_source, environment, scratch_config, wanted_windows
 from inheritune.start_depth import check_measurable, first_depth, start_depth, tell_how_far_off
@@ -118,7 +119,7 @@ def run(recipe: Recipe, directory: Path, *, callbacks: Callbacks = NONE) -> Summ
         Interrupted: a signal asked to stop; everything is saved.
         PeerLostError: another process ended; everything that was saved is good.
     """
-    with joined(recipe.training) as world, RunDirectory(directory) as folder:
+    with joined(recipe.training) as world, repeatable(recipe.training), RunDirectory(directory) as folder:
         check_same(world, recipe)
         hardware = choose_hardware(recipe.training, world)
         if recipe.evaluation is not None:

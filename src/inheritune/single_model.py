@@ -31,6 +31,7 @@ from inheritune.models.size import flops_per_token, on_meta
 from inheritune.run_directory import RunDirectory
 from inheritune.runtime import files
 from inheritune.runtime.hardware import Hardware, choose_hardware, command_line, describe
+from inheritune.runtime.repeatable import repeatable
 from inheritune.runtime.world import ALONE, World, check_same, joined
 from inheritune.training.callbacks import NONE, Callbacks
 from inheritune.training.checks import check_fit, check_room
@@ -51,7 +52,7 @@ def train_model(recipe: TrainRecipe, directory: Path, *, callbacks: Callbacks = 
         UserError: something the user can fix, in one sentence.
         Interrupted: a signal asked to stop; everything is saved.
     """
-    with joined(recipe.training) as world, RunDirectory(directory) as folder:
+    with joined(recipe.training) as world, repeatable(recipe.training), RunDirectory(directory) as folder:
         check_same(world, recipe)
         world.on_first(check_inputs, recipe)
         hardware = choose_hardware(recipe.training, world)
