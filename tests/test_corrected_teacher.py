@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 import pytest
 
 from inheritune.algorithm import run
-from inheritune.config import Recipe, TrainRecipe
+from inheritune.config import Recipe, Training, TrainRecipe
+from inheritune.corrected_teacher import teacher_training
+from inheritune.models.load import load_config
 from inheritune.planning import plan
 from inheritune.recipe_file import parse_recipe
+from inheritune.run_directory import RunDirectory
 from inheritune.runtime.signals import Interrupted
 from inheritune.single_model import train_model
 from inheritune.training.step import Stepper
@@ -68,6 +72,11 @@ def test_the_rounds_learn_from_the_reference_that_was_trained_on(data: Path, tmp
         summary.teacher_flops > 0 and only.total_training_flops == summary.teacher_flops + only.training_flops
     )
     planned = {stage.name: stage for stage in plan(settings(data)).stages}
+    long = settings(data, corrected=True).model_copy(
+        update={"training": parse_recipe(training(checkpoints={"every": 3}), Training)}
+    )
+    taught = teacher_training(long, load_config(settings(data).reference.trained))
+    assert taught is not None and taught.checkpoints.every == 3, "as often as a round"
     assert planned["teacher"].steps == 6 and planned["teacher"].flops == pytest.approx(summary.teacher_flops)
     (directory / "state.json").write_text('{"phase": "round", "round": 1}')
     assert run(settings(data), directory) == summary
@@ -98,4 +107,7 @@ def test_a_run_that_ends_while_its_teacher_is_trained_resumes_there(
         stopped.setattr(Stepper, "__call__", call)
         run(settings(data), tmp_path / "stopped")
     assert list((tmp_path / "stopped/teacher/checkpoints").iterdir())
+    state = json.loads((tmp_path / "stopped/state.json").read_bytes())
+    assert state["phase"] == "preparation", "the reference is known"
+    assert RunDirectory(tmp_path / "stopped").read_summary().reference is not None
     assert run(settings(data), tmp_path / "stopped").rounds[0].loss == whole.rounds[0].loss

@@ -103,11 +103,11 @@ def test_a_run_records_what_it_kept(data: Path, large: Path, tmp_path: Path, kee
 def test_rounds_start_from_the_blocks_that_were_kept(
     data: Path, large: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    from inheritune import algorithm
+    from inheritune import running
 
     given: list[PreTrainedModel] = []
-    real = algorithm.check_tied
-    monkeypatch.setattr(algorithm, "check_tied", lambda model: (given.append(model), real(model)))
+    real = running.check_tied
+    monkeypatch.setattr(running, "check_tied", lambda model: (given.append(model), real(model)))
     settings = recipe(
         data,
         reference={"pretrained": str(large)},
@@ -117,7 +117,7 @@ def test_rounds_start_from_the_blocks_that_were_kept(
         parity=NEVER,
     )
     with monkeypatch.context() as patch:
-        patch.setattr(algorithm, "train", lambda first_weights, *rest, **options: (first_weights(), 1 / 0))
+        patch.setattr(running, "train", lambda first_weights, *rest, **options: (first_weights(), 1 / 0))
         with pytest.raises(ZeroDivisionError):
             run(settings, tmp_path / "run")
     assert same(given[0], select(large, [0, 3]))

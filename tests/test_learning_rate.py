@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +27,7 @@ from inheritune.runtime.signals import Interrupted
 from inheritune.single_model import train_model
 from inheritune.training import metrics
 from inheritune.training.step import NonFiniteError, Stepper
+from inheritune.training.validation import WindowLosses
 from tiny_data import write_shards
 from tiny_models import tiny_model
 from tiny_recipes import recipe, training
@@ -201,6 +204,26 @@ def test_a_rate_at_which_the_loss_is_not_finite(data: Path, tmp_path: Path, monk
     paid = {trial.learning_rate: trial.flops for trial in found.trials}
     assert 0 < paid[2e-3] < paid[1e-3], "up to the step that failed"
     assert not list((tmp_path / "run").glob("rate-*/checkpoints"))
+
+
+def test_a_rate_at_which_only_the_last_losses_are_not_finite(
+    data: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "large")
+    monkeypatch.setattr("inheritune.learning_rate.usual_rate", lambda *_: 2e-3)
+    save = WindowLosses.save
+
+    def fails(self: WindowLosses, path: Path) -> None:
+        bad = (
+            np.full_like(self.losses, np.nan) if path.parent.name.startswith("rate-2.0e-03") else self.losses
+        )
+        save(replace(self, losses=bad), path)
+
+    monkeypatch.setattr(WindowLosses, "save", fails)
+    run(settings(data, tmp_path / "large"), tmp_path / "run")
+    found = {trial.learning_rate: trial for trial in load_rates(tmp_path / "run" / RATES_FILE).trials}
+    assert found[2e-3].loss is None and found[2e-3].flops == found[1e-3].flops, "all steps were done"
+    assert not list((tmp_path / "run").glob("rate-*/*/"))
 
 
 def test_what_cannot_be_found_is_refused(data: Path, tmp_path: Path) -> None:

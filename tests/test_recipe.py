@@ -217,14 +217,22 @@ def test_rounds_are_limited(data: Path, tmp_path: Path) -> None:
     ("start", "depth", "expected"), [("half", 24, 12), ("half", 9, 4), ("half", 2, 1), (5, 8, 5)]
 )
 def test_the_first_cut(start: Any, depth: int, expected: int) -> None:
-    assert start_depth(start, depth) == expected
+    assert start_depth(parsed({"start_layers": start}), depth) == expected
+
+
+def test_a_list_of_layers_is_the_first_cut() -> None:
+    assert start_depth(parsed({"keep": [0, 1, 2, 5, 7]}), 8) == 5
 
 
 def test_a_first_cut_that_saves_nothing() -> None:
     with pytest.raises(
         ValueError, match="start_layers is 8, but the reference has 8 layers: nothing would be saved"
     ):
-        start_depth(8, 8)
+        start_depth(parsed({"start_layers": 8}), 8)
+
+
+def parsed(values: dict[str, Any]) -> Recipe:
+    return Recipe.model_validate({"data": {"path": "data"}, "reference": {"pretrained": "large"}, **values})
 
 
 def test_a_pretrained_reference_of_another_architecture(data: Path, tmp_path: Path) -> None:

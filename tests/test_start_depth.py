@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import RwkvConfig, RwkvForCausalLM
 
 from handmade_attention import handmade_model
 from inheritune import UserError
@@ -167,8 +168,8 @@ def test_probes_are_the_training_in_short() -> None:
     ]
     assert {layers for layers, _ in probe_trainings(3, settings)} == {1, 2}
     assert probe_trainings(2, settings) == []
-    shortest = parse_recipe({"steps": 1, "schedule": {"warmup_steps": 0}}, Training)
-    assert [short.steps for _, short in probe_trainings(4, shortest)] == [1] * 5
+    shortest = parse_recipe({"steps": 4, "schedule": {"warmup_steps": 0}}, Training)
+    assert [short.steps for _, short in probe_trainings(4, shortest)] == [1, 2, 4, 1, 2]
 
 
 def test_a_run_starts_where_its_probes_say(data: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
@@ -318,8 +319,16 @@ def test_an_unfinished_run_that_went_by_lazy_layers_keeps_what_it_has(data: Path
     assert not (directory / "reference/forecast.json").exists()
 
 
+def test_too_few_steps_for_probes(data: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"`training\.steps` of 3 are too few for that: give a number, or 4 steps"
+    ):
+        recipe(data, start_layers="auto", training={"steps": 3, "schedule": {"warmup_steps": 0}})
+
+
+@pytest.mark.parametrize("changes", [{"start_layers": "auto"}, {"keep": "measured", "start_layers": 2}])
 def test_a_reference_whose_cuts_cannot_be_measured_is_refused_before_it_is_trained(
-    data: Path, tmp_path: Path
+    changes: dict[str, Any], data: Path, tmp_path: Path
 ) -> None:
     architecture = {
         "model_type": "rwkv",
@@ -328,10 +337,26 @@ def test_a_reference_whose_cuts_cannot_be_measured_is_refused_before_it_is_train
         "attention_hidden_size": 32,
         "rescale_every": 2,
     }
-    settings = recipe(data, start_layers="auto", reference={"architecture": architecture})
+    settings = recipe(data, reference={"architecture": architecture}, **changes)
     with pytest.raises(UserError, match="'rwkv' model: its blocks cannot be run apart"):
         run(settings, tmp_path / "run")
     assert not (tmp_path / "run/reference").exists()
+
+
+def test_a_pretrained_reference_whose_cuts_cannot_be_measured_is_refused_before_it_is_corrected(
+    data: Path, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "attention_hidden_size": 32, "vocab_size": 256}
+    RwkvForCausalLM(RwkvConfig(**sizes, rescale_every=2)).save_pretrained(tmp_path / "large")
+    settings = recipe(
+        data,
+        reference={"pretrained": str(tmp_path / "large")},
+        start_layers=2,
+        distillation={"corrected": True},
+    )
+    with pytest.raises(UserError, match="'rwkv' model: its blocks cannot be run apart"):
+        run(settings, tmp_path / "run")
+    assert not (tmp_path / "run/teacher").exists()
 
 
 def test_a_damaged_forecast_is_named(tmp_path: Path) -> None:

@@ -11,23 +11,23 @@ repeat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from inheritune.analysis.forecast import FORECAST, load_forecast
-from inheritune.analysis.kept import CHOICE, Kept, load_kept
+from inheritune.analysis.kept import CHOICE, Kept
 from inheritune.analysis.layers import choose_kept, grown_kept, kept_in, recorded
 from inheritune.analysis.sequences import text_of
 from inheritune.config import Grow, Pretrained, Recipe, Training, TrainRecipe
 from inheritune.corrected_teacher import obtain_teacher
 from inheritune.data.answers import RECORD, Answers, NoAnswersError, verify_answers
-from inheritune.data.loader import TrainingData, open_data, open_together
-from inheritune.data.shards import NoShardsError, Split
+from inheritune.data.loader import open_data, open_together
+from inheritune.data.shards import NoShardsError
 from inheritune.evaluation.evaluate import DIRECTORY as EVALUATION
 from inheritune.evaluation.evaluate import check_reference, check_settings, evaluate
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
@@ -43,7 +43,6 @@ from inheritune.models.size import flops_per_token, on_meta
 from inheritune.publish import publish_last_round, write_card
 from inheritune.run_directory import (
     Answer,
-    Phase,
     ReferenceFigures,
     RoundFigures,
     RunDirectory,
@@ -52,18 +51,17 @@ from inheritune.run_directory import (
     Worth,
     answer,
 )
+from inheritune.running import Reference, Run, first_choice, train_small
 from inheritune.runtime.hardware import Hardware, choose_hardware
 from inheritune.runtime.repeatable import repeatable
-from inheritune.runtime.world import World, check_same, joined
+from inheritune.runtime.world import check_same, joined
 from inheritune.single_model import check_inputs, check_source, environment, scratch_config, wanted_windows
 from inheritune.start_depth import check_measurable, first_depth, start_depth, tell_how_far_off
 from inheritune.training import metrics
 from inheritune.training.callbacks import NONE, Callbacks
-from inheritune.training.checks import check_room, check_tied, tell_at_the_cut
-from inheritune.training.distillation import distilled_from, learning_from
+from inheritune.training.checks import check_room
 from inheritune.training.final_model import Outcome, saved_dtype
-from inheritune.training.loop import Stop, train
-from inheritune.training.loss import NextTokenLoss
+from inheritune.training.loop import Measure, train
 from inheritune.training.teacher import Drawing, ask
 from inheritune.training.validation import WindowLosses, compare
 from inheritune.yardsticks import (
@@ -74,33 +72,6 @@ from inheritune.yardsticks import (
     open_texts,
     paired,
 )
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run at work: what was asked for, where it happens, and with which other processes."""
-
-    recipe: Recipe
-    folder: RunDirectory
-    data: TrainingData
-    hardware: Hardware
-    summary: Summary
-    texts: Mapping[str, Split]
-    """Other text that parity must hold on, by name."""
-    callbacks: Callbacks = NONE
-
-    @property
-    def world(self) -> World:
-        """The processes that run this together; the first of them writes."""
-        return self.hardware.world
-
-    def model_of(self, figures: RoundFigures) -> Path:
-        """Where the model of a round is."""
-        return self.folder.path / figures.directory / "model"
-
-    def record(self, phase: Phase, number: int) -> None:
-        """Say how far the run is."""
-        self.world.on_first(self.folder.record, phase, number, self.summary)
 
 
 def run(recipe: Recipe, directory: Path, *, callbacks: Callbacks = NONE) -> Summary:
@@ -149,8 +120,8 @@ def algorithm_1(this: Run) -> None:
     """The paper's section 2, from start to end; the figures go into the summary."""
     grow, summary = this.recipe.grow, this.summary
     reference = obtain_reference(this)
-    this = with_learning_rate(this, reference, train_small, first_choice)
-    layers = first_depth(this, reference, train_small)
+    this = with_learning_rate(this, reference)
+    layers = first_depth(this, reference)
     previous: Path | None = None
     for number in count(1):
         this.record("round", number)
@@ -170,34 +141,6 @@ def algorithm_1(this: Run) -> None:
     if this.world.first:
         finish(this, reference, this.model_of(figures))
         this.folder.record("finished", number, summary)
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The large model, on disk: it is read only as far as it is needed."""
-
-    source: Pretrained
-    config: PretrainedConfig
-    losses: WindowLosses
-    also: Mapping[str, WindowLosses]
-    training_flops: float | None
-    teacher: Pretrained
-    """What the rounds learn from, with `distillation`: itself, or itself trained on their text."""
-    answers: Answers | None = None
-    """The teacher's to the text of the rounds, where it was asked once (`distillation.draws`)."""
-
-    @property
-    def layers(self) -> int:
-        """Its depth, k."""
-        return layer_count(self.config)
-
-    def load(self) -> PreTrainedModel:
-        """The model itself, in evaluation mode on the CPU."""
-        return load_model(self.source, config=self.config)
-
-    def load_teacher(self) -> PreTrainedModel:
-        """What the rounds learn from, likewise."""
-        return load_model(self.teacher, config=self.config)
 
 
 def obtain_reference(this: Run) -> Reference:
@@ -223,6 +166,7 @@ def obtain_reference(this: Run) -> Reference:
         bytes_per_token=losses.bytes_per_token,
         also={name: found.mean for name, found in also.items()},
     )
+    this.record("preparation", 0)
     reference = Reference(trained, config, losses, also, flops, teacher=trained)
     reference = replace(reference, teacher=obtain_teacher(this, reference))
     return replace(reference, answers=obtain_answers(this, reference))
@@ -259,9 +203,8 @@ def train_reference(this: Run) -> tuple[Pretrained, Outcome]:
     config = scratch_config(source, this.data, this.data.window)
     check_room(config, this.hardware.device)
     check_reference(this.recipe, config)
-    start_depth(this.recipe.start_layers, layer_count(config))  # an error before anything is trained
-    if this.recipe.start_layers == "auto":
-        check_measurable(config)
+    start_depth(this.recipe, layer_count(config))  # an error before anything is trained
+    check_measurable(this.recipe, lambda: from_config(config, training.seed).eval())
     outcome = train(
         lambda: from_config(config, training.seed),
         this.data,
@@ -286,7 +229,8 @@ def measure_reference(this: Run) -> tuple[Pretrained, None]:
         config = load_config(trained)
         check_source(source, config, this.data)
         check_reference(this.recipe, config)
-        start_depth(this.recipe.start_layers, layer_count(config))
+        start_depth(this.recipe, layer_count(config))
+        check_measurable(this.recipe, lambda: load_model(trained))
         settings = this.recipe.distillation
         if this.recipe.parity.control or (settings is not None and settings.corrected):
             check_room(config, this.hardware.device)
@@ -303,77 +247,31 @@ def one_round(
     def holds(losses: WindowLosses, of_reference: WindowLosses) -> bool:
         return compare(losses, of_reference.thinned(len(losses.losses)), parity.margin).parity
 
-    def as_good(losses: WindowLosses, measure: Callable[[Split], WindowLosses]) -> bool:
+    def as_good(losses: WindowLosses, measure: Measure) -> bool:
         return holds(losses, reference.losses) and all(
             holds(measure(split), reference.also[name]) for name, split in this.texts.items()
         )
 
-    def at_parity(step: int, losses: WindowLosses, measure: Callable[[Split], WindowLosses]) -> bool:
+    def at_parity(step: int, losses: WindowLosses, measure: Measure) -> bool:
         return parity.stop_at_parity and as_good(losses, measure)
 
-    frugal = this.recipe.search == "frugal"
-    last = is_last(number, layers, this.recipe.grow, reference.layers)
-    stop = UntilDecided(this, reference, directory, as_good, not last) if frugal else at_parity
-    outcome = train_small(
+    train_round = partial(
+        train_small,
         this,
         reference,
         directory,
         this.recipe.training,
         lambda: initial_weights(this, reference, directory, layers, previous),
         f"round {number}, {layers} layers",
-        stop,
     )
+    if this.recipe.search == "frugal":
+        may_grow = not is_last(number, layers, this.recipe.grow, reference.layers)
+        decided = UntilDecided(this, reference, directory, as_good, may_grow)
+        outcome = train_round(decided, decided.ends)
+    else:
+        outcome = train_round(at_parity)
     also = measure_texts(this, this.recipe.reference.at(directory / "model"), directory)
     return figures_of(this, reference, number, directory, outcome, also)
-
-
-def train_small(
-    this: Run,
-    reference: Reference,
-    directory: Path,
-    training: Training,
-    initial: Callable[[], PreTrainedModel],
-    title: str,
-    stop: Stop = lambda step, losses, measure: False,
-) -> Outcome:
-    """Train a small model in this directory, a round's or a probe's."""
-    pretrained = this.recipe.reference.pretrained is not None
-
-    def first_weights() -> PreTrainedModel:
-        model = initial()
-        check_tied(model)
-        return model
-
-    def begins(losses: WindowLosses) -> None:
-        whole = reference.losses.thinned(len(losses.losses)).mean
-        tell_at_the_cut(title, losses.mean, whole, reference.config, pretrained=pretrained)
-
-    return train(
-        first_weights,
-        replace(this.data, answers=reference.answers),
-        training,
-        directory,
-        hardware=this.hardware,
-        run=this.folder.path,
-        loss=objective(this, reference),
-        stop=stop,
-        ends=stop.ends if isinstance(stop, UntilDecided) else (),
-        dtype=saved_dtype(training, reference.config),
-        begins=begins,
-        callbacks=this.callbacks,
-        trust_remote_code=reference.source.trust_remote_code,
-        title=title,
-    )
-
-
-def objective(this: Run, reference: Reference) -> Callable[[PreTrainedModel, World], NextTokenLoss]:
-    """What a round minimises: cross entropy, or with `distillation` also the distance to the reference's logits."""
-    settings = this.recipe.distillation
-    if settings is None:
-        return NextTokenLoss
-    if reference.answers is not None:
-        return learning_from(reference.answers, settings)
-    return distilled_from(reference.load_teacher, settings)
 
 
 def initial_weights(
@@ -392,22 +290,6 @@ def initial_weights(
     before = kept_in(previous.parent, layer_count(trained.config), reference.layers)
     kept = recorded(chosen, lambda: next_choice(this, reference, before, layers, trained))
     return append(trained, reference.source, kept.layers, before.layers)
-
-
-def first_choice(this: Run, reference: Reference, layers: int) -> Kept:
-    """Which of the reference's layers to inherit, after those that a recipe lists the ones that are worth most."""
-    keep, depth, seed = this.recipe.keep, reference.layers, this.recipe.training.seed
-    assert keep != "auto", "the recipe says what it stands for"
-    forecast, tried = this.folder.reference / FORECAST, this.folder.path / CHOICE
-    if forecast.exists():
-        return load_forecast(forecast).kept(layers)
-    if tried.exists() and len((kept := load_kept(tried)).layers) == layers:
-        return kept
-    text, device = text_of(this.data.train), this.hardware.device
-    if isinstance(keep, str) or len(keep) == layers:
-        return choose_kept(keep, layers, depth, text, lambda: reference.load().to(device), seed)
-    listed = choose_kept(keep, len(keep), depth, None, reference.load, seed)
-    return grown_kept(listed, layers, reference.load().to(device), text, seed)
 
 
 def next_choice(this: Run, reference: Reference, before: Kept, layers: int, trained: PreTrainedModel) -> Kept:

@@ -246,8 +246,8 @@ class Training(Settings):
     compile: bool | Auto = "auto"
     """`torch.compile` the forward and backward pass; `auto` does so on a GPU only."""
     deterministic: bool = False
-    """On a GPU, use kernels that add in a fixed order: the same recipe gives the same weights again, stopped or not, at
-    0.7 to 0.9 of the speed. On a CPU it always does."""
+    """On a GPU, use kernels that add in a fixed order: a recipe gives the same weights again, stopped or not, at 0.7
+    to 0.9 of the speed. On a CPU it always does."""
     float8: Float8 = False
     """Multiply in float8 in the blocks' linear layers (needs the extra `fp8` and a GPU that can): scaled by the
     largest value of each tensor (`tensorwise`, or true) or of each row and column (`rowwise`: outliers cost less)."""
@@ -712,6 +712,16 @@ class Recipe(Settings):
         return self
 
     @model_validator(mode="after")
+    def _depths_can_be_tried(self) -> Recipe:
+        if self.start_layers == "auto" and self.training.steps < LEAST_FOR_DEPTHS:
+            raise UserError(
+                "`start_layers: auto` tries depths for up to a fifth of the steps, in three lengths, and "
+                f"`training.steps` of {self.training.steps} are too few for that: give a number, or "
+                f"{LEAST_FOR_DEPTHS} steps"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _growth_keeps_what_there_is(self) -> Recipe:
         if self.grow.mode == "append" and self.keep == "spread":
             raise UserError(
@@ -746,6 +756,8 @@ class Recipe(Settings):
 
 LEAST_FOR_RATES = 50
 """Steps of a round whose learning rate is found."""
+LEAST_FOR_DEPTHS = 4
+"""Steps of a round where the first depth is found."""
 
 FRUGAL = {
     "grow": {"mode": "append"},

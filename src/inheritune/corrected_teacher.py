@@ -7,20 +7,15 @@ of SmolLM2-135M end 0.014 nats above the same training without a teacher; under 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from transformers import PretrainedConfig
 
 from inheritune.config import Pretrained, Recipe, Training
 from inheritune.learning_rate import usual_rate
 from inheritune.models.architecture import parameter_count
 from inheritune.models.size import on_meta
+from inheritune.running import Reference, Run, train_on
 from inheritune.start_depth import shortened
-from inheritune.training.final_model import MODEL, saved_dtype
-from inheritune.training.loop import train
-
-if TYPE_CHECKING:
-    from inheritune.algorithm import Reference, Run
+from inheritune.training.final_model import MODEL
 
 LESS = 1 / 4
 """Of the rounds' learning rate: a model that lost nothing needs no repair (`results/healing/`)."""
@@ -35,7 +30,8 @@ def teacher_training(recipe: Recipe, config: PretrainedConfig) -> Training | Non
     rate = training.optimizer.learning_rate
     if rate == "auto":
         rate = usual_rate(parameter_count(on_meta(config)), training.tokens_per_step)
-    return shortened(training, steps).with_rate(LESS * rate)
+    less = shortened(training, steps).with_rate(LESS * rate)
+    return less.model_copy(update={"checkpoints": training.checkpoints})  # it may be as long as a round
 
 
 def obtain_teacher(this: Run, reference: Reference) -> Pretrained:
@@ -43,17 +39,5 @@ def obtain_teacher(this: Run, reference: Reference) -> Pretrained:
     training = teacher_training(this.recipe, reference.config)
     if training is None:
         return reference.source
-    outcome = train(
-        reference.load,
-        this.data,
-        training,
-        this.folder.teacher,
-        hardware=this.hardware,
-        run=this.folder.path,
-        dtype=saved_dtype(training, reference.config),
-        trust_remote_code=reference.source.trust_remote_code,
-        callbacks=this.callbacks,
-        title=f"teacher, {reference.layers} layers",
-    )
-    this.summary.teacher_flops = outcome.flops
+    this.summary.teacher_flops = train_on(this, reference, this.folder.teacher, training, "teacher").flops
     return this.recipe.reference.at(this.folder.teacher / MODEL)

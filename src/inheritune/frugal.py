@@ -22,22 +22,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
 from inheritune.analysis.forecast import gain
 from inheritune.config import Training
-from inheritune.data.shards import Split
 from inheritune.run_directory import Decision
+from inheritune.running import Reference, Run
 from inheritune.runtime import files
 from inheritune.runtime.progress import say
+from inheritune.training.loop import Measure
 from inheritune.training.schedule import next_decay
 from inheritune.training.validation import WindowLosses
-
-if TYPE_CHECKING:
-    from inheritune.algorithm import Reference, Run
 
 DECISIONS = "decisions.json"
 """In the directory of a round."""
@@ -53,8 +51,6 @@ SURE = 0.02
 RATIOS = (1.4, 1.0, 0.7)
 """What a doubling of the steps gains, in parts of the one before it: the most hopeful, what is expected, the least.
 A model that was inherited gains more and more at first (`results/frugal/`)."""
-
-Measure = Callable[[Split], WindowLosses]
 
 
 class UntilDecided:
@@ -105,8 +101,8 @@ class UntilDecided:
 
     def _when_cooling(self, step: int, measure: Measure) -> Decision | None:
         """In a decay, where few windows have reached the target: parity if all have, and all other text."""
-        losses = measure(self.validation)
-        if not self.as_good(losses, measure):
+        losses = measure(self.validation, final=True)
+        if not self.as_good(losses, partial(measure, final=True)):
             return None
         target = self.reference.losses.mean + self.margin
         return Decision(step=step, loss=losses.mean, target=target, what="parity")
@@ -212,7 +208,7 @@ class Round:
 def decisions_in(directory: Path) -> list[Decision]:
     """What was decided in the round of this directory, in the order of steps."""
     path = directory / DECISIONS
-    return _LIST.validate_json(path.read_bytes()) if path.exists() else []
+    return files.read_record(path, list[Decision], "a list of decisions") if path.exists() else []
 
 
 def ends_of(decisions: Sequence[Decision], training: Training) -> list[int]:

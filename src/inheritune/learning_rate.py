@@ -15,27 +15,23 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from inheritune import UserError
 from inheritune.analysis.kept import CHOICE, Kept
 from inheritune.analysis.layers import recorded
-from inheritune.initialization import select
 from inheritune.models.architecture import cut_config, parameter_count
 from inheritune.models.size import on_meta
 from inheritune.run_directory import RATES_FILE, RateTrial, TriedRates, load_rates
+from inheritune.running import Reference, Run, first_choice, try_small
 from inheritune.runtime import files
 from inheritune.runtime.progress import say
 from inheritune.single_model import training_flops
 from inheritune.start_depth import shortened, start_depth
-from inheritune.training.final_model import CHECKPOINTS, MODEL, Outcome
+from inheritune.training.final_model import CHECKPOINTS
 from inheritune.training.step import NonFiniteError
-from inheritune.training.validation import WindowLosses
-
-if TYPE_CHECKING:
-    from inheritune.algorithm import Reference, Run
+from inheritune.training.validation import NonFiniteLossesError
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +40,7 @@ SHARE = 0.1
 GROWS = 2.0
 """Times what is best for so many is best for all."""
 MOST = 6
-"""Trainings; if none is better than both its neighbours by then, the best is taken."""
-USUALLY = 4
-"""So many are planned for: a good first guess needs three, one that is off by two four."""
+"""Trainings; if none is better than both its neighbours by then, the best is taken. Usually three are enough."""
 
 USUAL = ((300e6, 2.4e-3), (3e9, 3e-4), (math.inf, 1e-4))
 """Parameters of a pretrained model up to which the learning rate is this one, at `USUAL_TOKENS` a step; with fewer
@@ -61,19 +55,8 @@ def usual_rate(parameters: int, tokens_per_step: int) -> float:
     return rate * math.sqrt(min(1.0, tokens_per_step / USUAL_TOKENS))
 
 
-def with_learning_rate(
-    this: Run,
-    reference: Reference,
-    train_small: Callable[..., Outcome],
-    first_choice: Callable[[Run, Reference, int], Kept],
-) -> Run:
+def with_learning_rate(this: Run, reference: Reference) -> Run:
     """The run with a learning rate in its recipe; how it was found is recorded in its directory and in the summary.
-
-    Args:
-        this: the run.
-        reference: trained and measured.
-        train_small: trains a small model as each round does.
-        first_choice: which of the reference's layers a cut to so many keeps.
 
     Raises:
         UserError: as a round does; no rate has a finite loss.
@@ -84,44 +67,42 @@ def with_learning_rate(
     if world.on_first(path.exists):
         found = world.on_first(load_rates, path)
     else:
-        layers = start_depth(this.recipe.start_layers, reference.layers)
+        layers = start_depth(this.recipe, reference.layers)
         choice = this.folder.path / CHOICE
         kept = world.on_first(recorded, choice, lambda: first_choice(this, reference, layers))
-        found = try_rates(this, reference, kept, train_small)
+        found = try_rates(this, reference, kept)
         world.on_first(files.write_json, path, found.model_dump(mode="json"))
-    for trial in found.trials:  # its loss is what was wanted
-        for left in (MODEL, CHECKPOINTS):
-            world.on_first(shutil.rmtree, this.folder.path / trial.directory / left, ignore_errors=True)
+    for trial in found.trials:
+        if trial.loss is None:  # it did not come to its end
+            world.on_first(
+                shutil.rmtree, this.folder.path / trial.directory / CHECKPOINTS, ignore_errors=True
+            )
     this.summary.learning_rate = found.learning_rate
     this.summary.probe_flops += sum(trial.flops for trial in found.trials)
     training = this.recipe.training.with_rate(found.learning_rate)
     return replace(this, recipe=this.recipe.model_copy(update={"training": training}))
 
 
-def try_rates(this: Run, reference: Reference, kept: Kept, train_small: Callable[..., Outcome]) -> TriedRates:
+def try_rates(this: Run, reference: Reference, kept: Kept) -> TriedRates:
     """Short trainings of a cut: the first round's, or half of the layers where `start_layers` is open too."""
     recipe, trials, layers = this.recipe, list[RateTrial](), len(kept.layers)
     shape = on_meta(reference.config)
     first = usual_rate(parameter_count(shape), recipe.training.tokens_per_step) / GROWS
     while (rate := next_rate(trials, first)) is not None:
         training = shortened(recipe.training, rate_steps(recipe.training.steps)).with_rate(rate)
-        directory = this.folder.path / f"rate-{rate:.1e}-{training.steps}-steps"
+        name = f"rate-{rate:.1e}-{training.steps}-steps"
         title = f"learning rate {rate:.1e}, {layers} layers, {training.steps} steps"
+        loss: float | None = None
         try:
-            flops = train_small(
-                this, reference, directory, training, lambda: select(reference.source, kept.layers), title
-            ).flops
-            loss = WindowLosses.load(directory / "validation.json").mean
-        except NonFiniteError as error:
+            loss, flops = try_small(this, reference, kept.layers, training, name, title)
+        except (NonFiniteError, NonFiniteLossesError) as error:
+            done = error.step + 1 if isinstance(error, NonFiniteError) else training.steps
             teacher = recipe.distillation is not None and reference.answers is None
             small = on_meta(cut_config(reference.config, layers))
             whole = training_flops(small, training, this.data.window, shape if teacher else None)
-            flops, loss = whole * (error.step + 1) / training.steps, None
-            logger.warning(
-                "%s: the loss of step %d is not finite, so lower rates are tried", title, error.step
-            )
-        trial = RateTrial(learning_rate=rate, loss=loss, flops=flops, directory=directory.name)
-        trials.append(trial)
+            flops = whole * done / training.steps
+            logger.warning("%s: the loss after %d steps is not finite, so lower rates are tried", title, done)
+        trials.append(RateTrial(learning_rate=rate, loss=loss, flops=flops, directory=name))
     taken = best_rate(trials)
     if min(trials, key=_loss) is max(trials, key=lambda one: one.learning_rate):
         logger.warning(

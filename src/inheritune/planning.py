@@ -448,7 +448,7 @@ def stages_of(recipe: Recipe | TrainRecipe, found: Found) -> list[Stage]:
 
     config = reference_config(recipe, data, found.config_of)
     depth = layer_count(config)
-    first = start_depth(recipe.start_layers, depth)
+    first = start_depth(recipe, depth)
     stages = [stage("reference", config, recipe.reference.training)]
     correction = teacher_training(recipe, config)
     if correction is not None:

@@ -47,7 +47,9 @@ BARE = ("recipe.yaml", STARTS, "state.json", "summary.json")
 """What is in a run's directory before anything is computed."""
 
 Verdict = Literal["parity", "no parity"]
-Phase = Literal["reference", "round", "control", "finished"]
+Phase = Literal["reference", "preparation", "round", "control", "finished"]
+"""How far a run is; `preparation` is what comes before the first round where a recipe asks for it: the reference as a
+teacher, the learning rate, and where to begin."""
 Answer = Literal["holds", "does not hold", "not asked", "not known yet"]
 
 

@@ -12,13 +12,11 @@ The forecast is written when the curve is known, and again in the end, so a run 
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from transformers import PretrainedConfig
+from transformers import PreTrainedModel
 
 from inheritune import UserError
 from inheritune.analysis.forecast import (
@@ -35,17 +33,12 @@ from inheritune.analysis.kept import Kept, save
 from inheritune.analysis.layers import kept_at
 from inheritune.analysis.result import FILE, load_analyses
 from inheritune.analysis.sequences import text_of
-from inheritune.config import Training
-from inheritune.initialization import select
+from inheritune.config import Recipe, Training
 from inheritune.models.blockwise import Blockwise
-from inheritune.models.presets import from_config
 from inheritune.run_directory import RoundFigures
+from inheritune.running import Reference, Run, try_small
 from inheritune.runtime.progress import say
-from inheritune.training.final_model import MODEL, Outcome
 from inheritune.training.validation import WindowLosses, interval_of, standard_error
-
-if TYPE_CHECKING:
-    from inheritune.algorithm import Reference, Run
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +46,14 @@ SHARE = 0.05
 """Of the steps in the shortest probe of a depth; each further one has twice as many."""
 
 
-def start_depth(start_layers: int | Literal["half", "auto"], depth: int) -> int:
-    """Layers of the first round, of which `auto` has at least half.
+def start_depth(recipe: Recipe, depth: int) -> int:
+    """Layers of the first round, of which `auto` has at least half, for a reference of this depth.
 
     Raises:
         UserError: as many as the reference has, or more.
     """
-    layers = max(1, depth // 2) if isinstance(start_layers, str) else start_layers
+    start = recipe.start_layers if isinstance(recipe.keep, str) else len(recipe.keep)
+    layers = half(depth) if isinstance(start, str) else start
     if layers >= depth:
         raise UserError(
             f"start_layers is {layers}, but the reference has {depth} layers: nothing would be saved"
@@ -67,32 +61,34 @@ def start_depth(start_layers: int | Literal["half", "auto"], depth: int) -> int:
     return layers
 
 
-def check_measurable(config: PretrainedConfig) -> None:
-    """Cuts of a model can be measured without making them, which is tried with random weights.
+def half(depth: int) -> int:
+    """The paper's k/2."""
+    return max(1, depth // 2)
+
+
+def check_measurable(recipe: Recipe, load: Callable[[], PreTrainedModel]) -> None:
+    """Cuts of the reference can be measured without making them, if the recipe needs that for the first round.
 
     Raises:
         UserError: they cannot.
     """
-    Blockwise(from_config(config, seed=0).eval())
+    if recipe.start_layers == "auto" or recipe.keep in ("measured", "contiguous"):
+        Blockwise(load())
 
 
-def first_depth(this: Run, reference: Reference, train_small: Callable[..., Outcome]) -> int:
+def first_depth(this: Run, reference: Reference) -> int:
     """Layers of the first round; a forecast is recorded beside the reference's files, and in the summary.
-
-    Args:
-        this: the run.
-        reference: trained and measured.
-        train_small: trains a small model as each round does.
 
     Raises:
         UserError: nothing would be saved, or the model's blocks cannot be run apart.
     """
     recipe, world, path = this.recipe, this.world, this.folder.reference / FORECAST
     if recipe.start_layers != "auto":
-        return start_depth(recipe.start_layers, reference.layers)
+        return start_depth(recipe, reference.layers)
     lazy = this.folder.reference / FILE
     if world.on_first(lambda: lazy.exists() and not path.exists()):  # begun by a version that went by these
-        return start_depth(load_analyses(lazy)[0].cut.suggested, reference.layers)
+        suggested = load_analyses(lazy)[0].cut.suggested
+        return start_depth(recipe.model_copy(update={"start_layers": suggested}), reference.layers)
 
     def begin() -> Forecast:
         if not path.exists():
@@ -101,20 +97,15 @@ def first_depth(this: Run, reference: Reference, train_small: Callable[..., Outc
         return load_forecast(path)
 
     def train_probe(layers: int, training: Training) -> Probe:
-        directory = this.folder.path / f"probe-{layers}-layers-{training.steps}-steps"
-        kept, title = forecast.kept(layers).layers, f"probe, {layers} layers, {training.steps} steps"
-        done = train_small(
-            this, reference, directory, training, lambda: select(reference.source, kept), title
-        )
-        loss = WindowLosses.load(directory / "validation.json").mean
-        return Probe(layers=layers, steps=done.steps, loss=loss, flops=done.flops, directory=directory.name)
+        steps, kept = training.steps, forecast.kept(layers).layers
+        name, title = f"probe-{layers}-layers-{steps}-steps", f"probe, {layers} layers, {steps} steps"
+        loss, flops = try_small(this, reference, kept, training, name, title)
+        return Probe(layers=layers, steps=steps, loss=loss, flops=flops, directory=name)
 
     forecast: Forecast = world.on_first(begin)
     if forecast.start is None:
         probes = [train_probe(*probe) for probe in probe_trainings(reference.layers, recipe.training)]
         forecast = world.on_first(conclude, path, forecast, probes)
-    for probe in forecast.probes:  # its losses are what was wanted
-        world.on_first(shutil.rmtree, this.folder.path / probe.directory / MODEL, ignore_errors=True)
     this.summary.probe_flops += sum(probe.flops for probe in forecast.probes)
     assert forecast.start is not None, "it was concluded"
     # Layers that are put back between trained ones have had more training than was predicted.
@@ -125,29 +116,31 @@ def first_depth(this: Run, reference: Reference, train_small: Callable[..., Outc
 
 def curve(this: Run, reference: Reference) -> list[Kept]:
     """The choice of each depth by the recipe's rule, from half the reference's depth to one less, with its loss."""
-    sizes = range(start_depth("half", reference.layers), reference.layers)
+    sizes = range(half(reference.layers), reference.layers)
     model, text = reference.load().to(this.hardware.device), text_of(this.data.train)
     return kept_at(str(this.recipe.keep), sizes, reference.layers, text, model, this.recipe.training.seed)
 
 
 def probe_trainings(depth: int, training: Training) -> list[tuple[int, Training]]:
     """Layers and settings of the probes for a reference of this depth; none where half is the only cut there is."""
-    shallow = start_depth("half", depth)
+    shallow = half(depth)
     deep = max(shallow + 1, 3 * depth // 4)
     short = max(1, round(SHARE * training.steps))
     if deep >= depth:
         return []
     lengths = [(shallow, 1), (shallow, 2), (shallow, 4), (deep, 1), (deep, 2)]
-    return [(layers, shortened(training, min(times * short, training.steps))) for layers, times in lengths]
+    return [(layers, shortened(training, times * short)) for layers, times in lengths]
 
 
 def shortened(training: Training, steps: int) -> Training:
     """The same training in fewer steps: its warm-up is as much shorter, and it is validated in the end only."""
-    warmup, quarter = training.schedule.warmup_steps * steps // training.steps, -(-steps // 4)
+    warmup, saves = training.schedule.warmup_steps * steps // training.steps, training.checkpoints.every
+    quarter = -(-steps // 4)
+    saves = quarter if saves == "auto" else min(saves, quarter)
     changes = {
         "schedule": training.schedule.model_copy(update={"warmup_steps": warmup}),
         "validation": training.validation.model_copy(update={"every": steps}),
-        "checkpoints": training.checkpoints.model_copy(update={"every": quarter}),
+        "checkpoints": training.checkpoints.model_copy(update={"every": saves}),
     }
     return training.model_copy(update={"steps": steps, **changes})
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from inheritune import UserError
 from inheritune.config import Pretrained, Recipe
@@ -18,18 +17,14 @@ from inheritune.data.shards import Split, check_same_data, open_split, verify
 from inheritune.frugal import ends_of
 from inheritune.models.load import load_config, load_model, load_tokenizer, tokenizer_in
 from inheritune.run_directory import ControlFigures, Difference
+from inheritune.running import Reference, Run, train_on
 from inheritune.runtime.progress import ProgressBar
 from inheritune.runtime.world import World
 from inheritune.single_model import scratch_config
 from inheritune.training.checks import check_tokens
-from inheritune.training.final_model import saved_dtype
-from inheritune.training.loop import train
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.parallel import built_on_rank_0, place
 from inheritune.training.validation import WindowLosses, compare, validate
-
-if TYPE_CHECKING:
-    from inheritune.algorithm import Reference, Run
 
 
 def open_texts(recipe: Recipe, data: TrainingData, world: World) -> dict[str, Split]:
@@ -113,19 +108,9 @@ def control_figures(this: Run, reference: Reference) -> ControlFigures:
     """
     entry, directory, training = this.summary.reported, this.folder.control, this.recipe.training
     assert entry is not None, "growth has ended"
-    outcome = train(
-        reference.load,
-        this.data,
-        training,
-        directory,
-        hardware=this.hardware,
-        run=this.folder.path,
-        stop=lambda step, losses, measure: step == entry.steps,
-        ends=ends_of(entry.decisions, training) if this.recipe.search == "frugal" else (),
-        dtype=saved_dtype(training, reference.config),
-        trust_remote_code=reference.source.trust_remote_code,
-        callbacks=this.callbacks,
-        title=f"control, {reference.layers} layers",
+    ends = ends_of(entry.decisions, training) if this.recipe.search == "frugal" else ()
+    outcome = train_on(
+        this, reference, directory, training, "control", lambda step, *_: step == entry.steps, ends
     )
     losses = WindowLosses.load(directory / "validation.json")
     small = WindowLosses.load(this.folder.path / entry.directory / "validation.json")

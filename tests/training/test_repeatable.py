@@ -35,7 +35,10 @@ def test_on_a_cpu_nothing_changes() -> None:
 
 def test_a_kernel_that_has_no_such_form_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(UserError, match=r"`training.deterministic` is set, but put_, which"), repeatable(FIXED):
+    with (
+        pytest.raises(UserError, match=r"`training.deterministic` is set, but put_, which"),
+        repeatable(FIXED),
+    ):
         torch.zeros(2).put_(torch.tensor([0]), torch.tensor([1.0]))
     assert state() == (False, True)
     with pytest.raises(RuntimeError, match="another"), repeatable(FIXED):

@@ -16,7 +16,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -51,7 +51,18 @@ from inheritune.training.start import start_or_resume
 from inheritune.training.step import NonFiniteError
 from inheritune.training.validation import WindowLosses, validate
 
-Stop = Callable[[int, WindowLosses, Callable[[Split], WindowLosses]], bool]
+
+class Measure(Protocol):
+    """The losses of a model in training on a split."""
+
+    def __call__(self, split: Split, *, final: bool = False) -> WindowLosses:
+        """On the windows that a validation has; `final`: on all, with the weights that would be left behind.
+
+        Where the learning rate has decayed, it is final in any case.
+        """
+
+
+Stop = Callable[[int, WindowLosses, Measure], bool]
 
 VALIDATION_SHARE = 0.025
 """How much of the training's FLOPs validations may cost when the recipe leaves their number open."""
@@ -219,11 +230,18 @@ class Validation:
         return losses
 
     def ends(self, state: TrainState, stop: Stop, ends: Sequence[int]) -> bool:
-        """Whether the training ends here; where the learning rate has decayed, with the weights it would leave."""
+        """Whether the training ends here."""
         cooled = state.step in ends
-        windows: int | Literal["all"] = "all" if cooled else self.training.validation.windows
-        with rounded(self.model, self.dtype, self.hardware.world) if cooled else nullcontext():
-            return stop(state.step, self.measured(state, windows), partial(self.on, windows=windows))
+
+        def measure(split: Split, *, final: bool = False) -> WindowLosses:
+            if not (cooled or final):
+                return self.on(split, self.training.validation.windows)
+            with rounded(self.model, self.dtype, self.hardware.world):
+                return self.on(split, "all")
+
+        losses = measure(self.data.validation)
+        self.metrics.validated(state, losses.thinned(self.training.validation.windows))
+        return stop(state.step, losses, measure)
 
 
 def due_after(

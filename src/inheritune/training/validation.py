@@ -28,6 +28,10 @@ BATCH_TOKENS = {"cpu": 8_192, "cuda": 16_384}
 """In one forward pass; part of how a loss is rounded, so it does not depend on memory."""
 
 
+class NonFiniteLossesError(UserError):
+    """The losses of a trained model are NaN or infinite."""
+
+
 @dataclass(frozen=True)
 class WindowLosses:
     """Validation loss of a model.
@@ -70,10 +74,10 @@ class WindowLosses:
         """Write as JSON, at once; the folder is made if need be.
 
         Raises:
-            UserError: a loss is NaN or infinite.
+            NonFiniteLossesError: a loss is NaN or infinite.
         """
         if not np.isfinite(self.losses).all():
-            raise UserError(
+            raise NonFiniteLossesError(
                 f"the validation loss is not finite, so {path} is not written: the model's weights are too large or "
                 "damaged; if it was trained here, try a lower learning rate in another directory"
             )
