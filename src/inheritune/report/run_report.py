@@ -153,8 +153,9 @@ def _round_blocks(run: Run) -> Iterator[pages.Block]:
         )
     if reference is not None and reference.training_flops:
         note += (
-            " Cost: training FLOPs of all rounds so far, with probes and stored answers, as a multiple of the "
-            "reference's; in the round that reaches parity it is the cost to parity."
+            " Cost: training FLOPs of all rounds so far, and of what came before the first (a corrected teacher, "
+            "stored answers, trials of rates, probes), as a multiple of the reference's; in the round that reaches "
+            "parity it is the cost to parity."
         )
     if summary.control is not None:
         note += (
