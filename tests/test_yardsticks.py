@@ -332,7 +332,11 @@ def test_a_control_that_was_stopped_ends_with_the_same_weights(
 def test_the_control_gets_no_more_than_the_round(data: Path, tmp_path: Path) -> None:
     settings = training(validation={"every": 4, "windows": 20})
     parity = {"margin": 100.0, "stop_at_parity": True, "control": True}
-    summary = run(recipe(data, training=settings, parity=parity), tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr("inheritune.algorithm.control_figures", lambda *_: 1 / 0)
+        run(recipe(data, training=settings, parity=parity), tmp_path / "run")
+    other = {**settings, "validation": {"every": 5, "windows": 20}}  # which may be changed in between
+    summary = run(recipe(data, training=other, parity=parity), tmp_path / "run")
     assert summary.control is not None
     assert summary.control.steps == summary.rounds[0].steps == 4
 

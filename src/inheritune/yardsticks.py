@@ -109,6 +109,9 @@ def control_figures(this: Run, reference: Reference) -> ControlFigures:
     entry, directory, training = this.summary.reported, this.folder.control, this.recipe.training
     assert entry is not None, "growth has ended"
     ends = ends_of(entry.decisions, training) if this.recipe.search == "frugal" else ()
+    if entry.steps < training.steps:  # where it stops it is validated, whatever `validation` says by now
+        validation = training.validation.model_copy(update={"every": entry.steps})
+        training = training.model_copy(update={"validation": validation})
     outcome = train_on(
         this, reference, directory, training, "control", lambda step, *_: step == entry.steps, ends
     )
