@@ -1,10 +1,4 @@
-"""Kills a verb again and again, and tells the result. A program of its own: it forks before torch has threads.
-
-Usage: kill_runner.py VERB WORK KILLS SEED [FIRST]. Half of the kills come after a random time, half before a random
-operation on a file (made, opened for writing, half written, renamed, removed), which is how those that take no time
-are met; and each of the FIRST operations is the last one of a start of its own. Prints JSON: the results of an
-undisturbed start and of those that were killed on their way, and how many kills there were.
-"""
+"""Kills a verb again and again: `killed` is for `forks.forked`, since it forks before torch has threads."""
 
 from __future__ import annotations
 
@@ -17,25 +11,21 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 import tiny_data
-from inheritune import UserError, study
+from forks import run_forked
+from inheritune import UserError
 from inheritune.algorithm import run
-from inheritune.cli import main as cli
-from inheritune.config import EvaluationSettings, Study, TrainRecipe
+from inheritune.config import EvaluationSettings, TrainRecipe
 from inheritune.data import answers
 from inheritune.data import prepare as preparation
 from inheritune.data.prepare import prepare
 from inheritune.evaluation.evaluate import evaluate
 from inheritune.recipe_file import parse_recipe
 from inheritune.single_model import train_model
-from inheritune.study import run_study
 from inheritune.training import checkpoint
 from inheritune.training.teacher import answers as ask
 from tiny_models import tiny_model
@@ -43,37 +33,6 @@ from tiny_recipes import ARCHITECTURE, recipe, training
 
 SHORT = training(steps=8, checkpoints={"every": 2})
 WRITING = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate")
-
-
-class Forked:
-    """What `subprocess.Popen` does for the rows of a study, without the seconds in which Python imports torch."""
-
-    def __init__(self, command: list[str], env: dict[str, str], stdout: Any = None, **_: Any) -> None:
-        self.returncode: int | None = None
-        self.pid = os.fork()
-        if self.pid:
-            return
-        code = 1
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
-            os.environ.update(env)
-            if stdout is not None:
-                os.dup2(stdout.fileno(), 1)
-                os.dup2(stdout.fileno(), 2)
-            sys.argv = command[2:]
-            cli.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        finally:
-            os._exit(code)
-
-    def poll(self) -> int | None:
-        """Its exit code, once there is one."""
-        if self.returncode is None:
-            ended, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
-        return self.returncode
 
 
 def do_prepare(work: Path, directory: Path) -> None:
@@ -142,8 +101,6 @@ def do_train(work: Path, directory: Path) -> None:
 
 def do_study(work: Path, directory: Path) -> None:
     """Three rows, two at the same time."""
-    study.subprocess = SimpleNamespace(Popen=Forked, STDOUT=None, DEVNULL=None)  # type: ignore[assignment]
-    study.POLL_SECONDS = 0.02
     values = {
         "reference": "reference",
         "shared": {"data": {"path": str(work / "data"), "window": 32}, "training": SHORT},
@@ -153,7 +110,7 @@ def do_study(work: Path, directory: Path) -> None:
             "alone": {"model": {"architecture": {**ARCHITECTURE, "n_layer": 2}}},
         },
     }
-    run_study(parse_recipe(values, Study), directory, jobs=2, tell=lambda line: None)
+    run_forked(values, directory)
 
 
 def do_evaluate(work: Path, directory: Path) -> None:
@@ -251,7 +208,6 @@ def start(verb: str, work: Path, directory: Path, act: Callable[[int], None] | N
     child = os.fork()
     if child:
         return child
-    os.dup2(2, 1)  # the runner's own output is one line of JSON
     code = 1
     try:
         if act is not None:
@@ -281,8 +237,13 @@ def undisturbed(verb: str, work: Path) -> tuple[str, float, int]:
     return result(verb, work / "undisturbed"), time.monotonic() - began, int(log.read_text())
 
 
-def main() -> None:
-    verb, work, kills, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+def killed(verb: str, work: Path, kills: int, first: int) -> dict[str, Any]:
+    """The results of an undisturbed start and of those that were killed on their way, and how many kills there were.
+
+    Half of the kills come after a random time, half before a random operation on a file (made, opened for writing,
+    half written, renamed, removed), which is how those that take no time are met; and each of the `first` operations
+    is the last one of a start of its own.
+    """
     torch.set_num_threads(1)
     work.mkdir(parents=True, exist_ok=True)
     child = os.fork()  # not here: tokenizers and models leave threads behind
@@ -291,9 +252,9 @@ def main() -> None:
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     expected, length, operations = undisturbed(verb, work)
-    generator = random.Random(seed)
+    generator = random.Random(1)
     hits, at_files, ended = 0, 0, []
-    for number in range(1, int(sys.argv[5]) + 1 if len(sys.argv) > 5 else 1):
+    for number in range(1, first + 1):
         directory = work / f"first-{number}"
         assert os.waitpid(start(verb, work, directory, die_at(number)), 0)[1] == signal.SIGKILL
         assert os.waitpid(start(verb, work, directory), 0)[1] == 0, f"after a kill at operation {number}"
@@ -317,8 +278,4 @@ def main() -> None:
             assert code == 0, f"{verb} failed with code {code} after {hits} kills"
             break
         ended.append(result(verb, directory))
-    print(json.dumps({"undisturbed": expected, "disturbed": ended, "kills": hits, "at_files": at_files}))
-
-
-if __name__ == "__main__":
-    main()
+    return {"undisturbed": expected, "disturbed": ended, "kills": hits, "at_files": at_files}

@@ -1,9 +1,4 @@
-"""Stops verbs with real signals, and tells how each ended. A program of its own: it forks before torch has threads.
-
-Usage: stop_runner.py WORK. Each verb stops itself before a certain look at its progress, and waits there for the
-signal that this program sends; then it is started again. Prints JSON: of every case the exit code of the stopped
-start and what it said, the files that it left, the code of the second start, and which files that left as they were.
-"""
+"""Stops verbs with real signals: `stopped` is for `forks.forked`, since it forks before torch has threads."""
 
 from __future__ import annotations
 
@@ -18,8 +13,6 @@ from typing import Any
 
 import torch
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny_data
 from evaluation import tiny_items
@@ -158,8 +151,14 @@ def case(name: str, number: signal.Signals) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    os.chdir(sys.argv[1])
+def stopped(work: Path) -> dict[str, dict[str, Any]]:
+    """How every case ended in a folder.
+
+    Each verb stops itself before a certain look at its progress, and waits there for the signal that this process
+    sends; then it is started again. Of every case: the exit code of the stopped start and what it said, the files
+    that it left, the code of the second start, and which files that left as they were.
+    """
+    os.chdir(work)
     torch.set_num_threads(1)
     child = os.fork()  # not here: tokenizers and models leave threads behind
     if child == 0:
@@ -167,8 +166,4 @@ def main() -> None:
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     numbers = (signal.SIGTERM, signal.SIGINT)
-    print(json.dumps({name: case(name, numbers[i % 2]) for i, name in enumerate(CASES)}))
-
-
-if __name__ == "__main__":
-    main()
+    return {name: case(name, numbers[i % 2]) for i, name in enumerate(CASES)}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import tiny_data
+from forks import forked, run_forked
 from inheritune import UserError
 from inheritune.algorithm import run
 from inheritune.analysis.analyze import analyze, analyze_run
@@ -192,14 +193,14 @@ def study(data: Path) -> Study:
 
 
 def test_a_study_is_not_continued_with_other_text(data: Path, tmp_path: Path) -> None:
-    run_study(study(data), tmp_path / "study", only=("a",))
+    forked(run_forked, study(data).model_dump(), tmp_path / "study", ("a",))
     other_text(data)
     with pytest.raises(UserError, match="belong to other data"):
         run_study(study(data), tmp_path / "study")
 
 
 def test_a_finished_study_needs_its_data_no_more(data: Path, tmp_path: Path) -> None:
-    run_study(study(data), tmp_path / "study")
+    forked(run_forked, study(data).model_dump(), tmp_path / "study")
     shutil.rmtree(data)
     assert len(run_study(study(data), tmp_path / "study")) == 2
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import tiny_recipes
+from forks import forked
 from inheritune.run_directory import RunDirectory
-from runners import ran
+from kill_runner import killed
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -29,7 +30,7 @@ from runners import ran
     ],
 )
 def test_kills_change_nothing(tmp_path: Path, verb: str, kills: int, first: int) -> None:
-    result = ran("kill_runner.py", verb, tmp_path, kills, 1, first)
+    result = forked(killed, verb, tmp_path, kills, first)
     assert result["kills"] >= kills + first
     assert result["at_files"] > first
     assert set(result["disturbed"]) == {result["undisturbed"]}

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from runners import ran
+import stop_runner
+from forks import forked
 
 NOTHING: dict[str, list[str]] = {
     "prepare-reading": [],
@@ -36,7 +37,7 @@ INTERRUPTED = 130
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What `stop_runner` says of every case."""
-    cases = ran("stop_runner.py", tmp_path_factory.mktemp("stopped"))
+    cases = forked(stop_runner.stopped, tmp_path_factory.mktemp("stopped"))
     assert cases.keys() == {*NOTHING, *KEPT, *LEFT}
     return cases
 

@@ -19,12 +19,13 @@ import yaml
 from safetensors.torch import load_file
 
 import tiny_data
+from forks import forked, run_forked
 from inheritune import UserError
 from inheritune import study as study_module
 from inheritune.algorithm import run
 from inheritune.config import Recipe, Study, TrainRecipe
 from inheritune.planning import plan
-from inheritune.recipe_file import load_recipe, parse_recipe
+from inheritune.recipe_file import parse_recipe
 from inheritune.report.comparison import FILES
 from inheritune.run_directory import RunDirectory
 from inheritune.study import compare_rows, recipe_of, row_named, rows_of, run_study
@@ -72,9 +73,8 @@ def with_row(data: Path, name: str, row: dict[str, Any]) -> Study:
 
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    directory, told = tmp_path_factory.mktemp("study"), []
-    run_study(study(data), directory, jobs=2, tell=told.append)
-    return directory, told
+    directory = tmp_path_factory.mktemp("study")
+    return directory, forked(run_forked, values(data), directory)
 
 
 def test_each_row_comes_after_those_it_needs(data: Path) -> None:
@@ -227,7 +227,7 @@ def test_a_stack_starts_from_the_shallow_model_twice(data: Path, tmp_path: Path)
     rows["stacked"]["training"] = training(
         optimizer={"learning_rate": 1e-12}, schedule={"warmup_steps": 2, "final_learning_rate": 0}
     )
-    run_study(study(data, rows=rows, seeds=[0]), tmp_path, only=("stacked",), jobs=2, tell=lambda text: None)
+    forked(run_forked, values(data, rows=rows, seeds=[0]), tmp_path, ("stacked",))
     shallow = load_file(tmp_path / "seed-0" / "shallow" / "model" / "model.safetensors")
     stacked = load_file(tmp_path / "seed-0" / "stacked" / "model" / "model.safetensors")
     for name, value in stacked.items():
@@ -403,7 +403,7 @@ def test_a_stopped_study_goes_on_to_the_same_weights(
     assert process.returncode == 130, errors
     assert "to save and end; a second signal ends it at once" in errors
     assert "the study stopped; the same command resumes it" in errors
-    run_study(load_recipe(file, Study), directory, jobs=2, tell=lambda text: None)
+    forked(run_forked, values(data), directory)
     for name in ("reference", "stacked", "taught", "controlled"):
         path = Path("seed-3") / name / "model" / "model.safetensors"
         assert (directory / path).read_bytes() == (finished[0] / path).read_bytes(), name

@@ -1,7 +1,6 @@
 """Worlds of several processes for tests: forked, so that torch is imported once, and joined as torchrun joins them.
 
-`python tests/worlds.py JOBS.json` runs jobs one after the other and prints one JSON line for each: the exit codes of
-its processes, what they wrote to standard error, and how long it took. A job is
+A job is
 
     {"recipe": {...}, "kind": "run" | "train", "directory": ..., "processes": 2,
      "changes": {"1": {"training": ...}}, "kill": {"rank": 1, "saves": 2}, "stop": {"rank": 0, "step": 5},
@@ -15,11 +14,9 @@ more windows; `file_tokens` are those that a file of a teacher's answers is of; 
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,24 +24,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-TESTS = Path(__file__).parent
+from forks import forked
 
 
-def run_jobs(jobs: list[dict[str, Any]], timeout: float = 240) -> list[dict[str, Any]]:
-    """Run jobs in a program of its own; what each of them ended with."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "jobs.json"
-        path.write_text(json.dumps(jobs))
-        done = subprocess.run(
-            [sys.executable, __file__, path],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+def run_jobs(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Run jobs one after the other: the exit codes of their processes, their standard errors, and seconds."""
+    return forked(_run, jobs)
+
+
+def _run(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [_job(job) for job in jobs]
 
 
 def free_port() -> int:
@@ -160,19 +149,3 @@ def _run_out_of_memory(windows: int) -> None:
         return original(self, inputs_bt, targets_bt)
 
     NextTokenLoss.forward = forward  # type: ignore[method-assign]
-
-
-def main() -> None:
-    import torch
-
-    import inheritune.algorithm
-    import inheritune.single_model  # noqa: F401 - the children have it then
-
-    torch.set_num_threads(1)
-    for job in json.loads(Path(sys.argv[1]).read_text()):
-        print(json.dumps(_job(job)), flush=True)
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(TESTS))
-    main()
