@@ -62,7 +62,7 @@ BEFORE = {
     "docs/how-to/several-gpus.md": ["inheritune prepare my-texts --tokenizer gpt2 -o data/mine"],
     "docs/how-to/publish.md": [
         "inheritune prepare my-texts --tokenizer HuggingFaceTB/SmolLM2-135M -o data/mine",
-        "inheritune run recipe.yaml -o runs/mine --set keep=ends --set start_layers=2",
+        "inheritune run recipe.yaml -o runs/mine",
     ],
     "docs/how-to/evaluate.md": [
         "inheritune prepare my-texts --tokenizer HuggingFaceTB/SmolLM2-135M -o data/mine",
@@ -74,9 +74,11 @@ BEFORE = {
 RECIPE = {
     "data": {"path": "data/mine"},
     "reference": {"pretrained": "HuggingFaceTB/SmolLM2-135M"},
+    "keep": "ends",
+    "start_layers": 2,
     "grow": {"max_rounds": 1},
 }
-"""The `recipe.yaml` of pages that speak of any recipe."""
+"""The `recipe.yaml` of pages that speak of any recipe; `README.md` has one that measures which layers to keep."""
 
 OWN_TASK = """
 task: colours
@@ -402,6 +404,8 @@ def test_a_page_can_be_followed(
     monkeypatch.setattr("inheritune.analysis.layers.WINDOWS", 8)  # 30 layers are many, however small
     monkeypatch.setattr("inheritune.analysis.layers.LENGTH", 32)
     monkeypatch.setattr("inheritune.analysis.shape.STEPS", 2)
+    monkeypatch.setattr("inheritune.evaluation.speed.NEW_TOKENS", 4)
+    monkeypatch.setattr("inheritune.evaluation.speed.TURNS", 1)
     follower = Follower(page, monkeypatch)
     for line in BEFORE.get(page.relative_to(ROOT).as_posix(), []):
         follower.run(shlex.split(line))
