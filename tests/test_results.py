@@ -369,6 +369,22 @@ def test_the_sweeps_of_healing_end_in_its_rows_and_its_readme_has_every_loss() -
     assert {"plain-15", "rate-4-20"} < {line["run"] for line in sweeps}
 
 
+def test_the_small_trainings_of_healing_are_in_its_readme() -> None:
+    folder = RESULTS / "healing"
+    text = (folder / "README.md").read_text("utf-8").partition("## In small")[2].partition("\n## ")[0]
+    with (folder / "small.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    losses = {(line["training"], line["learning_rate"]): float(line["loss"]) for line in lines}
+    assert len(losses) == len(lines) == 15
+    for line in lines:
+        assert f"{float(line['loss']):.3f}" in text
+        if line["compared_with"]:
+            base = losses[line["compared_with"], line["learning_rate"]]
+            assert float(line["loss"]) - base == pytest.approx(float(line["difference"]))
+            found = rounded(line[key] for key in ("difference", "low", "high"))
+            assert line["training"] == "distilled, alpha 0.6" or "{} ({} to {})".format(*found) in text
+
+
 def test_the_manifest_of_real_model_is_of_the_data_that_its_runs_recorded() -> None:
     folder = RESULTS / "real-model"
     for run in tables.read_provenance(folder).values():
