@@ -13,6 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from inheritune import study
 from inheritune.cli.main import main
 from inheritune.config import Study
@@ -35,7 +37,9 @@ def forked(function: Callable[..., Any], *arguments: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         said, result = Path(folder) / "said", Path(folder) / "result"
         process = SERVER.Process(target=_call, args=(said, result, function, arguments))
-        process.start()
+        with pytest.MonkeyPatch.context() as patch:  # of the process it gets a copy
+            patch.syspath_prepend(Path(__file__).parent)
+            process.start()
         process.join(280)
         process.kill()
         assert process.exitcode == 0, said.read_text()[-3000:]

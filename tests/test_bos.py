@@ -285,7 +285,7 @@ def test_a_run_reads_it_everywhere(
             "data": {"path": str(path), "window": WINDOW, "bos": said},
             "reference": {"pretrained": str(checkpoint)},
             "start_layers": "auto",
-            "training": training(tokens_per_step=4 * WINDOW, steps=3, schedule={"warmup_steps": 1}),
+            "training": training(tokens_per_step=4 * WINDOW, steps=4, schedule={"warmup_steps": 1}),
             "samples": {"tokens": 4},
             "grow": {"max_rounds": 1},
         }

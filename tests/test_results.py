@@ -27,10 +27,12 @@ import publish  # noqa: E402
 import tables  # noqa: E402
 
 from inheritune import UserError  # noqa: E402
-from inheritune.config import Recipe, Study  # noqa: E402
+from inheritune.config import Recipe, Study, Training  # noqa: E402
 from inheritune.evaluation.result import load_evaluation  # noqa: E402
+from inheritune.frugal import Round  # noqa: E402
 from inheritune.recipe_file import load_recipe, settings_of  # noqa: E402
 from inheritune.report.comparison import compare_runs  # noqa: E402
+from inheritune.run_directory import Decision  # noqa: E402
 from inheritune.study import recipe_of, rows_of  # noqa: E402
 from report.synthetic_comparison import validation, write_training  # noqa: E402
 from report.synthetic_run import write_run  # noqa: E402
@@ -350,6 +352,32 @@ def test_the_repetitions_of_real_model_are_of_its_rows() -> None:
         )
     assert len(changes[False]) == 9 and max(changes[False]) < 0.0012
     assert len(changes[True]) == 5 and max(changes[True]) < 0.006
+
+
+def test_what_a_frugal_round_expects_is_what_was_found_in_rounds_that_went_on() -> None:
+    """Six models after a quarter of the steps; rounds of the paper's trained the same layers for all of them."""
+    folder = RESULTS / "frugal"
+    found = {(entry.label, entry.seed): entry.losses for entry in tables.read_study(folder).entries}
+    whole = {"frugal-6": "paper-6", "frugal-4 round 1": "paper-4 round 1"}
+    made = defaultdict[tuple[str, int], list[Decision]](list)
+    with (folder / "decisions.csv").open(newline="") as file:
+        for line in csv.DictReader(file):
+            known = {
+                key: value for key, value in line.items() if value and key not in ("name", "seed", "layers")
+            }
+            made[line["name"], int(line["seed"])].append(Decision.model_validate(known))
+    within, off = 0, list[float]()
+    for (name, seed), decisions in made.items():
+        losses = found.get((whole.get(name, ""), seed))
+        if losses is None:
+            continue
+        at = next(one for one in decisions if one.expected is not None)
+        known = Round(Training(steps=7000), True, decisions[: decisions.index(at)])
+        again = known.in_the_end(at.step, at.loss, at.target)
+        assert again == pytest.approx({key: getattr(at, key) for key in again}), "by the rule of today"
+        within += again["low"] <= losses.mean <= again["high"]
+        off.append(losses.mean - again["expected"])
+    assert (within, len(off)) == (4, 6) and max(off) < 0, "too pessimistic, as README says"
 
 
 def test_the_sweeps_of_healing_end_in_its_rows_and_its_readme_has_every_loss() -> None:
