@@ -13,8 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
-
 from inheritune import study
 from inheritune.cli.main import main
 from inheritune.config import Study
@@ -37,9 +35,7 @@ def forked(function: Callable[..., Any], *arguments: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         said, result = Path(folder) / "said", Path(folder) / "result"
         process = SERVER.Process(target=_call, args=(said, result, function, arguments))
-        with pytest.MonkeyPatch.context() as patch:  # of the process it gets a copy
-            patch.syspath_prepend(Path(__file__).parent)
-            process.start()
+        process.start()
         process.join(280)
         process.kill()
         assert process.exitcode == 0, said.read_text()[-3000:]

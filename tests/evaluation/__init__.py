@@ -1,0 +1,1 @@
+"""A package, so that `benchmarks/evaluation.py` does not take its name."""
