@@ -204,7 +204,7 @@ def train_reference(this: Run) -> tuple[Pretrained, Outcome]:
     check_room(config, this.hardware.device)
     check_reference(this.recipe, config)
     start_depth(this.recipe, layer_count(config))  # an error before anything is trained
-    check_measurable(this.recipe, lambda: from_config(config, training.seed).eval())
+    this.world.on_first(check_measurable, this.recipe, lambda: from_config(config, training.seed).eval())
     outcome = train(
         lambda: from_config(config, training.seed),
         this.data,
@@ -230,7 +230,7 @@ def measure_reference(this: Run) -> tuple[Pretrained, None]:
         check_source(source, config, this.data)
         check_reference(this.recipe, config)
         start_depth(this.recipe, layer_count(config))
-        check_measurable(this.recipe, lambda: load_model(trained))
+        this.world.on_first(check_measurable, this.recipe, lambda: load_model(trained))
         settings = this.recipe.distillation
         if this.recipe.parity.control or (settings is not None and settings.corrected):
             check_room(config, this.hardware.device)
