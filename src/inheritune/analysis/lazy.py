@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from inheritune.analysis.mass import column_mass
+from inheritune.analysis.mass import columns_holding
 from inheritune.analysis.probe import probe_attention
-from inheritune.analysis.rank import approximate_rank
+from inheritune.analysis.rank import decide_rank
 from inheritune.analysis.result import Cut, LayerFigures, Spread
 from inheritune.models.architecture import layer_count
 from inheritune.quantities import ranges
@@ -84,7 +84,7 @@ def measure_heads(
 
     start = 0
     while start < wanted:
-        now = slice(start, min(start + size, wanted))
+        now, first = slice(start, min(start + size, wanted)), start == 0
         start = now.stop
         inputs_bt = inputs_nt[now].to(model.device)
         mask_bt = None if padding_mask_nt is None else padding_mask_nt[now].to(model.device)
@@ -93,11 +93,12 @@ def measure_heads(
             if mask_bt is not None:
                 # Rows and columns of zeros change neither singular values nor masses.
                 attention_bhtt = attention_bhtt * (mask_bt[:, None, :, None] * mask_bt[:, None, None, :])
-            ranks[layer].append(approximate_rank(attention_bhtt, tau).cpu())
-            masses[layer].append(column_mass(attention_bhtt, mass).cpu())
+            decided = decide_rank(attention_bhtt, tau)
+            ranks[layer].append(decided.rank.cpu())
+            masses[layer].append(columns_holding(decided.columns, mass).cpu())
             tick(len(attention_bhtt), wanted)  # noqa: B023 (called before it changes)
 
-        probe_attention(model, inputs_bt, measure, padding_mask_bt=mask_bt)
+        probe_attention(model, inputs_bt, measure, padding_mask_bt=mask_bt, check=first)
         if precision is not None:
             wanted = min(heads().wanted(precision), len(inputs_nt))
     return heads()

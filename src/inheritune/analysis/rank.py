@@ -49,10 +49,14 @@ class DecidedBy(IntEnum):
 
 
 class RankDecision(NamedTuple):
-    """Ranks, and for each the `DecidedBy` that settled it: int64 tensors of the batch's shape."""
+    """Ranks, and for each the `DecidedBy` that settled it: int64 tensors of the batch's shape.
+
+    `columns`: energies ||A e_j||^2 of each matrix's columns, float64 [..., T], up to a factor of each matrix.
+    """
 
     rank: Tensor
     decided_by: Tensor
+    columns: Tensor
 
 
 def approximate_rank(attention_bhtt: Tensor, tau: float = 0.90) -> Tensor:
@@ -67,7 +71,7 @@ def approximate_rank(attention_bhtt: Tensor, tau: float = 0.90) -> Tensor:
 
 
 def decide_rank(attention_bhtt: Tensor, tau: float = 0.90) -> RankDecision:
-    """`approximate_rank` that also returns what settled each matrix."""
+    """`approximate_rank` that also returns what settled each matrix, and what it computed on the way."""
     if not 0 < tau <= 1:
         raise UserError(f"tau is {tau}: it must be a fraction of the energy, above 0 and at most 1")
     heads = as_batch(attention_bhtt)
@@ -87,9 +91,9 @@ def decide_rank(attention_bhtt: Tensor, tau: float = 0.90) -> RankDecision:
     for _ in range(count):
         spaces.put(heads.new_empty(2, *parts[0].shape, dtype=torch.float64))
     with threads(count) as pool:
-        rank, by = zip(*pool.map(decide, parts), strict=True)
+        rank, by, columns = map(torch.cat, zip(*pool.map(decide, parts), strict=True))
     shape = attention_bhtt.shape[:-2]
-    return RankDecision(torch.cat(rank).view(shape), torch.cat(by).view(shape))
+    return RankDecision(rank.view(shape), by.view(shape), columns.view(attention_bhtt.shape[:-1]))
 
 
 @contextmanager
@@ -155,7 +159,7 @@ def _decide(heads: Tensor, tau: float, workspace: Tensor) -> RankDecision:
         sums = eigenvalues(gram).flip(-1).cumsum(-1)
         rank[index] = (1 + (sums < threshold[index, None]).sum(-1)).clamp_max(T)
         by[index] = int(DecidedBy.EIGENVALUES)
-    return RankDecision(rank, by)
+    return RankDecision(rank, by, columns)
 
 
 def gram_matrix(a: Tensor, out: Tensor) -> Tensor:
