@@ -61,6 +61,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
     from inheritune.data.loader import ahead, training_steps
     from inheritune.data.order import Order
     from inheritune.runtime.hardware import choose_hardware
+    from inheritune.runtime.repeatable import repeatable
     from inheritune.training.checkpoint import TrainState
     from inheritune.training.metrics import Metrics
     from inheritune.training.optimizer import make_optimizer
@@ -78,7 +79,7 @@ def ours(spec: dict[str, Any]) -> dict[str, Any]:
     stepper = Stepper(placed, optimizer, training, hardware)
     flops = placed.loss.flops_per_token(size.window)
     batch = micro_batch_of(model, training, hardware, size)
-    with tempfile.TemporaryDirectory() as folder:
+    with repeatable(training), tempfile.TemporaryDirectory() as folder:
         data = data_of(Path(folder), size)
         order = Order(data.windows, training.tokens_per_step // size.window, training.seed)
         state = TrainState()

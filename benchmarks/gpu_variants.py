@@ -2,11 +2,13 @@
 
 attention   masked (what transformers does with `sdpa` in compiled code), cudnn, flash
 loss        whole (all logits at once), chunked, fused (torch's, in bf16), ahead (gradients in the forward pass)
-compile     whole, blocks (each block and the cross entropy alone), autotune (max-autotune-no-cudagraphs), none
+compile     whole, blocks (each block and the cross entropy alone), autotune (max-autotune-no-cudagraphs),
+            graphs (CUDA graphs), none
 micro       windows in a micro-batch
 residual    bf16: between the blocks too (not what autocast does; for comparison)
 optimizer   adamw, muon
 float8      tensorwise, rowwise
+deterministic  yes
 parallel    ddp, fsdp: in a process group of one, to see what the engine itself costs
 gather      again: FSDP as where there is no room to keep what it gathered
 
@@ -30,7 +32,19 @@ from inheritune.training import loss as losses
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.parallel import Placed, place, spread
 
-NAMES = ("attention", "loss", "compile", "micro", "residual", "optimizer", "float8", "parallel", "gather")
+NAMES = (
+    "attention",
+    "loss",
+    "compile",
+    "micro",
+    "residual",
+    "optimizer",
+    "float8",
+    "deterministic",
+    "parallel",
+    "gather",
+)
+MODES = {"autotune": "max-autotune-no-cudagraphs", "graphs": "reduce-overhead"}
 
 
 def parse(contestant: str) -> dict[str, str]:
@@ -51,6 +65,8 @@ def recipe(settings: dict[str, str]) -> dict[str, Any]:
         keys["optimizer"] = {"name": settings["optimizer"]}
     if "float8" in settings:
         keys["float8"] = settings["float8"]
+    if "deterministic" in settings:
+        keys["deterministic"] = True
     if settings.get("compile") in ("none", "whole"):
         keys["compile"] = settings["compile"] == "whole"
     return keys
@@ -84,9 +100,8 @@ def placed(
     elif how == "blocks":
         loss.compile_parts()
         result = dataclasses.replace(result, forward=loss)
-    elif how == "autotune":
-        compiled = torch.compile(loss, mode="max-autotune-no-cudagraphs")
-        result = dataclasses.replace(result, forward=compiled)
+    elif how in MODES:
+        result = dataclasses.replace(result, forward=torch.compile(loss, mode=MODES[how]))
     return result
 
 

@@ -1,13 +1,14 @@
 """The same training by one process and by several, as `inheritune train` under torchrun: tokens/s, memory, scaling.
 
     python benchmarks/scaling.py                                       # on the CPU, two processes
-    python benchmarks/scaling.py --device cuda --processes 2 --sizes medium-24,xlarge-24 --ways ddp
+    python benchmarks/scaling.py --device cuda --processes 2 --sizes medium-24,xlarge-24 --ways alone,ddp
     python benchmarks/scaling.py --device cuda --processes 8 --sizes llama-1.5b --ways fsdp --turns 1
     python benchmarks/scaling.py --ways fsdp --set training.micro_batch=2 --constant training.parallel.GROUP=1
 
 Each process has the tokens of a step that `gpu.py` gives one GPU, so N processes do N times the work; on the
-CPU, where cores are shared, they share one step. A row's rate is the median of the second half of its steps. "Of
-linear" is the rate over N times that of one process. Sizes are those of `gpu.py`, and `narrow` and `wide` for a CPU.
+CPU, where cores are shared, they share one step. A row's rate is the median over the log lines of the second half of
+its steps. "Of linear" is the rate over N times that of one process, where `--ways` names it too (`alone`). Sizes are
+those of `gpu.py`, and `narrow` and `wide` for a CPU.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--sizes", default="narrow,wide")
-    parser.add_argument("--ways", default="ddp,fsdp")
+    parser.add_argument("--ways", default="alone,ddp,fsdp")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--set", action="append", default=[], help="KEY=VALUE, as of `inheritune train`")
@@ -67,24 +68,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         data = write_data(Path(name), 100 if options.sizes == "tiny" else 32_000)
         for size in options.sizes.split(","):
-            ways = [(1, "auto"), *((count, way) for way in options.ways.split(","))]
-            measured: dict[tuple[int, str], list[tuple[float, float]]] = {way: [] for way in ways}
+            measured: dict[str, list[tuple[float, float]]] = {way: [] for way in options.ways.split(",")}
             for turn in range(options.turns):
-                for way in ways:
-                    recipe = recipe_of(SIZES[size], data, options, *way)
-                    measured[way].append(train(recipe, data / f"{size}-{way[1]}-{turn}", options, way[0]))
-            one = statistics.median(rate for rate, _ in measured[ways[0]])
-            for (processes, way), turns in measured.items():
-                rate, memory = (
-                    statistics.median(rate for rate, _ in turns),
-                    max(memory for _, memory in turns),
-                )
-                linear = one * (processes if options.device == "cuda" else 1)
-                told = way if processes > 1 else "alone"
-                print(
-                    f"| {size} | {processes} {told} | {rate:,.0f} | {rate / linear:.2f} | {memory / 2**30:.1f} |",
-                    flush=True,
-                )
+                for way, turns in measured.items():
+                    processes = 1 if way == "alone" else count
+                    recipe = recipe_of(SIZES[size], data, options, processes, way)
+                    turns.append(train(recipe, data / f"{size}-{way}-{turn}", options, processes))
+            rates = {way: statistics.median(rate for rate, _ in turns) for way, turns in measured.items()}
+            one = rates.get("alone")
+            for way, rate in rates.items():
+                processes = 1 if way == "alone" else count
+                of = f"{rate / one / (processes if options.device == 'cuda' else 1):.2f}" if one else ""
+                memory = max(memory for _, memory in measured[way]) / 2**30
+                print(f"| {size} | {processes} {way} | {rate:,.0f} | {of} | {memory:.1f} |", flush=True)
 
 
 def write_data(folder: Path, tokens: int) -> Path:
@@ -107,13 +103,13 @@ def recipe_of(
             "steps": options.steps,
             "tokens_per_step": size.tokens_per_step * (processes if cuda else 1),
             "device": options.device,
-            "log_every": 1,
+            "log_every": 5 if cuda else 1,
             "tracking": {"tensorboard": False},
             **({} if cuda else {"precision": "fp32"}),
             "schedule": {"warmup_steps": 5},
             "validation": {"every": options.steps, "windows": 8},
             "checkpoints": {"every": 10 * options.steps},
-            "parallel": way,
+            "parallel": "auto" if way == "alone" else way,
         },
     }
 
