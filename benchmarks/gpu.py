@@ -7,7 +7,8 @@
 Every contestant of every size is a program of its own, so that memory and compiled code are its own too. What it
 measured is appended to the output file at once; started again, the script goes on with what is not there yet. Sizes
 and contestants are taken in their order of importance, and none is started when less time is left than the last one
-took. The table comes last, also after SIGTERM or Ctrl-C.
+took. The table comes last, also after SIGTERM or Ctrl-C. Two of these programs can share a GPU that holds both models
+if the variable GPU_LOCK names a file: one starts and compiles while the other is timed.
 
 A variant is a contestant with changed settings, such as `ours+loss=whole+micro=24`; `gpu_variants.py` lists them.
 FLOPs are those of `models/size.py`. "Of matmul" is their rate over that of a bf16 product of two 8192 x 8192 matrices

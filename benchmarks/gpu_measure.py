@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +94,27 @@ def time_steps(step: Step, spec: dict[str, Any], device: torch.device) -> dict[s
     synchronize(device)
     warm = time.perf_counter() - started
     rounds = []
-    for _ in range(spec["rounds"]):
-        started = time.perf_counter()
-        for _ in range(spec["steps"]):
-            step()
-        synchronize(device)
-        rounds.append((time.perf_counter() - started) / spec["steps"])
-    memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    measured = {"rounds": rounds, "memory_bytes": memory, "warm_up_seconds": warm}
-    if device.type == "cuda":
-        measured["matmul_when_warm"] = matmul_rate(device, WARM_PRODUCTS)[1]
-    return {**measured, **profile_of(step, device)}
+    with alone_on_gpu():
+        for _ in range(spec["rounds"]):
+            started = time.perf_counter()
+            for _ in range(spec["steps"]):
+                step()
+            synchronize(device)
+            rounds.append((time.perf_counter() - started) / spec["steps"])
+        memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+        measured = {"rounds": rounds, "memory_bytes": memory, "warm_up_seconds": warm}
+        if device.type == "cuda":
+            measured["matmul_when_warm"] = matmul_rate(device, WARM_PRODUCTS)[1]
+        return {**measured, **profile_of(step, device)}
+
+
+@contextmanager
+def alone_on_gpu() -> Iterator[None]:
+    """No other contestant that was given the same `GPU_LOCK`, a file, is timed meanwhile."""
+    with Path(os.environ.get("GPU_LOCK", os.devnull)).open("a") as file:
+        if "GPU_LOCK" in os.environ:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def rates_of(row: dict[str, Any], size: Size) -> dict[str, Any]:

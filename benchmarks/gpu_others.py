@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gpu import SIZES, Size
 from gpu_measure import (
     WARM_PRODUCTS,
     WARM_UP,
+    alone_on_gpu,
     data_of,
     matmul_rate,
     micro_batch_of,
@@ -69,11 +71,13 @@ def trainer(spec: dict[str, Any]) -> dict[str, Any]:
             now = time.perf_counter()
             if done == 0:
                 measured["warm_up_seconds"] = now - self.started
+                alone.enter_context(alone_on_gpu())
+                now = time.perf_counter()
             else:
                 measured["rounds"].append((now - self.started) / spec["steps"])
             self.started = now
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as alone:
         data = data_of(Path(folder), size)
         arguments = TrainingArguments(
             output_dir=f"{folder}/trainer",

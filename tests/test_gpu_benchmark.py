@@ -18,6 +18,8 @@ sys.path.append(str(BENCHMARKS))
 
 import gpu  # noqa: E402
 import gpu_variants  # noqa: E402
+from inheritune.config import Study  # noqa: E402
+from inheritune.recipe_file import load_any  # noqa: E402
 from inheritune.training.loss import NextTokenLoss  # noqa: E402
 from tiny_models import tiny_model, tokens  # noqa: E402
 
@@ -185,3 +187,7 @@ def test_the_baselines_are_the_figures_of_the_readme() -> None:
         for row in record["rows"].values():
             assert f"| {row['tokens_per_second']:,.0f} |" in text
             assert f"| {row['memory_bytes'] / 2**30:.1f} | {row['flops_per_second'] / 1e12:.1f} |" in text
+
+
+def test_the_study_of_quality_is_one() -> None:
+    assert isinstance(load_any(BENCHMARKS / "quality.yaml"), Study)
