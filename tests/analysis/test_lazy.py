@@ -10,7 +10,7 @@ import torch
 from handmade_attention import all_alike, handmade_model
 from inheritune.analysis.lazy import Heads, batch_size, judge_cut, layer_figures, measure_heads
 from inheritune.analysis.mass import column_mass
-from inheritune.analysis.rank import approximate_rank
+from inheritune.analysis.rank import decide_rank
 from tiny_models import tiny_model, tokens
 
 
@@ -87,8 +87,9 @@ def test_padding_does_not_count() -> None:
 def test_tau_and_mass_are_used() -> None:
     model, inputs = handmade_model([()]), tokens(1, 40)
     found = measure_heads(model, inputs, tau=0.99, mass=0.5)
-    assert found.ranks[0][0, 0] == approximate_rank(all_alike(40), 0.99)
-    assert found.masses[0][0, 0] == column_mass(all_alike(40), 0.5)
+    decided = decide_rank(all_alike(40), 0.99)
+    assert found.ranks[0][0, 0] == decided.rank
+    assert found.masses[0][0, 0] == column_mass(decided.columns, 0.5)
 
 
 def test_the_batch_fits_a_layer_of_matrices() -> None:

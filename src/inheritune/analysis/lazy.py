@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from inheritune.analysis.mass import columns_holding
+from inheritune.analysis.mass import column_mass
 from inheritune.analysis.probe import probe_attention
 from inheritune.analysis.rank import decide_rank
 from inheritune.analysis.result import Cut, LayerFigures, Spread
@@ -95,7 +95,7 @@ def measure_heads(
                 attention_bhtt = attention_bhtt * (mask_bt[:, None, :, None] * mask_bt[:, None, None, :])
             decided = decide_rank(attention_bhtt, tau)
             ranks[layer].append(decided.rank.cpu())
-            masses[layer].append(columns_holding(decided.columns, mass).cpu())
+            masses[layer].append(column_mass(decided.columns, mass).cpu())
             tick(len(attention_bhtt), wanted)  # noqa: B023 (called before it changes)
 
         probe_attention(model, inputs_bt, measure, padding_mask_bt=mask_bt, check=first)

@@ -59,19 +59,14 @@ class RankDecision(NamedTuple):
     columns: Tensor
 
 
-def approximate_rank(attention_bhtt: Tensor, tau: float = 0.90) -> Tensor:
+def decide_rank(attention_bhtt: Tensor, tau: float = 0.90) -> RankDecision:
     """Smallest number of singular values that hold the fraction `tau` of the energy, for each matrix.
 
-    `attention_bhtt` is [..., T, T] in any floating dtype, its values taken as exact; the result is int64 [...].
-    Equal to what a float64 SVD gives, where a fraction within a relative 1e-9 below `tau` counts as reached.
-    A matrix of zeros (a fully masked head) has rank 0. UserError for anything but finite square matrices and
-    0 < tau <= 1. Source: paper.md, section 3 (explained variance with tau = 0.90).
+    `attention_bhtt` is [..., T, T] in any floating dtype, its values taken as exact. Equal to what a float64 SVD
+    gives, where a fraction within a relative 1e-9 below `tau` counts as reached. A matrix of zeros (a fully masked
+    head) has rank 0. UserError for anything but finite square matrices and 0 < tau <= 1. Source: paper.md, section 3
+    (explained variance with tau = 0.90).
     """
-    return decide_rank(attention_bhtt, tau).rank
-
-
-def decide_rank(attention_bhtt: Tensor, tau: float = 0.90) -> RankDecision:
-    """`approximate_rank` that also returns what settled each matrix, and what it computed on the way."""
     if not 0 < tau <= 1:
         raise UserError(f"tau is {tau}: it must be a fraction of the energy, above 0 and at most 1")
     heads = as_batch(attention_bhtt)
