@@ -12,8 +12,9 @@ from huggingface_hub import parse_eval_result_entries as parse_entries
 
 import tiny_data
 from inheritune import inherit
-from inheritune.card import benchmark_results, escaped, run_card
-from inheritune.config import Recipe, TrainRecipe
+from inheritune.analysis.kept import Kept
+from inheritune.card import benchmark_results, cut_card, escaped, run_card
+from inheritune.config import Pretrained, Recipe, TrainRecipe
 from inheritune.data.shards import read_manifest
 from inheritune.evaluation.result import Evaluation, MetricResult, Score, TaskResult
 from inheritune.recipe_file import parse_recipe
@@ -116,3 +117,10 @@ def test_what_a_single_training_leaves_has_a_card(tmp_path: Path) -> None:
 
 def test_text_of_others_shows_as_it_is() -> None:
     assert escaped("a *b* <c> [d](e) | `f` #g & \\") == (r"a \*b\* &lt;c&gt; \[d\](e) \| \`f\` \#g &amp; \\")
+
+
+def test_a_cut_is_made_again_from_the_same_revision() -> None:
+    kept = Kept(layers=(0, 1), of_layers=4, keep="first")
+    source = Pretrained("org/model", revision="step1000", trust_remote_code=True)
+    options = "--keep 0,1 --revision step1000 --trust-remote-code -o small"
+    assert f"inheritune inherit org/model {options}" in str(cut_card("org/model", source, kept, None))

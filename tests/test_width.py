@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -20,6 +21,7 @@ from inheritune.analysis.kept import Kept, load_kept
 from inheritune.cli.inherit import inherit_command
 from inheritune.config import TrainRecipe
 from inheritune.initialization.narrow import Width, first_taken, narrow, width_of
+from inheritune.models.architecture import layer_count
 from inheritune.models.load import load_model
 from inheritune.planning import plan
 from inheritune.recipe_file import parse_recipe
@@ -156,3 +158,43 @@ def test_from_the_command_line(data: Path, large: Path, tmp_path: Path) -> None:
     assert load_model(tmp_path / "small").config.intermediate_size == 32
     first = call("--heads", 2, "--narrow", "first", "-o", tmp_path / "first")
     assert first.exit_code == 0 and "loss" not in first.output
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_a_model_in_memory_is_as_large_as_its_own_weights(
+    data: Path, tmp_path: Path, model_type: str
+) -> None:
+    """Read in bfloat16, as transformers does by itself, and read so but made float32 by hand."""
+    tiny_model(model_type).to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    half = AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype="auto")
+    whole = sum(p.numel() for p in half.parameters())
+    assert half.dtype == torch.bfloat16
+    small = inheritune.inherit(half, parameters=int(0.7 * whole), data=data)
+    assert small.num_parameters() <= 0.7 * whole
+    limit = int(0.7 * 4 * whole)
+    small = inheritune.inherit(half.float(), memory=limit, data=data)
+    assert small.dtype == torch.float32 and limit // 2 < 4 * small.num_parameters() <= limit
+    with pytest.raises(UserError, match="unknown dtype 'bf16'"):
+        inheritune.inherit(tmp_path / "half", memory=limit, data=data, dtype="bf16")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"layers": 2.0}, "layers is 2.0"),
+        ({"layers": [0, 1]}, r"layers is \[0, 1\]"),
+        ({"parameters": "30K"}, "parameters is '30K'"),
+        ({"hidden": 24.0}, "hidden is 24.0"),
+        ({"heads": True}, "heads is True"),
+        ({"keep": ["0", "1"]}, r"keep is \['0', '1'\]"),
+        ({"keep": 3}, "keep is 3"),
+    ],
+)
+def test_sizes_that_are_no_numbers(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        inheritune.inherit(tiny_model("llama"), **arguments)
+
+
+@pytest.mark.parametrize("keep", [np.array([0, 3]), torch.tensor([0, 3]), (np.int64(0), np.int64(3))])
+def test_numbers_of_blocks_may_be_an_array(keep: Any) -> None:
+    assert layer_count(inheritune.inherit(tiny_model("llama"), keep=keep).config) == 2

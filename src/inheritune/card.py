@@ -93,6 +93,8 @@ def cut_card(model: str, source: Pretrained | None, kept: Kept, tokens: int | No
     if count < kept.of_layers:
         text += f"It is meant to be trained further; as it is, it predicts far worse than {name}.\n"
     if source is not None:
+        options += ["--revision", source.revision] if source.revision else []
+        options += ["--trust-remote-code"] if source.trust_remote_code else []
         text += _reproduce(["inherit", model, *options, "-o", "small"])
     return _card(title, text, source)
 

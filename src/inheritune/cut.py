@@ -14,6 +14,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -77,6 +79,15 @@ class Parts:
     def __post_init__(self) -> None:
         if self.narrow not in get_args(Narrow):
             raise UserError(f"narrow is {self.narrow!r}, but should be {' or '.join(get_args(Narrow))}")
+        for name in ("layers", "hidden", "heads", "mlp", "parameters", "memory"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise UserError(f"{name} is {value!r}, but should be a whole number")
+        if not isinstance(self.keep, str):
+            try:
+                object.__setattr__(self, "keep", [index(block) for block in self.keep])
+            except TypeError:
+                raise UserError(f"keep is {self.keep!r}, but should be a rule or numbers of blocks") from None
 
     @property
     def narrower(self) -> bool:
@@ -270,9 +281,10 @@ def cut_to_folder(
 
     def check(folder: Path) -> None:
         nonlocal kept
-        check_exact(load_model(folder, dtype=small.dtype), small, range(len(kept.layers)))
+        again = Pretrained(folder, trust_remote_code=trusted)
+        check_exact(load_model(again, dtype=small.dtype).to(small.device), small, range(len(kept.layers)))
         if smaller is not None:
-            saved = load_tokenizer(Pretrained(folder, trust_remote_code=trusted))
+            saved = load_tokenizer(again)
             kept = kept.model_copy(update={"vocabulary": smaller.checked(saved)})
         save(folder / CHOICE, kept)
 
@@ -328,11 +340,15 @@ def choose_shape_of(
         raise UserError("give either a number of parameters or the memory of the weights")
     if measuring.data is None:
         raise UserError("which shape is best is measured on text: give token shards or a text file")
-    if dtype == "auto":
+    if isinstance(model, PreTrainedModel):
+        dtype = model.dtype  # its own, whatever its configuration says
+    elif dtype == "auto":
         dtype = config.dtype or torch.float32
-    bytes_each = getattr(torch, str(dtype).removeprefix("torch.")).itemsize
+    kind = getattr(torch, str(dtype).removeprefix("torch."), None)
+    if not isinstance(kind, torch.dtype):
+        raise UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
     tokens = parts.vocabulary if isinstance(parts.vocabulary, int) else None
-    target = Target(parts.parameters, parts.memory, bytes_each, tokens)
+    target = Target(parts.parameters, parts.memory, kind.itemsize, tokens)
     shapes(config, target)  # what cannot be is refused before anything is read
     text = measuring.text(model, config)
     assert text is not None

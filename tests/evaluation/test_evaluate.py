@@ -32,7 +32,7 @@ from inheritune.run_directory import RunDirectory
 from inheritune.runtime.hardware import choose_hardware
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.validation import compare, validate
-from tiny_models import tiny_model
+from tiny_models import shaken, tiny_model
 from tiny_recipes import training, values
 
 TASKS = ("boolq", "lambada_openai", "wikitext")
@@ -713,3 +713,21 @@ def test_an_evaluation_that_asks_for_nothing_is_refused() -> None:
         ValueError, match="it asks for nothing: give `tasks`, `validation`, `speed` or `samples`"
     ):
         EvaluationSettings()
+
+
+def test_a_model_whose_configuration_was_changed_is_another(tmp_path: Path) -> None:
+    shaken(tiny_model("gpt2", scale_attn_by_inverse_layer_idx=True)).save_pretrained(tmp_path / "model")
+    shards = tiny_data.write_shards(tmp_path / "shards")
+
+    def loss(output: Path | None) -> float:
+        found = evaluate([tmp_path / "model"], EvaluationSettings(validation=shards, window=32), output)
+        assert found.validation is not None
+        return found.validation.scores[0].value
+
+    before = loss(tmp_path / "evaluation")
+    path = tmp_path / "model/config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "scale_attn_by_inverse_layer_idx": False}))
+    assert loss(tmp_path / "evaluation") == loss(None) != before
+    path.write_text(json.dumps({**config, "transformers_version": "4.0"}))
+    assert loss(tmp_path / "evaluation") == before

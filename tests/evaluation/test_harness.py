@@ -21,6 +21,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from bos_tokenizers import BOS, EOS, make_tokenizer
 from evaluation import tiny_items
+from inheritune import UserError
 from inheritune.evaluation import harness
 from inheritune.evaluation.harness import Scorer, ask
 from inheritune.evaluation.statistics import TaskItems
@@ -645,3 +646,16 @@ def test_requests_begin_as_the_tokenizer_has_it(llama: PreTrainedModel) -> None:
         theirs = HFLM(pretrained=llama, tokenizer=made, max_length=64)
         assert scorer.tok_encode("the window") == theirs.tok_encode("the window") == front + words + behind
         assert scorer.tok_encode("<bos>the window") == [BOS, *words]
+
+
+def test_a_context_without_room_for_what_is_written(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    def asked(text: str, **options: Any) -> Instance:
+        return Instance("generate_until", {}, (text, {"until": ["\n"], "do_sample": False, **options}), 0)
+
+    scorer = Scorer(llama, tokenizer, 2, "little")
+    with pytest.raises(UserError, match=r"up to 256 tokens.*the context of little \(64\)"):
+        scorer.generate_until([asked("lamp")])
+    scorer.generate_until([asked(" lamp" * count, max_new_tokens=4) for count in (60, 61)])
+    assert scorer.truncated == 1

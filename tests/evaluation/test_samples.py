@@ -63,8 +63,12 @@ def test_habits_of_a_checkpoint_do_not_act() -> None:
     plain, with_habits = tiny_model("gpt2"), tiny_model("gpt2")
     with_habits.generation_config.top_p = 0.01
     with_habits.generation_config.repetition_penalty = 9.0
+    with_habits.generation_config.num_beams = 3
+    with_habits.generation_config.no_repeat_ngram_size = 1
+    with_habits.generation_config.min_p = 0.9
     texts = [continuations(model, word_tokenizer(), ["w1 w2"], 12) for model in (plain, with_habits)]
     assert texts[0] == texts[1]
+    assert with_habits.generation_config.num_beams == 3
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama"])

@@ -18,6 +18,7 @@ from lm_eval import utils as harness_utils
 from lm_eval.api import metrics as harness_metrics
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -125,6 +126,15 @@ class Scorer(HFLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """What the model writes after every context, as the harness does it."""
+        for request in requests:
+            context, options = request.args
+            new = normalize_gen_kwargs(dict(options), self.max_gen_toks)["max_gen_toks"]
+            if new >= self.max_length:
+                raise UserError(
+                    f"{self.title or 'a task'} lets a model write up to {new} tokens, as many as the context of "
+                    f"{self.name} ({self.max_length}) or more: leave it out"
+                )
+            self.truncated += len(self.tok_encode(context)) > self.max_length - new
         with self.progress(requests) as bar:
             self.cache_hook = _Ticker(bar)
             texts: list[str] = super().generate_until(requests, disable_tqdm=True)

@@ -38,7 +38,7 @@ class ModelFigures(Record):
     parameters: int
     dtype: str
     weights: str
-    """SHA-256 over the weights, so that a result says which model it belongs to."""
+    """SHA-256 over configuration and weights, so that a result says which model it belongs to."""
 
 
 class Score(Record):

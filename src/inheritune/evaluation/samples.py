@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from inheritune import UserError
@@ -162,18 +162,23 @@ def _continue(
     ids = torch.tensor([read], device=model.device)
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        output = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            do_sample=True,
-            top_k=50,
-            temperature=0.8,
-            # A checkpoint may come with habits of its own; models that are compared write by the same rules.
-            top_p=1.0,
-            repetition_penalty=1.0,
-            pad_token_id=tokenizer.eos_token_id,
+        # A checkpoint may come with habits of its own; models that are compared write by the same rules.
+        own = model.generation_config
+        model.generation_config = GenerationConfig(
+            bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id
         )
+        try:
+            output = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=tokens,
+                do_sample=True,
+                top_k=50,
+                temperature=0.8,
+                pad_token_id=tokenizer.eos_token_id,
+            )
+        finally:
+            model.generation_config = own
     return tokenizer.decode(output[0, len(read) :].tolist())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +27,9 @@ from inheritune.models.load import load_config, load_model, load_tokenizer, toke
 from inheritune.models.size import on_meta
 from inheritune.recipe_file import load_any
 from inheritune.run_directory import RunDirectory
+
+NAMES = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+"""Keys of a configuration that say where a model is from and how it is kept, not what it computes."""
 
 Model: TypeAlias = str | os.PathLike[str] | PreTrainedModel
 Models: TypeAlias = Sequence[Model] | Mapping[str, Model]
@@ -227,8 +231,9 @@ def check_memory(subjects: Sequence[Subject], device: torch.device, dtype: torch
 
 
 def weights_hash(model: PreTrainedModel) -> str:
-    """SHA-256 over the names, types, shapes and values of the weights."""
-    digest = hashlib.sha256()
+    """SHA-256 over the configuration, as far as it may change what is computed, and all of the weights."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in NAMES}
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -14,17 +14,26 @@ from inheritune.models.presets import freeze_biases
 
 
 def on_meta(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
-    """The model without its weights: shapes only, whatever its size; `config` itself is not changed."""
+    """The model without its weights: shapes only, whatever its size; `config` itself is not changed.
+
+    A configuration whose own code runs already was trusted when it was read.
+    """
+    trusted = trust_remote_code or with_own_code(config)
     with (
         torch.device("meta"),
         no_init_weights(),
     ):  # of a copy: transformers writes the type of the weights into it
         model = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=torch.float32, trust_remote_code=trust_remote_code
+            copy.deepcopy(config), dtype=torch.float32, trust_remote_code=trusted
         )
     model.tie_weights()  # which initializing does
     freeze_biases(model)
     return model
+
+
+def with_own_code(config: PretrainedConfig) -> bool:
+    """Whether a configuration's class is code that came with its model."""
+    return type(config).__module__.startswith("transformers_modules.")
 
 
 def flops_per_token(model: PreTrainedModel, window: int) -> float:
@@ -40,9 +49,13 @@ def flops_per_token(model: PreTrainedModel, window: int) -> float:
     head = model.get_output_embeddings()
     matrices += head.weight.numel()
     heads = config.num_attention_heads if hasattr(config, "num_attention_heads") else 0
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // max(1, heads))
+    width = getattr(config, "head_dim", None) or config.hidden_size // max(1, heads)
+    scores = values = width
+    if latent := getattr(config, "qk_nope_head_dim", None):  # multi-head latent attention
+        scores, values = latent + config.qk_rope_head_dim, config.v_head_dim
     attention = sum(
-        12.0 * width * min(window, seen) for seen in _contexts(config, len(blocks(model)), window)
+        6.0 * heads * (scores + values) * min(window, seen)
+        for seen in _contexts(config, len(blocks(model)), window)
     )
     return 6.0 * matrices + attention
 
@@ -62,7 +75,10 @@ def active_weights(block: nn.Module, config: PretrainedConfig) -> int:
     for name, parameter in block.named_parameters():
         if parameter.dim() < 2:
             continue
-        share = per_token / experts if experts and per_token and "experts" in name else 1.0
+        routed = ("experts" in name and "shared" not in name) or (
+            parameter.dim() == 3 and len(parameter) == experts
+        )
+        share = per_token / experts if experts and per_token and routed else 1.0
         total += share * parameter.numel()
     return round(total)
 

@@ -29,7 +29,7 @@ from inheritune.config import Training
 from inheritune.initialization import choose
 from inheritune.models.architecture import blocks
 from inheritune.models.attention import attend, fitting_attention
-from inheritune.models.size import on_meta, training_memory
+from inheritune.models.size import on_meta, training_memory, with_own_code
 from inheritune.runtime.hardware import Hardware
 from inheritune.runtime.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory
 from inheritune.runtime.world import World
@@ -104,7 +104,7 @@ def built_on_rank_0(make: Callable[[], PreTrainedModel], world: World) -> PreTra
     def shape() -> Any:
         made.append(make())
         config = made[0].config
-        return None if type(config).__module__.startswith("transformers_modules.") else config
+        return None if with_own_code(config) else config
 
     config = world.on_first(shape)
     if world.first:
