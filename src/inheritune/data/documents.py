@@ -346,8 +346,11 @@ def decompressed(path: Path, file: BinaryIO) -> Bytes:
             return file
 
 
-def local_files(source: str | Path) -> list[Path]:
-    """The files that a file, a folder or a glob pattern stands for, in order; none for anything else."""
+def local_files(source: str | Path, output: Path | None = None) -> list[Path]:
+    """The files that a file, a folder or a glob pattern stands for, in order; none for anything else.
+
+    What is below `output` is no text of a folder or a pattern.
+    """
     path, name = Path(source), str(source)
     if path.is_file():
         return [path]
@@ -359,6 +362,9 @@ def local_files(source: str | Path) -> list[Path]:
         found = [Path(file) for file in glob.glob(name, recursive=True)]  # noqa: PTH207 (absolute patterns)
     else:
         return []
+    if output is not None:
+        written = output.resolve()
+        found = [file for file in found if not file.resolve().is_relative_to(written)]
     return sorted(
         file for file in found if file.is_file() and (file.name == path.name or not _is_metadata(file))
     )
