@@ -286,7 +286,7 @@ def scratch_config(source: ModelSource, data: TrainingData | None, window: int) 
     end_of_text, bos = data.train.end_of_text, data.train.bos
     config = architecture_config(
         source.architecture,
-        vocab_size=data.train.vocabulary,
+        vocab_size=max(data.train.vocabulary, data.validation.vocabulary),
         max_position_embeddings=window,
         bos_token_id=end_of_text if bos is None else bos,
         eos_token_id=end_of_text,

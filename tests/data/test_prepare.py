@@ -404,6 +404,23 @@ def test_bytes_of_the_text_are_counted(tmp_path, tokenizer):
     assert 1 < splits["train"].text_bytes / splits["train"].tokens < 10
 
 
+def test_a_tokenizer_is_trained_on_about_as_much_of_a_source_as_is_taken(tmp_path, monkeypatch):
+    from inheritune.data.sources import resolve
+
+    def with_budget(source, **options):
+        (one,) = resolve(source, **options)
+        one.tokens = 1000
+        return [one]
+
+    monkeypatch.setattr("inheritune.data.prepare.resolve", with_budget)
+    prepare(
+        [[*TEXTS[:100], "qqqqqqqq " * 500], ["zz" * 500]], tmp_path / "out", train_tokenizer=700, validation=0
+    )
+    vocabulary = AutoTokenizer.from_pretrained(tmp_path / "out" / "tokenizer").get_vocab()
+    assert not any("qq" in token for token in vocabulary)
+    assert any("zz" in token for token in vocabulary), "each source has a limit of its own"
+
+
 def test_a_generator_cannot_be_read_twice(tmp_path):
     with pytest.raises(ValueError, match="that can be read twice: give a list"):
         prepare([iter(TEXTS)], tmp_path / "out", train_tokenizer=400)
@@ -469,6 +486,14 @@ def test_other_documents_are_refused(tmp_path, tokenizer, monkeypatch):
             prepare([texts], output, tokenizer=tokenizer, validation=0.1, shard_tokens=5000)
 
 
+@pytest.mark.parametrize("kind", [list, np.array, lambda texts: dict(enumerate(texts)).values()])
+def test_a_finished_directory_of_other_documents_is_refused(tmp_path, tokenizer, kind):
+    manifest = prepare([kind(TEXTS[:50])], tmp_path / "out", tokenizer=tokenizer, validation=0)
+    assert prepare([kind(TEXTS[:50])], tmp_path / "out", tokenizer=tokenizer, validation=0) == manifest
+    with pytest.raises(UserError, match="out was made of other documents in memory: give another directory"):
+        prepare([kind(TEXTS[50:])], tmp_path / "out", tokenizer=tokenizer, validation=0)
+
+
 def test_text_mended_after_where_it_stopped(tmp_path, tokenizer, monkeypatch):
     """A bad line is met late; once it is mended, the work before it counts."""
     monkeypatch.setattr("inheritune.data.prepare._BATCH_CHARACTERS", 3000)
@@ -516,6 +541,36 @@ def test_a_directory_with_other_things_is_refused(tmp_path, source, tokenizer):
     assert (tmp_path / "out" / "thesis.tex").read_text() == "x"
 
 
+@pytest.mark.parametrize("pattern", ["", "**/*.json*"])
+def test_shards_within_the_folder_of_the_text(tmp_path, monkeypatch, pattern):
+    """What `prepare` writes there itself is no text: not when it goes on, and not once it is finished."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    write_json_lines(folder / "a.jsonl", TEXTS)
+    source, output = folder / pattern, folder / "shards"
+    append = SplitWriter.append
+
+    def failing(self, tokens, text_bytes):
+        if self.documents == 250:
+            raise KeyboardInterrupt
+        append(self, tokens, text_bytes)
+
+    monkeypatch.setattr("inheritune.data.prepare._BATCH_CHARACTERS", 3000)
+    with monkeypatch.context() as patch:
+        patch.setattr(SplitWriter, "append", failing)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(source, output, train_tokenizer=400, save_every=0)
+    assert saved_documents(output) > 100
+    manifest = prepare(source, output, train_tokenizer=400)
+    assert list(manifest.arguments["files"]) == [str(folder / "a.jsonl")]
+    (tmp_path / "link").symlink_to(output)
+    assert prepare(source, tmp_path / "link", train_tokenizer=400) == manifest
+    prepare(folder / "a.jsonl", tmp_path / "elsewhere", train_tokenizer=400)
+    assert hashes(output) == hashes(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="texts is not empty, and holds no shards: give a new directory"):
+        prepare(source, folder, train_tokenizer=400)
+
+
 def test_two_at_once_are_refused(tmp_path, tokenizer):
     def texts():
         yield TEXTS[0]
@@ -525,6 +580,22 @@ def test_two_at_once_are_refused(tmp_path, tokenizer):
 
     prepare([texts()], tmp_path / "out", tokenizer=tokenizer, validation=0)
     assert decoded(tmp_path / "out", "train") == TEXTS[:2]
+
+
+def test_another_process_finishes_while_sources_are_looked_up(tmp_path, source, tokenizer, monkeypatch):
+    from inheritune.data.sources import resolve
+
+    made = []
+
+    def slow(name, **options):
+        if not made:
+            made.append(None)
+            made.append(prepare(source, tmp_path / "out", tokenizer=tokenizer))
+        return resolve(name, **options)
+
+    monkeypatch.setattr("inheritune.data.prepare.resolve", slow)
+    assert prepare(source, tmp_path / "out", tokenizer=tokenizer) == made[1]
+    assert not (tmp_path / "out" / "unfinished").exists()
 
 
 def test_a_directory_that_cannot_be_written(tmp_path, tokenizer):

@@ -5,8 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GPT2Config
 
 from inheritune import UserError
+from inheritune.config import Data, ModelSource
+from inheritune.data.loader import open_data
 from inheritune.data.shards import (
     FileRecord,
     Manifest,
@@ -17,6 +20,8 @@ from inheritune.data.shards import (
     verify,
 )
 from inheritune.runtime import files
+from inheritune.single_model import scratch_config
+from inheritune.training.checks import check_rows
 
 
 def write_shards(directory, contents, dtype="uint16", vocabulary=1000):
@@ -149,6 +154,22 @@ def test_nanogpt_characters(tmp_path):
     (tmp_path / "meta.pkl").write_bytes(b"not loaded")
     split = open_split(tmp_path, "validation")
     assert (split.vocabulary, split.end_of_text) == (65, None)
+
+
+def test_nanogpt_folder_of_another_tokenizer(tmp_path):
+    """Its vocabulary is only assumed: what occurs counts."""
+    np.array([5, 50257, 6], "<u2").tofile(tmp_path / "train.bin")
+    np.array([7, 50300], "<u2").tofile(tmp_path / "val.bin")
+    assert open_split(tmp_path, "train").vocabulary == 50258
+    split = open_split(tmp_path, "validation")
+    assert split.vocabulary == 50301
+    check_rows(split, GPT2Config(vocab_size=50304), "the model")
+    data = open_data(Data(path=tmp_path, window=1))
+    assert scratch_config(ModelSource(architecture={"model_type": "gpt2"}), data, 1).vocab_size == 50301
+    with pytest.raises(
+        UserError, match=r"token 50300 occurs in .* the embedding of the model has 50257 rows"
+    ):
+        check_rows(split, GPT2Config(vocab_size=50257), "the model")
 
 
 def test_nanogpt_file_of_odd_size(tmp_path):

@@ -281,6 +281,49 @@ def test_what_is_damaged_is_not_left_out(tmp_path, line):
     assert "there is no field 'text' in " in refused(tmp_path / "a.parquet", skip_invalid=True)
 
 
+@pytest.mark.parametrize("format", ["parquet", "arrow"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_bytes_of_a_column_that_are_not_utf8(tmp_path, format, nested):
+    texts = [f"document {number}" for number in range(400)]
+    column = pyarrow.array([*(text.encode() for text in texts), b"caf\xe9 in latin-1", b"end"]).view(
+        pyarrow.string()
+    )
+    table = pyarrow.table({"text": column})
+    if nested:
+        table = pyarrow.table({"data": pyarrow.StructArray.from_arrays([column], ["text"])})
+    path = tmp_path / f"a.{format}"
+    if format == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table)
+    options = {"text_field": "data.text" if nested else "text"}
+    sentence = refused(path, UserError, **options)
+    assert sentence.startswith(f"row 401 of {path} cannot be read: 'utf-8' codec can't decode byte 0xe9")
+    assert sentence.endswith(SKIP)
+    assert read(path, skip_invalid=True, **options) == [*texts, "", "end"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_bytes_of_a_data_set_that_are_not_utf8(stream):
+    from datasets import Dataset
+
+    rows = Dataset(
+        pyarrow.table({"text": pyarrow.array([b"one", b"caf\xe9 au lait"]).view(pyarrow.string())})
+    )
+    sentence = refused(rows.to_iterable_dataset() if stream else rows, UserError)
+    assert sentence.startswith("row 2 of the data set cannot be read: 'utf-8' codec can't decode byte 0xe9")
+
+
+def test_integers_that_are_longer_than_python_reads(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(
+        json_lines(["one"]) + b'{"text": "pi", "digits": ' + b"3" * 5000 + b"}\n" + json_lines(["two"])
+    )
+    assert refused(path, UserError) == f"line 2 of {path} has an integer of more than 4,300 digits{SKIP}"
+    assert read(path, skip_invalid=True) == ["one", "", "two"]
+
+
 # What users get wrong: one sentence that says what and where.
 
 

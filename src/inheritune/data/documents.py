@@ -56,8 +56,8 @@ class RowText:
 
     Args:
         field: name of the field; with dots a path into nested objects.
-        skip_invalid: whether the text of a row is taken to be empty where it is null, missing, no string or cannot be
-            encoded; else UserError says where. Empty documents are left out and counted.
+        skip_invalid: whether the text of a row is taken to be empty where it is null, missing, no string, or cannot
+            be read or encoded; else UserError says where. Empty documents are left out and counted.
     """
 
     field: str
@@ -67,20 +67,20 @@ class RowText:
         """The text of a row; `where` the row is, for the error."""
         text = _find(row, self.field)
         if text is _MISSING:
-            return self._invalid(self.missing(row, where))
+            return self.invalid(self.missing(row, where))
         return self.checked(text, where, f"the field {self.field} in ")
 
     def checked(self, text: Any, where: str, part: str = "") -> str:
         """A text itself. Raises UserError also for one that is too long to be one document."""
         if not isinstance(text, str):
             kind = "null" if text is None else type(text).__name__
-            return self._invalid(f"{part}{where} is not text but {kind}")
+            return self.invalid(f"{part}{where} is not text but {kind}")
         if len(text) > LONGEST_DOCUMENT:
             raise _too_long(where)
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            return self._invalid(f"{where} has half a character (a lone surrogate) at position {error.start}")
+            return self.invalid(f"{where} has half a character (a lone surrogate) at position {error.start}")
         return text
 
     def check_columns(self, columns: Mapping[str, Any], where: str) -> None:
@@ -98,7 +98,8 @@ class RowText:
             f"there is no field {self.field!r} in {where}: it has {', '.join(map(repr, present)) or 'none'}"
         )
 
-    def _invalid(self, problem: str) -> str:
+    def invalid(self, problem: str) -> str:
+        """What a row with this problem stands for."""
         if self.skip_invalid:
             return ""
         raise UserError(f"{problem}: fix it, or leave such rows out with --skip-invalid")
@@ -178,9 +179,15 @@ class Rows(Source):
 
     def documents(self) -> Iterator[str]:
         """See `Source`."""
-        for number, row in enumerate(self.rows, start=1):
-            self.read = number
-            yield self.row_text.of(row, f"row {number} of {self.name}")
+        self.read = 0
+        try:
+            for row in self.rows:
+                self.read += 1
+                yield self.row_text.of(row, f"row {self.read} of {self.name}")
+        except UnicodeDecodeError as error:  # after which the library gives no more rows
+            raise UserError(
+                f"row {self.read + 1} of {self.name} cannot be read: {one_line(error)}"
+            ) from error
 
 
 def is_dataset(value: object) -> bool:
@@ -248,6 +255,10 @@ class Files(Source):
                     f"{where} is not JSON (one object a line is expected): {one_line(error)}; "
                     "if this file is no part of the text, name those that are instead of their folder"
                 ) from error
+            except ValueError:  # Python's own limit
+                most = sys.get_int_max_str_digits()
+                yield self.row_text.invalid(f"{where} has an integer of more than {most:,} digits")
+                continue
             if not isinstance(record, dict):
                 raise UserError(f"{where} is not a JSON object but a {type(record).__name__}")
             yield self.row_text.of(record, where)
@@ -260,9 +271,13 @@ class Files(Source):
         try:
             for batch in self._parquet(path, file) if is_parquet else self._arrow(path, file):
                 for start in range(0, len(batch), _ROWS_AT_ONCE):
-                    for row in batch.slice(start, _ROWS_AT_ONCE).to_pylist():
+                    for row in _rows(batch.slice(start, _ROWS_AT_ONCE)):
                         number += 1
-                        yield self.row_text.of(row, f"row {number} of {path}")
+                        where = f"row {number} of {path}"
+                        if isinstance(row, Exception):
+                            yield self.row_text.invalid(f"{where} cannot be read: {one_line(row)}")
+                        else:
+                            yield self.row_text.of(row, where)
         except pyarrow.ArrowException as error:
             kind = "a Parquet" if is_parquet else "an Arrow"
             raise UserError(f"{path} is damaged, or not {kind} file: {one_line(error)}") from error
@@ -286,6 +301,18 @@ class Files(Source):
         columns = [name for name in reader.schema.names if self.row_text.is_in(name)]
         batches = map(reader.get_batch, range(reader.num_record_batches)) if with_index else reader
         yield from (batch.select(columns) for batch in batches)
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | Exception]:
+    """The rows of a record batch; for one that Python cannot hold, such as bytes that are not UTF-8, the error."""
+    try:
+        yield from batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        if len(batch) == 1:
+            yield error
+        else:
+            for row in range(len(batch)):
+                yield from _rows(batch.slice(row, 1))
 
 
 def _columns(fields: Any) -> dict[str, Any]:
@@ -319,8 +346,11 @@ def decompressed(path: Path, file: BinaryIO) -> Bytes:
             return file
 
 
-def local_files(source: str | Path) -> list[Path]:
-    """The files that a file, a folder or a glob pattern stands for, in order; none for anything else."""
+def local_files(source: str | Path, output: Path | None = None) -> list[Path]:
+    """The files that a file, a folder or a glob pattern stands for, in order; none for anything else.
+
+    What is below `output` is no text of a folder or a pattern.
+    """
     path, name = Path(source), str(source)
     if path.is_file():
         return [path]
@@ -332,6 +362,9 @@ def local_files(source: str | Path) -> list[Path]:
         found = [Path(file) for file in glob.glob(name, recursive=True)]  # noqa: PTH207 (absolute patterns)
     else:
         return []
+    if output is not None:
+        written = output.resolve()
+        found = [file for file in found if not file.resolve().is_relative_to(written)]
     return sorted(
         file for file in found if file.is_file() and (file.name == path.name or not _is_metadata(file))
     )

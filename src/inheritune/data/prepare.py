@@ -40,13 +40,14 @@ from inheritune.data.shards import (
     read_manifest,
     sha256_of_directory,
 )
-from inheritune.data.sources import Remote, resolve
+from inheritune.data.sources import CHARACTERS_PER_TOKEN, Remote, resolve
 from inheritune.data.unfinished import (
     PROGRESS,
     Arguments,
     Position,
     Saved,
     SplitWriter,
+    check_output,
     finished,
     load_saved,
     publish,
@@ -118,8 +119,9 @@ def prepare(
             "in a list"
         )
     output = Path(output)
+    check_output(output)
     named = [source for source in sources if isinstance(source, str | Path)]
-    local = {str(path): path.stat().st_size for path in itertools.chain(*map(local_files, named))}
+    local = {str(path): path.stat().st_size for source in named for path in local_files(source, output)}
     if validation is None:
         before = read_manifest(output).arguments if (output / MANIFEST).exists() else {}
         validation = before.get("validation", share_held_out(local))
@@ -149,6 +151,7 @@ def prepare(
         "skip_invalid": skip_invalid,
         "split": split,
         "config": config,
+        "output": output,
     }
     opened = [one for source in sources for one in resolve(source, seed=seed, **how)]
     with work_directory(output) as work:
@@ -295,7 +298,7 @@ def _digest(in_memory: Sequence[Any]) -> str:
     for source in in_memory:
         if is_dataset(source):
             digest.update(str(getattr(source, "_fingerprint", "")).encode())
-        elif isinstance(source, Sequence):
+        elif iter(source) is not source:
             for text in source:
                 digest.update(
                     f"{len(text)} {text}".encode(errors="replace") if isinstance(text, str) else b""
@@ -317,7 +320,7 @@ def _make_tokenizer(
     assert arguments.train_tokenizer is not None
     if any(source.once for source in sources):
         raise UserError("a tokenizer can only be trained on documents that can be read twice: give a list")
-    texts = filter(None, itertools.chain.from_iterable(source.documents() for source in sources))
+    texts = filter(None, itertools.chain.from_iterable(map(_about_what_is_taken, sources)))
     most = arguments.max_documents
 
     def training_documents() -> Iterator[tuple[float, str]]:
@@ -337,6 +340,16 @@ def _make_tokenizer(
         except Interrupted:
             files.write_json(work / PROGRESS, Saved(arguments=arguments).model_dump())  # so that it is kept
             raise
+
+
+def _about_what_is_taken(source: Source) -> Iterator[str]:
+    """Documents of a source, before there is a tokenizer that could count the tokens to take from it."""
+    left = CHARACTERS_PER_TOKEN * (source.tokens or math.inf)
+    for text in source.documents():
+        yield text
+        left -= len(text)
+        if left <= 0:
+            return
 
 
 def _expected(done: int, sources: list[Source], documents: int, max_documents: int | None) -> int | None:

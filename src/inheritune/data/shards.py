@@ -157,7 +157,7 @@ class Split:
     def __init__(self, directory: Path, name: SplitName, manifest: Manifest, bos: str = AUTO) -> None:
         record, tokenizer = manifest.splits[name], manifest.tokenizer
         self.directory, self.name, self.tokens, self._record = directory, name, record.tokens, record
-        self.tokenizer, self.vocabulary = tokenizer.name, tokenizer.vocabulary
+        self.tokenizer, self._tokenizer = tokenizer.name, tokenizer
         self.end_of_text, self.bos = tokenizer.end_of_text, _bos(directory, manifest, bos)
         self._starts = list(itertools.accumulate((file.tokens for file in record.files), initial=0))
         dtype = np.dtype(manifest.dtype).newbyteorder("<")
@@ -190,6 +190,14 @@ class Split:
             else {"tokens": self.tokens, "text_bytes": self._record.text_bytes}
         )
         return DataIdentity(sha256=digest, split=self.name, path=str(self.directory), **size)
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """All ids are smaller: as the tokenizer says, and as the tokens do where it is only assumed (nanoGPT's)."""
+        known = self._tokenizer.sha256 is not None
+        return (
+            self._tokenizer.vocabulary if known else max(self._tokenizer.vocabulary, 1 + self.largest_token)
+        )
 
     @cached_property
     def largest_token(self) -> int:

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CHARACTERS_PER_TOKEN = 5
+"""More than there are, so that reading so much text reaches a number of tokens."""
+
 # name: (data set, configuration)
 _DATASETS = {
     "openwebtext": ("Skylion007/openwebtext", None),
@@ -59,7 +62,6 @@ _REDPAJAMA_PARTS = {
     "stackexchange": 20,
 }
 _FILES_PER_PART = 20
-_CHARACTERS_PER_TOKEN = 5  # more than there are, so that the tokens are reached
 _TIMEOUT_SECONDS = 60
 
 # The packages whose docstrings are text, beside the standard library.
@@ -77,13 +79,14 @@ def resolve(
     split: str = "train",
     config: str | None = None,
     seed: int = 0,
+    output: Path | None = None,
 ) -> Sequence[Source]:
     """The sources that a name (preset, file, folder, glob pattern, hub id) or an iterable of documents stands for.
 
     A .txt file is one document; .jsonl (.json, .ndjson) has one object a line; .parquet and .arrow one row each. Text
     and JSON lines may be compressed (.gz, .xz, .zst). Files of a folder are taken in the order of their names, hidden
-    ones and what `datasets` keeps beside its data left out. For `text_field` and `skip_invalid` see `RowText`.
-    Raises UserError when there is nothing of that name.
+    ones, what `datasets` keeps beside its data, and what is below `output` left out. For `text_field` and
+    `skip_invalid` see `RowText`. Raises UserError when there is nothing of that name.
     """
     row_text = RowText(text_field, skip_invalid)
     if is_dataset(source):
@@ -96,7 +99,7 @@ def resolve(
         return [_hub_dataset(dataset, RowText("text", skip_invalid), "train", config)]
     if name == _REDPAJAMA:
         return _redpajama(seed, RowText("text", skip_invalid))
-    paths = local_files(source)
+    paths = local_files(source, output)
     unknown = [] if path.is_dir() else [file for file in paths if not file_format(file)]
     if unknown:
         raise UserError(f"{unknown[0]} has no known format: expected {EXPECTED}")
@@ -202,7 +205,7 @@ def _redpajama_part(part: str, urls: list[str], tokens: int, seed: int, row_text
     How much of each file is read spreads the sample over up to twenty of them.
     """
     shuffled = random.Random(f"{seed}/{part}").sample(urls, len(urls))
-    characters_per_file = _CHARACTERS_PER_TOKEN * tokens // min(len(urls), _FILES_PER_PART)
+    characters_per_file = CHARACTERS_PER_TOKEN * tokens // min(len(urls), _FILES_PER_PART)
 
     def rows() -> Iterator[Any]:
         for url in shuffled:

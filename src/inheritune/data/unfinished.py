@@ -110,14 +110,21 @@ def _check_same(before: dict[str, Any], arguments: Arguments, directory: Path, a
             )
 
 
+def check_output(output: Path) -> None:
+    """UserError for a file, and for a directory of other things than finished or unfinished shards."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file, not a directory")
+    # In this order: of another process that ends now, the manifest comes before the unfinished work goes.
+    occupied = output.is_dir() and any(output.iterdir())
+    if occupied and not (output / UNFINISHED).is_dir() and not (output / MANIFEST).exists():
+        raise UserError(f"{output} is not empty, and holds no shards: give a new directory")
+
+
 @contextmanager
 def work_directory(output: Path) -> Iterator[Path]:
     """OUTPUT/unfinished, for this process alone. Removed again if nothing worth keeping was done."""
+    check_output(output)
     work = output / UNFINISHED
-    if output.exists() and not output.is_dir():
-        raise UserError(f"{output} is a file, not a directory")
-    if output.is_dir() and not work.is_dir() and any(output.iterdir()):
-        raise UserError(f"{output} is not empty, and holds no shards: give a new directory")
     work.mkdir(parents=True, exist_ok=True)
     with (work / _LOCK).open("w") as lock:
         try:
