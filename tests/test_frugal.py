@@ -34,7 +34,7 @@ from inheritune.report.run_report import write_report
 from inheritune.run_directory import Decision, RunDirectory
 from inheritune.runtime.world import ALONE
 from inheritune.single_model import train_model
-from inheritune.training.schedule import learning_rate
+from inheritune.training.schedule import learning_rate, next_decay
 from inheritune.training.validation import WindowLosses
 from tiny_data import write_shards
 from tiny_recipes import recipe, training, values
@@ -77,6 +77,32 @@ def test_after_an_end_the_rate_is_the_constant_one_again() -> None:
     assert rates[100] == peak, "the decay to 160 would begin at 80, before the first has ended"
     assert [rates[end - 1] for end in (100, 160, 400)] == pytest.approx([low] * 3)
     assert all(rate == peak for rate in rates[160:200])
+
+
+@given(st.integers(20, 3000), st.floats(0.05, 0.5), st.floats(0, 0.99))
+def test_every_planned_end_has_room_for_its_whole_decay(steps: int, share: float, warmup: float) -> None:
+    planned = settings(steps, decay_fraction=share, warmup_steps=int(warmup * steps))
+    ends = planned_ends(planned)
+    for end in ends:
+        assert next_decay(end - 1, planned, ends)[0] == pytest.approx(end - share * end, abs=1)
+    assert all(later >= 2.5 * earlier - 2 for earlier, later in pairwise(ends))
+
+
+@pytest.mark.parametrize(
+    ("warmup", "share", "ends"),
+    [
+        (20, 0.4, [100, 250]),
+        (60, 0.4, [100, 250]),
+        (None, 0.4, [167, 418]),
+        (247, 0.4, [412]),
+        (600, 0.4, []),
+        (1, 1.0, []),
+        (0, 1.0, [100, 250]),
+    ],
+)
+def test_the_planned_ends(warmup: int | None, share: float, ends: list[int]) -> None:
+    own = {} if warmup is None else {"warmup_steps": warmup}
+    assert planned_ends(settings(1000, decay_fraction=share, **own)) == ends
 
 
 # what is decided

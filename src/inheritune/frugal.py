@@ -3,7 +3,8 @@
 The loss of a model that is trained at a constant learning rate falls by much when the rate decays, so it cannot be
 compared with the reference before it is cooled. A round is cooled several times (see `training.schedule`):
 
-1. after a tenth and after a quarter of the steps. What was gained between the two says what to expect of the whole
+1. after a tenth and after a quarter of the steps, or, where a long warm-up leaves the first no room for its decay,
+   when it has room, and after 2.5 times as many. What was gained between the two says what to expect of the whole
    round: if even the most hopeful answer misses the target, the round ends, and the next one grows this model
    (`grow.mode: append`), so that nothing of its training is thrown away;
 2. then as soon as a validation at the constant rate, less what a decay should gain, is below the target. If even the
@@ -42,7 +43,7 @@ DECISIONS = "decisions.json"
 _LIST = TypeAdapter(list[Decision])
 
 PLANNED = (0.1, 0.25)
-"""After these shares of the steps a round is cooled in any case."""
+"""After these shares of the steps a round is cooled in any case, or after longer ones in the same proportion."""
 AGAIN = 1.15
 """Times the steps of one end that the next one has at least."""
 SURE = 0.02
@@ -218,9 +219,16 @@ def ends_of(decisions: Sequence[Decision], training: Training) -> list[int]:
 
 
 def planned_ends(training: Training) -> list[int]:
-    """After how many steps the model is cooled in any case, before the end."""
-    least = training.schedule.warmup_steps + 2
-    found = {max(least, round(share * training.steps)) for share in PLANNED}
+    """After how many steps the model is cooled in any case, before the end.
+
+    A decay that the warm-up cuts short would not cool it, so the first end is late enough for a whole one.
+    """
+    warmup, rest = training.schedule.warmup_steps, 1 - training.schedule.decay_fraction
+    if warmup > rest * training.steps:
+        return []
+    least = max(warmup + 2, math.ceil(warmup / rest) if warmup else 0)
+    longer = max(1.0, least / (PLANNED[0] * training.steps))
+    found = {round(share * longer * training.steps) for share in PLANNED}
     return sorted(end for end in found if end * AGAIN <= training.steps)
 
 

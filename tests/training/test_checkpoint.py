@@ -26,7 +26,7 @@ from inheritune.runtime.signals import Interrupted
 from inheritune.runtime.world import ALONE
 from inheritune.training import checkpoint, loop
 from inheritune.training.optimizer import make_optimizer
-from inheritune.training.step import Stepper
+from inheritune.training.step import NonFiniteError, Stepper
 from tiny_models import tiny_model, tokens
 from tiny_recipes import make_stepper, recipe, stop_after, training, values
 
@@ -138,6 +138,48 @@ def test_only_the_newest_are_kept(data: Path, tmp_path: Path, monkeypatch: pytes
         run(recipe(data, parity={"margin": 100.0}), tmp_path / "run")
     kept = sorted(path.name for path in (tmp_path / "run/reference/checkpoints").iterdir())
     assert kept == ["step-0000009", "step-0000011"]
+
+
+@pytest.mark.parametrize("step", [7, 9, 20])
+def test_a_past_that_was_left_makes_room(tmp_path: Path, step: int) -> None:
+    """The training went back to step 6, behind damaged checkpoints; the good one is kept beside the new one."""
+    model = tiny_model("gpt2")
+    optimizer = make_optimizer(model, Training.model_validate(training()).optimizer)
+
+    def save(saver: checkpoint.Saver, *steps: int) -> list[str]:
+        for one in steps:
+            saver.save(model, optimizer, checkpoint.TrainState(step=one))
+            saver.wait()
+            assert saver.last == tmp_path / f"step-{one:07d}"
+        return [path.name for path in checkpoint.all_in(tmp_path)]
+
+    save(checkpoint.Saver(tmp_path, 4, ALONE), 3, 6, 9, 12)
+    for damaged in ("step-0000009", "step-0000012"):
+        (tmp_path / damaged / "training.json").write_text("{")
+    found = checkpoint.newest(tmp_path, checkpoint.TrainState())
+    assert found is not None and found[1].step == 6
+    resumed = checkpoint.Saver(tmp_path, 2, ALONE, 6)
+    assert save(resumed, step) == ["step-0000006", f"step-{step:07d}"]
+    assert save(resumed, step + 1) == [f"step-{step:07d}", f"step-{step + 1:07d}"]
+
+
+def test_a_damaged_checkpoint_is_not_called_good(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe(data, parity={"margin": 100.0})
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(Interrupted):
+            run(settings, tmp_path / "run")
+    folder = tmp_path / "run/reference/checkpoints"
+    (folder / "step-0000008/training.json").write_text("{")
+
+    def fail(self: Stepper, number: int, *rest: object, **options: object) -> object:
+        raise NonFiniteError(f"the loss of step {number} is not finite", number)
+
+    monkeypatch.setattr(Stepper, "__call__", fail)
+    with pytest.raises(NonFiniteError, match=f"the last good checkpoint is {folder}/step-0000006;"):
+        run(settings, tmp_path / "run")
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(

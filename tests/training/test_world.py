@@ -147,6 +147,40 @@ def test_a_meeting_place_that_is_none(place: dict[str, str], monkeypatch: pytest
         pass
 
 
+FIRST_FAILS = """
+import os
+from inheritune import UserError
+from inheritune.config import Training
+from inheritune.runtime.world import joined
+from inheritune.training.step import NonFiniteError
+from inheritune.training.validation import NonFiniteLossesError
+
+first = os.fork() != 0
+os.environ |= {"RANK": "0" if first else "1", "WORLD_SIZE": "2"}
+
+def fail(error):
+    raise error
+
+with joined(Training(device="cpu")) as world:
+    errors = NonFiniteLossesError("a loss"), UserError("a file"), OSError(2, "none", "x"), NonFiniteError("it", 3)
+    for error in errors:
+        try:
+            world.on_first(fail, error)
+        except Exception as raised:
+            assert str(raised) == str(error)
+            least = UserError if type(error) is NonFiniteError and not first else type(error)
+            assert type(raised) is least, raised
+if first:
+    assert os.wait()[1] == 0
+    print("caught in both")
+"""
+
+
+def test_what_the_first_process_raises_has_its_type_in_all() -> None:
+    """Where it can be made of its message, so that all catch it alike."""
+    assert said_by_two(FIRST_FAILS) == "caught in both\n"
+
+
 TWICE = """
 import os
 from inheritune.config import Training
@@ -165,9 +199,15 @@ if first:
 
 def test_a_program_may_join_several_times() -> None:
     """As a script that calls several functions of the package does."""
+    assert said_by_two(TWICE) == "met twice\n"
+
+
+def said_by_two(program: str) -> str:
+    """What a program prints that forks to be two processes."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(worlds.free_port())}
-    command = [sys.executable, "-c", TWICE]
+    command = [sys.executable, "-c", program]
     done = subprocess.run(
         command, env={**os.environ, **place}, capture_output=True, text=True, check=False, timeout=120
     )
-    assert done.stdout == "met twice\n", done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout

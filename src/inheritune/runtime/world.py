@@ -280,7 +280,10 @@ def _sendable(error: Exception) -> Exception:
     if type(error) in (UserError, OSError):
         return error
     if isinstance(error, UserError):
-        return UserError(str(error))
+        try:
+            return type(error)(str(error))  # for those who catch it by its type
+        except TypeError:  # it is made of more than a message
+            return UserError(str(error))
     if isinstance(error, OSError):
         return OSError(error.errno, error.strerror, error.filename) if error.errno else OSError(str(error))
     if isinstance(error, torch.OutOfMemoryError):

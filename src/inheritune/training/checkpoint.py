@@ -76,10 +76,13 @@ class Saver:
         folder: of the checkpoints.
         keep: how many of them; older ones are removed once a new one is complete.
         world: the processes that save together.
+        step: of the checkpoint that the training resumes from; 0 at its beginning.
     """
 
-    def __init__(self, folder: Path, keep: int, world: World) -> None:
+    def __init__(self, folder: Path, keep: int, world: World, step: int = 0) -> None:
         self.folder, self.keep, self.world = folder, keep, world
+        self.last = _path_of(folder, step) if step else None
+        """The newest good checkpoint: resumed from, or written since; after `wait`."""
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
         # A channel of its own, so that saving and training do not read each other's messages.
@@ -88,7 +91,8 @@ class Saver:
     def save(self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: TrainState) -> None:
         """Begin to write a checkpoint; every process calls this at the same step."""
         self.wait()
-        path = self.folder / f"step-{state.step:07d}"
+        before, path = self.last, _path_of(self.folder, state.step)
+        self.last = path
         token = self.world.on_first(lambda: uuid.uuid4().hex[:8])
         weights = weights_on_host(model, self.world)
         moments = _optimizer_on_host(model, optimizer, self.world)
@@ -97,6 +101,8 @@ class Saver:
         def write() -> None:
             try:
                 self._write(path, token, model, weights, moments, record)
+                if self.world.first:
+                    self._prune(before, path)
             except BaseException as error:
                 self.error = error
 
@@ -145,8 +151,18 @@ class Saver:
             sums = {entry.relative_to(temporary).as_posix(): files.sha256(entry) for entry in written}
             full = {**record, "sha256": sums}
             files.write_json(temporary / RECORD, {**full, "checksum": _checksum(full)})
-        for old in all_in(self.folder)[: -self.keep]:
-            shutil.rmtree(old)
+
+    def _prune(self, before: Path | None, path: Path) -> None:
+        """Remove what is too old, and what came after the checkpoint before this one: a past that was left.
+
+        The training went back behind those, as the newest were damaged.
+        """
+        found = all_in(self.folder)
+        earlier = [one for one in found if before is not None and one <= before]
+        kept = [*earlier, path][-self.keep :]
+        for other in found:
+            if other not in kept:
+                shutil.rmtree(other)
 
 
 def newest(folder: Path, wanted: TrainState) -> tuple[Path, TrainState] | None:
@@ -206,6 +222,10 @@ def restore_optimizer(
 def all_in(folder: Path) -> list[Path]:
     """The complete checkpoints of a folder, oldest first."""
     return sorted(path for path in folder.glob("step-*") if not path.name.endswith(files.TEMPORARY_SUFFIX))
+
+
+def _path_of(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:07d}"
 
 
 def weights_on_host(model: PreTrainedModel, world: World) -> dict[str, Tensor]:

@@ -30,7 +30,6 @@ from inheritune.runtime.hardware import Hardware
 from inheritune.runtime.progress import ProgressBar
 from inheritune.runtime.signals import Interrupted, signals
 from inheritune.runtime.world import World
-from inheritune.training import checkpoint
 from inheritune.training.callbacks import NONE, Callbacks
 from inheritune.training.checkpoint import Saver, TrainState
 from inheritune.training.final_model import (
@@ -133,7 +132,7 @@ def train(
         trust_remote_code=trust_remote_code,
     )
     model, stepper, state = started.model, started.stepper, started.state
-    saver = Saver(directory / CHECKPOINTS, training.checkpoints.keep, world)
+    saver = Saver(directory / CHECKPOINTS, training.checkpoints.keep, world, state.step)
     flops = stepper.loss.flops_per_token(data.window) * training.tokens_per_step
     metrics = Metrics(directory, training, hardware, flops, state, callbacks)
     batches = training_steps(
@@ -184,7 +183,7 @@ def train(
             metrics.validated(state, losses, "final")
         except NonFiniteError as error:
             saver.wait()
-            raise NonFiniteError(_explain(error, directory, data, order), error.step) from error
+            raise NonFiniteError(_explain(error, saver.last, data, order), error.step) from error
 
     outcome = Outcome(
         steps=state.step,
@@ -277,9 +276,8 @@ def _stop_if(stopping: bool, after: str) -> None:
         raise Interrupted(f"stopped after {after}; the same command resumes from there")
 
 
-def _explain(error: NonFiniteError, directory: Path, data: TrainingData, order: Order) -> str:
-    saved = checkpoint.all_in(directory / CHECKPOINTS)
-    last = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+def _explain(error: NonFiniteError, saved: Path | None, data: TrainingData, order: Order) -> str:
+    last = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
     windows = data.training_windows(order.step(error.step))
     shown = ", ".join(str(n) for n in windows[:8]) + (" ..." if len(windows) > 8 else "")
     return (
