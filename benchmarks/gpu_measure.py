@@ -111,9 +111,11 @@ def time_steps(step: Step, spec: dict[str, Any], device: torch.device) -> dict[s
 @contextmanager
 def alone_on_gpu() -> Iterator[None]:
     """No other contestant that was given the same `GPU_LOCK`, a file, is timed meanwhile."""
-    with Path(os.environ.get("GPU_LOCK", os.devnull)).open("a") as file:
-        if "GPU_LOCK" in os.environ:
-            fcntl.flock(file, fcntl.LOCK_EX)
+    if "GPU_LOCK" not in os.environ:
+        yield
+        return
+    with Path(os.environ["GPU_LOCK"]).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -32,7 +32,7 @@ from typing import Any
 import psutil
 import yaml
 
-from scaling import SIZES, recipe_of, write_data
+from scaling import SIZES, recipe_of, together, write_data
 
 Condition = Callable[[], bool]
 
@@ -49,7 +49,7 @@ def main() -> int:
     options = parser.parse_args()
     print("| way | training | weights | loss | seconds |\n|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:
-        folder = write_data(Path(name), 100 if options.size == "tiny" else 32_000)
+        folder = write_data(Path(name), options.size)
         return max(Layout(way, folder, options).try_all() for way in options.ways.split(","))
 
 
@@ -89,7 +89,7 @@ class Layout:
 
     def recipe(self, name: str, **more: Any) -> Path:
         """A recipe file: deterministic, a checkpoint in every sixth of the steps."""
-        options = argparse.Namespace(**{**vars(self.options), "set": [], "constant": []})
+        options = self.options
         recipe: dict[str, Any] = recipe_of(
             SIZES[options.size], self.data, options, options.processes, self.way
         )
@@ -110,31 +110,23 @@ class Layout:
         one: bool = False,
     ) -> int:
         """Train; send the signal to the last process (`one`), or to all, once a condition holds. The exit code."""
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        command = [
-            *launch,
-            str(processes or self.options.processes),
-            "-m",
-            "inheritune",
-            "train",
-            str(recipe),
-        ]
+        program = ("-m", "inheritune", "train", str(recipe), "-o", str(output))
         threads = {} if self.options.device == "cuda" else {"OMP_NUM_THREADS": "1"}
         with (self.folder / "log").open("ab") as log:
-            program = subprocess.Popen(
-                [sys.executable, *command, "-o", str(output)],
+            started = subprocess.Popen(
+                [*together(processes or self.options.processes), *program],
                 env={**os.environ, **threads},
                 stdout=log,
                 stderr=log,
             )
-            while until and program.poll() is None:
+            while until and started.poll() is None:
                 if until():
-                    ranks = psutil.Process(program.pid).children()
+                    ranks = psutil.Process(started.pid).children()
                     for rank in ranks[-1:] if one else ranks:
                         rank.send_signal(number)
                     break
                 time.sleep(0.01)
-            return program.wait()
+            return started.wait()
 
     def finish(self, recipe: Path, output: Path) -> None:
         """Train to the end."""

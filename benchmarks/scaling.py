@@ -66,7 +66,7 @@ def main() -> None:
     count = options.processes
     print("| size | processes | tokens/s | of linear | memory of one, GiB |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
-        data = write_data(Path(name), 100 if options.sizes == "tiny" else 32_000)
+        data = write_data(Path(name), options.sizes)
         for size in options.sizes.split(","):
             measured: dict[str, list[tuple[float, float]]] = {way: [] for way in options.ways.split(",")}
             for turn in range(options.turns):
@@ -83,8 +83,9 @@ def main() -> None:
                 print(f"| {size} | {processes} {way} | {rate:,.0f} | {of} | {memory:.1f} |", flush=True)
 
 
-def write_data(folder: Path, tokens: int) -> Path:
-    """Random tokens, as nanoGPT lays them out."""
+def write_data(folder: Path, sizes: str) -> Path:
+    """Random tokens that models of these sizes have, as nanoGPT lays them out."""
+    tokens = 100 if sizes == "tiny" else 32_000
     generator = np.random.default_rng(0)
     for file, count in (("train.bin", 10_000_000), ("val.bin", 50_000)):
         (folder / file).write_bytes(generator.integers(0, tokens, count, dtype=np.uint16).tobytes())
@@ -114,25 +115,30 @@ def recipe_of(
     }
 
 
+def together(processes: int) -> list[str]:
+    """What starts a program, of which the rest is to name script or module, in so many processes."""
+    return [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--standalone", "--nproc-per-node", str(processes)),
+    ]
+
+
 def train(
     recipe: dict[str, object], path: Path, options: argparse.Namespace, processes: int
 ) -> tuple[float, float]:
     """Tokens per second, and the memory of the first process in bytes."""
     path.with_suffix(".yaml").write_text(yaml.safe_dump(recipe))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     program = path.with_name("program.py")
     program.write_text(PROGRAM)
     constants = {name: json.loads(value) for name, value in (each.split("=") for each in options.constant)}
     command = [
-        *(launch if processes > 1 else []),
+        *(together(processes) if processes > 1 else [sys.executable]),
         *(str(program), json.dumps(constants), "train", f"{path}.yaml", "-o", str(path)),
         *(word for each in options.set for word in ("--set", each)),
     ]
     cores = options.processes
     threads = {} if options.device == "cuda" else {"OMP_NUM_THREADS": str(max(1, cores // processes))}
-    subprocess.run(
-        [sys.executable, *command], env={**os.environ, **threads}, check=True, stdout=subprocess.DEVNULL
-    )
+    subprocess.run(command, env={**os.environ, **threads}, check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if row["kind"] == "train"]
     rates = [row["tokens_per_second"] for row in steps]

@@ -50,6 +50,7 @@ from inheritune.models.load import (
     read_tokenizer,
     save_model,
 )
+from inheritune.models.size import bytes_each
 from inheritune.runtime import files
 from inheritune.runtime.hardware import choose_device
 from inheritune.training.checks import check_ids, check_tokens
@@ -258,7 +259,7 @@ def cut_to_folder(
         raise UserError(f"{output} exists already; nothing was written")
     files.check_place(output)
     if dtype not in DTYPES:
-        raise UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+        raise _unknown(dtype)
     source = model if isinstance(model, PreTrainedModel) else Pretrained.of(model)
     config = config_of(source)
     trusted = isinstance(source, Pretrained) and source.trust_remote_code
@@ -340,15 +341,12 @@ def choose_shape_of(
         raise UserError("give either a number of parameters or the memory of the weights")
     if measuring.data is None:
         raise UserError("which shape is best is measured on text: give token shards or a text file")
-    if isinstance(model, PreTrainedModel):
-        dtype = model.dtype  # its own, whatever its configuration says
-    elif dtype == "auto":
-        dtype = config.dtype or torch.float32
-    kind = getattr(torch, str(dtype).removeprefix("torch."), None)
-    if not isinstance(kind, torch.dtype):
-        raise UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    # A model in memory has a type of its own, whatever its configuration says.
+    each = bytes_each(model.dtype if isinstance(model, PreTrainedModel) else dtype, config)
+    if each is None:
+        raise _unknown(dtype)
     tokens = parts.vocabulary if isinstance(parts.vocabulary, int) else None
-    target = Target(parts.parameters, parts.memory, kind.itemsize, tokens)
+    target = Target(parts.parameters, parts.memory, each, tokens)
     shapes(config, target)  # what cannot be is refused before anything is read
     text = measuring.text(model, config)
     assert text is not None
@@ -508,3 +506,7 @@ def _named(model: Pretrained | PreTrainedModel) -> Pretrained | None:
     if isinstance(model, Pretrained):
         return model
     return Pretrained(model.name_or_path) if model.name_or_path else None
+
+
+def _unknown(dtype: torch.dtype | str) -> UserError:
+    return UserError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 
 import tiny_data
 from inheritune.algorithm import run
-from inheritune.config import Training
+from inheritune.config import Recipe, Training
 from inheritune.models.load import load_model
 from inheritune.recipe_file import differences
 from inheritune.runtime.signals import Interrupted
@@ -41,6 +41,16 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     directory = tmp_path_factory.mktemp("undisturbed") / "run"
     run(recipe(data, parity={"margin": 100.0}), directory)
     return final_weights(directory)
+
+
+def stopped(data: Path, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """The recipe of a run that was stopped after step 8, with checkpoints of steps 6 and 8."""
+    settings = recipe(data, parity={"margin": 100.0})
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(Interrupted):
+            run(settings, directory)
+    return settings
 
 
 def final_weights(directory: Path) -> bytes:
@@ -101,11 +111,7 @@ def test_a_flipped_byte_sends_back_to_the_checkpoint_before(
     caplog: pytest.LogCaptureFixture,
     victim: str,
 ) -> None:
-    settings = recipe(data, parity={"margin": 100.0})
-    with monkeypatch.context() as patch:
-        stop_after(patch, 7)
-        with pytest.raises(Interrupted):
-            run(settings, tmp_path / "run")
+    settings = stopped(data, tmp_path / "run", monkeypatch)
     path = tmp_path / "run/reference/checkpoints/step-0000008" / victim
     flipped = bytearray(path.read_bytes())
     flipped[len(flipped) // 2] ^= 1
@@ -166,11 +172,7 @@ def test_a_past_that_was_left_makes_room(tmp_path: Path, step: int) -> None:
 def test_a_damaged_checkpoint_is_not_called_good(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = recipe(data, parity={"margin": 100.0})
-    with monkeypatch.context() as patch:
-        stop_after(patch, 7)
-        with pytest.raises(Interrupted):
-            run(settings, tmp_path / "run")
+    settings = stopped(data, tmp_path / "run", monkeypatch)
     folder = tmp_path / "run/reference/checkpoints"
     (folder / "step-0000008/training.json").write_text("{")
 
@@ -329,11 +331,7 @@ def test_tensors_lie_where_new_ones_would(
         addresses[str(step)] = [tensor.data_ptr() % 64 for tensor in tensors]
         return original(self, step, *rest, **options)  # type: ignore[arg-type]
 
-    settings = recipe(data, parity={"margin": 100.0})
-    with monkeypatch.context() as patch:
-        stop_after(patch, 7)
-        with pytest.raises(Interrupted):
-            run(settings, tmp_path / "run")
+    settings = stopped(data, tmp_path / "run", monkeypatch)
     original = Stepper.__call__
     monkeypatch.setattr(Stepper, "__call__", note)
     run(settings, tmp_path / "run")

@@ -1,6 +1,7 @@
 """Mass of attention matrices: how many columns, that is attended tokens, hold most of it (paper.md, section 3)."""
 
-from torch import Tensor, where
+import torch
+from torch import Tensor
 
 from inheritune import UserError
 from inheritune.analysis.rank import TOLERANCE
@@ -19,4 +20,4 @@ def column_mass(energies: Tensor, fraction: float = 0.90) -> Tensor:
     reached = energies.sort(-1, descending=True)[0].cumsum(-1)
     total = reached[..., -1:]
     columns = 1 + (reached < fraction * (1 - TOLERANCE) * total).sum(-1)
-    return where(total[..., 0] > 0, columns, 0)
+    return torch.where(total[..., 0] > 0, columns, 0)

@@ -194,10 +194,8 @@ class Split:
     @cached_property
     def vocabulary(self) -> int:
         """All ids are smaller: as the tokenizer says, and as the tokens do where it is only assumed (nanoGPT's)."""
-        known = self._tokenizer.sha256 is not None
-        return (
-            self._tokenizer.vocabulary if known else max(self._tokenizer.vocabulary, 1 + self.largest_token)
-        )
+        said = self._tokenizer.vocabulary
+        return said if self._tokenizer.sha256 is not None else max(said, 1 + self.largest_token)
 
     @cached_property
     def largest_token(self) -> int:

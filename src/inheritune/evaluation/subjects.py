@@ -24,11 +24,11 @@ from inheritune.evaluation.result import ModelFigures
 from inheritune.models.architecture import layer_count, parameter_count
 from inheritune.models.checkpoint_config import check_live
 from inheritune.models.load import load_config, load_model, load_tokenizer, tokenizer_in
-from inheritune.models.size import on_meta
+from inheritune.models.size import bytes_each, on_meta
 from inheritune.recipe_file import load_any
 from inheritune.run_directory import RunDirectory
 
-NAMES = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+ORIGIN = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 """Keys of a configuration that say where a model is from and how it is kept, not what it computes."""
 
 Model: TypeAlias = str | os.PathLike[str] | PreTrainedModel
@@ -86,14 +86,10 @@ class Subject:
         """Of the weights that are to be read, in this type; "auto" is the checkpoint's."""
         if self.live is not None:
             return 0
-        kind = getattr(self.config, "dtype", None) if dtype == "auto" else dtype
-        if isinstance(kind, str):
-            if not isinstance(named := getattr(torch, kind, None), torch.dtype):
-                raise UserError(
-                    f"there is no type of weights {kind!r}: give auto, float32, bfloat16 or float16"
-                )
-            kind = named
-        return parameter_count(self.shape) * (kind or torch.float32).itemsize
+        each = bytes_each(dtype, self.config)
+        if each is None:
+            raise UserError(f"there is no type of weights {dtype!r}: give auto, float32, bfloat16 or float16")
+        return parameter_count(self.shape) * each
 
 
 def find_subjects(
@@ -232,7 +228,7 @@ def check_memory(subjects: Sequence[Subject], device: torch.device, dtype: torch
 
 def weights_hash(model: PreTrainedModel) -> str:
     """SHA-256 over the configuration, as far as it may change what is computed, and all of the weights."""
-    config = {key: value for key, value in model.config.to_dict().items() if key not in NAMES}
+    config = {key: value for key, value in model.config.to_dict().items() if key not in ORIGIN}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -60,6 +60,14 @@ def flops_per_token(model: PreTrainedModel, window: int) -> float:
     return 6.0 * matrices + attention
 
 
+def bytes_each(dtype: torch.dtype | str, config: PretrainedConfig) -> int | None:
+    """Bytes of a weight that is read in this type; "auto" is the configuration's. None for what is no type."""
+    found = (config.dtype or torch.float32) if dtype == "auto" else dtype
+    if isinstance(found, str):
+        found = getattr(torch, found, None)
+    return found.itemsize if isinstance(found, torch.dtype) else None
+
+
 def training_memory(model: nn.Module) -> int:
     """Bytes of weights, gradients and AdamW's two moments, all float32; activations come on top."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
