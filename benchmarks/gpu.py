@@ -44,8 +44,8 @@ class Size:
     aim: float | None = None
 
 
-def _llama(layers: int) -> dict[str, Any]:
-    shape = {"hidden_size": 3200, "intermediate_size": 8640, "num_attention_heads": 32}
+def llama(layers: int, hidden: int, intermediate: int) -> dict[str, Any]:
+    shape = {"hidden_size": hidden, "intermediate_size": intermediate, "num_attention_heads": 32}
     return {"model_type": "llama", "num_hidden_layers": layers, "vocab_size": 32_000, **shape}
 
 
@@ -54,7 +54,7 @@ _TINY = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 32, "vocab_size
 SIZES = {
     "medium-24": Size({"preset": "gpt2-medium"}, 1024, 49_152, aim=0.60),
     "xlarge-24": Size({"preset": "gpt2-xlarge", "n_layer": 24}, 1024, 49_152, aim=0.65),
-    "llama-1.5b": Size(_llama(13), 2048, 49_152),
+    "llama-1.5b": Size(llama(13, 3200, 8640), 2048, 49_152),
     "medium-16": Size({"preset": "gpt2-medium", "n_layer": 16}, 1024, 49_152, aim=0.60),
     "large-18": Size({"preset": "gpt2-large", "n_layer": 18}, 1024, 49_152),
     "tiny": Size({"preset": "gpt2-small", **_TINY}, 32, 256),

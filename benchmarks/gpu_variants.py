@@ -78,10 +78,6 @@ def placed(
     """The model's loss, placed as the training loop does, with the settings changed."""
     loss: NextTokenLoss = LOSSES[settings.get("loss", "ours")](model)
     result = place(loss, training, hardware, window)
-    if training.float8:
-        from inheritune.training.float8 import convert
-
-        convert(model, rowwise=training.float8 == "rowwise")
     if "attention" in settings:
         _attend(model, settings["attention"])
     if settings.get("residual") == "bf16":

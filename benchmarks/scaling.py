@@ -8,7 +8,8 @@
 Each process has the tokens of a step that `gpu.py` gives one GPU, so N processes do N times the work; on the
 CPU, where cores are shared, they share one step. A row's rate is the median over the log lines of the second half of
 its steps. "Of linear" is the rate over N times that of one process, where `--ways` names it too (`alone`). Sizes are
-those of `gpu.py`, and `narrow` and `wide` for a CPU.
+those of `gpu.py`, `llama-7b` for many GPUs, `small-6` of which little has to be compiled, and `narrow` and `wide` for
+a CPU.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from gpu import SIZES, Size
+from gpu import SIZES, Size, llama
 
 _NARROW = {
     "preset": "gpt2-small",
@@ -47,7 +48,13 @@ for name, value in json.loads(sys.argv.pop(1)).items():
 main()
 """
 """`inheritune` with other values of constants, which it is given first."""
-SIZES = {**SIZES, "narrow": Size(_NARROW, 128, 1024), "wide": Size({**_NARROW, "n_embd": 256}, 128, 1024)}
+SIZES = {
+    **SIZES,
+    "llama-7b": Size(llama(32, 4096, 11_008), 2048, 49_152),
+    "small-6": Size({"preset": "gpt2-small", "n_layer": 6}, 1024, 49_152),
+    "narrow": Size(_NARROW, 128, 1024),
+    "wide": Size({**_NARROW, "n_embd": 256}, 128, 1024),
+}
 
 
 def main() -> None:
@@ -85,7 +92,7 @@ def main() -> None:
 
 def write_data(folder: Path, sizes: str) -> Path:
     """Random tokens that models of these sizes have, as nanoGPT lays them out."""
-    tokens = 100 if sizes == "tiny" else 32_000
+    tokens = min(SIZES[size].architecture.get("vocab_size", 50_257) for size in sizes.split(","))
     generator = np.random.default_rng(0)
     for file, count in (("train.bin", 10_000_000), ("val.bin", 50_000)):
         (folder / file).write_bytes(generator.integers(0, tokens, count, dtype=np.uint16).tobytes())
@@ -127,7 +134,7 @@ def train(
     recipe: dict[str, object], path: Path, options: argparse.Namespace, processes: int
 ) -> tuple[float, float]:
     """Tokens per second, and the memory of the first process in bytes."""
-    path.with_suffix(".yaml").write_text(yaml.safe_dump(recipe))
+    Path(f"{path}.yaml").write_text(yaml.safe_dump(recipe))
     program = path.with_name("program.py")
     program.write_text(PROGRAM)
     constants = {name: json.loads(value) for name, value in (each.split("=") for each in options.constant)}

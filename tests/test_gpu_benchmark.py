@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ sys.path.append(str(BENCHMARKS))
 
 import gpu  # noqa: E402
 import gpu_variants  # noqa: E402
+import scaling  # noqa: E402
 from inheritune.config import Study  # noqa: E402
 from inheritune.recipe_file import load_any  # noqa: E402
 from inheritune.training.loss import NextTokenLoss  # noqa: E402
@@ -191,3 +193,15 @@ def test_the_baselines_are_the_figures_of_the_readme() -> None:
 
 def test_the_study_of_quality_is_one() -> None:
     assert isinstance(load_any(BENCHMARKS / "quality.yaml"), Study)
+
+
+def test_one_process_against_others_whatever_the_size_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(scaling.SIZES, "tiny-0.1b", scaling.SIZES["tiny"])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    words = ["--sizes", "tiny-0.1b", "--ways", "alone", "--turns", "1", "--steps", "10"]
+    monkeypatch.setattr(sys, "argv", ["scaling.py", *words])
+    scaling.main()
+    row = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    assert row[:2] == ["| tiny-0.1b", "1 alone"] and float(row[2].replace(",", "")) > 0 and row[3] == "1.00"
