@@ -252,7 +252,8 @@ class Training(Settings):
     float8: Float8 = False
     """Multiply in float8 in the blocks' linear layers (needs the extra `fp8` and a GPU that can): scaled by the
     largest value of each tensor (`tensorwise`, or true) or of each row and column (`rowwise`: outliers cost less).
-    Faster from a hidden size of about 1,600 on: on an H200 1.1 times there, 1.3 times at 3,200; slower at 1,024."""
+    Faster from a hidden size of about 1,600 on: on an H200 1.1 times there, 1.3 times at 3,200; slower at 1,024. By
+    rows it pays later: 0.9 times at 1,600, 1.1 times at 3,200."""
     parallel: Parallel = Parallel()
     """Also as one word: `parallel: fsdp`."""
     activation_checkpointing: Annotated[str, _pattern(f"none|all|{LAYERS.pattern}")] | tuple[Block, ...] = (

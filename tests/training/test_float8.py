@@ -22,9 +22,11 @@ from inheritune.config import Training
 from inheritune.models.load import load_model
 from inheritune.recipe_file import differences, parse_recipe
 from inheritune.runtime.signals import Interrupted
-from inheritune.training import float8, start
+from inheritune.training import float8, parallel
 from tiny_models import tiny_model, tokens
 from tiny_recipes import ARCHITECTURE, recipe, stop_after, training
+
+CPU = torch.device("cpu")
 
 
 def llama() -> PreTrainedModel:
@@ -43,7 +45,7 @@ def test_without_torchao_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "torchao", None)
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     with pytest.raises(ValueError, match=r"pip install 'inheritune\[fp8\]'"):
-        float8.convert(llama())
+        float8.convert(llama(), CPU)
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def with_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_cpu_is_refused(with_torchao: None) -> None:
     with pytest.raises(ValueError, match=r"CUDA GPU.*is to train on the cpu"):
-        float8.convert(llama())
+        float8.convert(llama(), CPU)
 
 
 def test_an_older_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +67,7 @@ def test_an_older_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_model_of_other_dimensions_is_refused(with_torchao: None) -> None:
     with pytest.raises(ValueError, match="'gpt2' model have none"):
-        float8.convert(gpt2(n_embd=24), emulate=True)
+        float8.convert(gpt2(n_embd=24), CPU, emulate=True)
 
 
 def test_a_model_that_was_not_converted_is_left_alone() -> None:
@@ -85,7 +87,7 @@ def test_converted_models_keep_names_parameters_and_checkpoints(
     kinds = [type(module) for module in model.modules()]
     inputs = tokens(2, 16)
     plain = model(input_ids=inputs).logits
-    assert float8.convert(model, rowwise=rowwise, emulate=True) == linears
+    assert float8.convert(model, CPU, rowwise=rowwise, emulate=True) == linears
     converted = list(model.modules())
     assert sum(type(module) is not kind for module, kind in zip(converted, kinds, strict=True)) == linears
     assert list(model.state_dict()) == names
@@ -96,8 +98,7 @@ def test_converted_models_keep_names_parameters_and_checkpoints(
     with float8.without_float8(model):
         assert torch.equal(model(input_ids=inputs).logits, plain)
         assert [type(module) for module in model.modules()] == kinds
-        assert all(parameters[name] is p for name, p in model.named_parameters())
-    assert all(now is before for now, before in zip(model.modules(), converted, strict=True))
+        assert all(now is before for now, before in zip(model.modules(), converted, strict=True))
     assert torch.equal(model(input_ids=inputs).logits, rounded)
     model.save_pretrained(tmp_path)
     assert torch.equal(load_model(tmp_path)(input_ids=inputs).logits, plain)
@@ -119,7 +120,7 @@ def test_gradients_are_near_the_exact_ones(
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
     exact = gradients()
-    float8.convert(model, rowwise=rowwise, emulate=True)
+    float8.convert(model, CPU, rowwise=rowwise, emulate=True)
     rounded = gradients()
     assert rounded.keys() == exact.keys()
     for name, gradient in rounded.items():
@@ -134,7 +135,7 @@ def test_a_conv1d_computes_as_the_linear_layer_of_its_transposed_weight(rowwise:
     linear.weight.data, linear.bias.data = conv.weight.data.T.contiguous(), conv.bias.data
     turned.model.layers[0].mlp.up_proj = linear
     for each in (model, turned):
-        float8.convert(each, rowwise=rowwise, emulate=True)
+        float8.convert(each, CPU, rowwise=rowwise, emulate=True)
     conv, linear = model.transformer.h[0].mlp.c_fc, turned.model.layers[0].mlp.up_proj
     assert isinstance(conv, Conv1D) and isinstance(linear, nn.Linear)
     inputs = [torch.randn(2, 16, 64).requires_grad_() for _ in range(2)]
@@ -149,11 +150,26 @@ def test_a_conv1d_computes_as_the_linear_layer_of_its_transposed_weight(rowwise:
     assert torch.equal(conv.bias.grad, linear.bias.grad)
 
 
-def test_a_converted_gpt2_compiles_to_one_graph() -> None:
-    model, inputs = gpt2(), tokens(2, 16)
-    float8.convert(model, emulate=True)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(input_ids=inputs).logits, model(input_ids=inputs).logits)
+@MODELS
+def test_compiled_code_is_one_graph_with_float8_and_one_without(
+    make: Callable[[], PreTrainedModel], linears: int
+) -> None:
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, example: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    model, inputs = make(), tokens(2, 16)
+    plain = model(input_ids=inputs).logits
+    float8.convert(model, CPU, emulate=True)
+    rounded = model(input_ids=inputs).logits
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(input_ids=inputs).logits, rounded)
+        with float8.without_float8(model):
+            torch.testing.assert_close(compiled(input_ids=inputs).logits, plain)
+    assert len(graphs) == 2
 
 
 def test_tensorwise_is_another_word_for_true() -> None:
@@ -180,7 +196,7 @@ LLAMA = {
 def test_a_run_in_float8_goes_on_exactly_where_it_was_stopped(
     shape: dict[str, Any], how: bool | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(start, "convert", partial(float8.convert, emulate=True))
+    monkeypatch.setattr(parallel, "convert", partial(float8.convert, emulate=True))
     data = tiny_data.write_shards(tmp_path / "data")
 
     def trained(name: str, eight: bool | str) -> Path:

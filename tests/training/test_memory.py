@@ -94,22 +94,25 @@ LLAMA = {
 
 
 @pytest.mark.parametrize(
-    ("architecture", "window", "windows", "measured"),
+    ("architecture", "window", "windows", "float8", "measured"),
     [
-        ({**GPT2, "n_layer": 16}, 1024, 24, 20.4),
-        (GPT2, 1024, 24, 28.9),
-        (GPT2, 1024, 16, 21.3),
-        (LARGE, 1024, 24, 28.8),
-        (XLARGE, 1024, 24, 48.3),
-        (XLARGE, 1024, 16, 36.9),
-        (LLAMA, 2048, 8, 56.2),
+        ({**GPT2, "n_layer": 16}, 1024, 24, False, 20.4),
+        (GPT2, 1024, 24, False, 28.9),
+        (GPT2, 1024, 24, True, 21.5),
+        (GPT2, 1024, 16, False, 21.3),
+        (LARGE, 1024, 24, False, 28.8),
+        (XLARGE, 1024, 24, False, 48.3),
+        (XLARGE, 1024, 24, True, 37.1),
+        (XLARGE, 1024, 16, False, 36.9),
+        (LLAMA, 2048, 8, False, 56.2),
+        (LLAMA, 2048, 8, True, 46.8),
     ],
 )
-def test_compiled_steps_on_an_h100(
-    architecture: dict[str, Any], window: int, windows: int, measured: float
+def test_compiled_steps_on_a_gpu(
+    architecture: dict[str, Any], window: int, windows: int, float8: bool, measured: float
 ) -> None:
     """Peaks of `benchmarks/gpu.py`, GiB."""
-    how = How(window, bf16=True, gpu=True, compiled=True)
+    how = How(window, bf16=True, float8=float8, gpu=True, compiled=True)
     step = Step(how, shape_of(on_meta(architecture_config(architecture)), how), windows, accumulates=True)
     assert memory_per_process(step, "single") / 2**30 == pytest.approx(measured, rel=0.05)
 

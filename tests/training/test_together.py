@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from inheritune.data.loader import open_data
 from inheritune.models.load import load_model
 from inheritune.recipe_file import parse_recipe
 from inheritune.runtime.hardware import Hardware
+from inheritune.training.float8 import convert
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.validation import WindowLosses, validate
 from tiny_recipes import ARCHITECTURE, training
@@ -222,6 +224,28 @@ def test_compiled(data: Path, tmp_path: Path) -> None:
     expected = [row["loss"] for row in rows(tmp_path / "single", "train")]
     for name in ("ddp", "fsdp", "again", "fsdp-again"):
         assert [row["loss"] for row in rows(tmp_path / name, "train")] == pytest.approx(expected, rel=1e-5)
+
+
+def test_float8(data: Path, tmp_path: Path) -> None:
+    """Also of weights in shares, however they are gathered, and compiled; each process scales by its own inputs."""
+    emulated = {"inheritune.training.parallel.convert": partial(convert, emulate=True)}
+    regathered = emulated | WAYS["a block a group, gathered again"]
+    recipe = train_recipe(data, training=training(log_every=1, float8=True))
+    compiled = {**recipe, "training": {**recipe["training"], "compile": True}}
+    stop = {"rank": 1, "step": 5}
+    run_jobs([job("fsdp-2", recipe, tmp_path / "stopped", constants=regathered, stop=stop)])
+    succeed(
+        [
+            *(job(layout, recipe, tmp_path / layout, constants=emulated) for layout in ("single", "ddp-2")),
+            *(job("fsdp-2", recipe, tmp_path / name, constants=regathered) for name in ("fsdp-2", "stopped")),
+            job("fsdp-2", compiled, tmp_path / "compiled", constants=emulated),
+        ]
+    )
+    for kind in ("train", "validation"):
+        expected = [row["loss"] for row in rows(tmp_path / "single", kind)]
+        for name in ("ddp-2", "fsdp-2", "compiled"):
+            assert [row["loss"] for row in rows(tmp_path / name, kind)] == pytest.approx(expected, rel=2e-3)
+    assert torch.equal(weights(tmp_path / "stopped"), weights(tmp_path / "fsdp-2"))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

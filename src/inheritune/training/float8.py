@@ -25,14 +25,17 @@ MULTIPLE = 16
 """Float8 matrix products need dimensions that are multiples of this; that of the tokens in a micro-batch, too."""
 
 
-def convert(model: PreTrainedModel, *, rowwise: bool = False, emulate: bool = False) -> int:
+def convert(
+    model: PreTrainedModel, device: torch.device, *, rowwise: bool = False, emulate: bool = False
+) -> int:
     """Let the linear layers of the blocks compute in float8; embeddings, norms and head stay as they are.
 
     Parameters are the same objects as before, under the same names. Layers with a dimension that float8 does not
     take are left alone.
 
     Args:
-        model: on the device of its training.
+        model: not compiled or shared out yet: layers become other objects.
+        device: of its training.
         rowwise: scale each row and column, not whole tensors, so that an outlier costs only those it is in.
         emulate: compute as if in float8, on hardware that has none; slow, for tests.
 
@@ -44,7 +47,7 @@ def convert(model: PreTrainedModel, *, rowwise: bool = False, emulate: bool = Fa
     """
     torchao = _torchao()
     if not emulate:
-        _check_hardware(model.device)
+        _check_hardware(device)
     linears = [module for module in blocks(model).modules() if _fits(module)]
     if not linears:
         raise UserError(
@@ -57,9 +60,10 @@ def convert(model: PreTrainedModel, *, rowwise: bool = False, emulate: bool = Fa
     torchao.convert_to_float8_training(
         blocks(model), config=config, module_filter_fn=lambda module, name: _fits(module)
     )
-    for parent, name, child in _children(model):
-        if isinstance(child, Conv1D) and _fits(child):
-            setattr(parent, name, Float8Conv1D(child, torchao.float8_linear, config))
+    for parent in list(blocks(model).modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, Conv1D) and _fits(child):
+                setattr(parent, name, Float8Conv1D(child, torchao.float8_linear, config))
     return len(linears)
 
 
@@ -67,21 +71,21 @@ def convert(model: PreTrainedModel, *, rowwise: bool = False, emulate: bool = Fa
 def without_float8(model: PreTrainedModel) -> Iterator[None]:
     """Within the block, the model computes as if it had not been converted: for validation, and to hand it on.
 
-    A model that was not converted is left alone. The converted layers come back as the same objects, so that
-    compiled code stays valid.
+    A model that was not converted is left alone. Layers stay the same objects, of another class for so long: their
+    parameters may be shares, which FSDP puts together where it found them.
     """
-    converted = [
-        place
-        for place in _children(model)
-        if isinstance(place[2], Float8Conv1D) or type(place[2]).__name__ == "Float8Linear"
-    ]
-    for parent, name, child in converted:
-        setattr(parent, name, _plain(child))
+    converted = {
+        layer: type(layer)
+        for layer in blocks(model).modules()
+        if isinstance(layer, Float8Conv1D) or type(layer).__name__ == "Float8Linear"
+    }
+    for layer in converted:
+        layer.__class__ = Conv1D if isinstance(layer, Conv1D) else nn.Linear
     try:
         yield
     finally:
-        for parent, name, child in converted:
-            setattr(parent, name, child)
+        for layer, its in converted.items():
+            layer.__class__ = its
 
 
 class Float8Conv1D(Conv1D):
@@ -110,31 +114,11 @@ class Float8Conv1D(Conv1D):
         return output + self.bias.to(output.dtype)
 
 
-def _children(model: PreTrainedModel) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Every module in the blocks, with what holds it and the name that it has there."""
-    return [
-        (parent, name, child) for parent in blocks(model).modules() for name, child in parent.named_children()
-    ]
-
-
 def _fits(module: nn.Module) -> bool:
     if type(module) not in (nn.Linear, Conv1D):
         return False
     assert isinstance(module.weight, Tensor)
     return not any(size % MULTIPLE for size in module.weight.shape)
-
-
-def _plain(layer: nn.Module) -> nn.Module:
-    """The layer that computes without float8, with this one's parameters, not copies of them."""
-    plain: nn.Module
-    with torch.device("meta"):
-        if isinstance(layer, Conv1D):
-            plain = Conv1D(layer.nf, layer.nx)
-        else:
-            assert isinstance(layer, nn.Linear), type(layer)
-            plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-    plain.weight, plain.bias = layer.weight, layer.bias
-    return plain.train(layer.training)
 
 
 def _torchao() -> Any:

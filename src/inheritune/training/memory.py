@@ -29,10 +29,12 @@ IN_STEPS = ("gelu_new", "gelu_fast", "gelu_accurate")
 
 @dataclass(frozen=True)
 class How:
-    """How a training computes: on windows of so many tokens; with matrix products in bfloat16, on a GPU, compiled."""
+    """How a training computes: on windows of so many tokens; with matrix products in bfloat16, those of the blocks in
+    float8, on a GPU, compiled."""
 
     window: int
     bf16: bool = False
+    float8: bool = False
     gpu: bool = False
     compiled: bool = False
 
@@ -40,6 +42,16 @@ class How:
     def width(self) -> int:
         """Bytes of a number in matrix products."""
         return 2 if self.bf16 else 4
+
+    @property
+    def kept_width(self) -> int:
+        """Bytes of a number that a block's matrix products keep. Eager code keeps what they round to float8, too."""
+        return 1 if self.float8 and self.compiled else self.width
+
+    @property
+    def cast_width(self) -> int:
+        """Bytes of a number of the blocks' weights that are cast, on top of the weights themselves."""
+        return 2 * self.bf16 if not self.float8 else int(self.compiled)
 
 
 @dataclass(frozen=True)
@@ -84,7 +96,7 @@ def kept_of_a_token(block: nn.Module, text: PretrainedConfig, how: How) -> float
     between the stream and something else the numbers at the other end: queries, keys, values, what attention gives,
     what goes into and comes out of the activation. A matrix of E entries has E / hidden of those, so together they
     are the entries of the block's matrices over the hidden size (of experts, those of the ones that a token is sent
-    to; autocast leaves them in float32). Compiled code keeps no more.
+    to; autocast leaves them in float32, and float8 alone). Compiled code keeps no more.
 
     Eager code also keeps what lies between the operations that compiled code makes one of: what the gate of a gated
     activation was made to; the steps of an activation in several; RMS norms before their scale; where dropout struck;
@@ -95,7 +107,7 @@ def kept_of_a_token(block: nn.Module, text: PretrainedConfig, how: How) -> float
     active = active_weights(block, text)
     plain = min(active, sum(p.numel() for p in matrices))
     experts = active - plain
-    kept = 8 * hidden + 2 * width * hidden + (width * plain + 4 * experts) / hidden
+    kept = 8 * hidden + 2 * width * hidden + (how.kept_width * plain + 4 * experts) / hidden
     heads = _first(text, "num_attention_heads", "num_heads") or 1
     drops_attention = bool(_first(text, "attn_pdrop", "attention_dropout"))
     if text._attn_implementation == "eager" or (drops_attention and not how.gpu):
@@ -168,8 +180,8 @@ def memory_per_process(step: Step, strategy: Strategy, processes: int = 1) -> in
     block = model.kept * step.tokens
     plain = model.layers - step.checkpointed
     activations = plain * block + step.checkpointed * 4 * model.hidden * step.tokens
-    # Autocast's bfloat16 weights: all of them until the forward pass ends, then those that the backward pass needs.
-    casts = 2 * model.in_blocks if how.bf16 and not (sharded and how.gpu) else 0
+    # Weights as autocast or float8 rounds them: all until the forward pass ends, then those the backward pass needs.
+    casts = 0 if sharded and how.gpu else how.cast_width * model.in_blocks
     needed = casts * (plain + (step.checkpointed > 0)) / model.layers
     taught = casts * teacher.in_blocks / model.in_blocks if teacher else 0
     logits = _logits(step)

@@ -87,7 +87,8 @@ def step_of(
 ) -> Step:
     """A step on one window, of models that may be without their weights; `answers`: learning from a teacher's."""
     on_gpu = device.type == "cuda"
-    how = How(window, bf16, on_gpu, on_gpu if training.compile == "auto" else training.compile)
+    compiled = on_gpu if training.compile == "auto" else training.compile
+    how = How(window, bf16, bool(training.float8), on_gpu, compiled)
     shape = shape_of(model, how)
     chosen = training.activation_checkpointing
     named = () if chosen == "none" else choose(None if chosen == "all" else chosen, shape.layers)

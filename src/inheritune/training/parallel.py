@@ -33,6 +33,7 @@ from inheritune.models.size import on_meta, training_memory, with_own_code
 from inheritune.runtime.hardware import Hardware
 from inheritune.runtime.out_of_memory import LESS_PER_WINDOW, SHARED_OUT, needing_memory
 from inheritune.runtime.world import World
+from inheritune.training.float8 import convert
 from inheritune.training.loss import NextTokenLoss
 
 Strategy = Literal["single", "ddp", "fsdp"]
@@ -121,6 +122,8 @@ def place(loss: NextTokenLoss, training: Training, hardware: Hardware, window: i
     checkpoint_activations(loss.model, training)
     for model in _models_of(loss):
         attend(model, hardware.world.on_first(fitting_attention, model, window))
+    if training.float8:  # after the model was tried on the CPU
+        convert(loss.model, hardware.device, rowwise=training.float8 == "rowwise")
     if hardware.world.size == 1:
         loss.to(hardware.device)
         return Placed(loss, torch.compile(loss) if hardware.compile else loss, "single")
@@ -183,15 +186,9 @@ def check_strategy(strategy: Strategy, training: Training) -> None:
     """Refuse what does not go together with weights that are shared out.
 
     Raises:
-        UserError: float8 or Muon under fsdp.
+        UserError: Muon under fsdp.
     """
-    if strategy != "fsdp":
-        return
-    if training.float8:
-        raise UserError(
-            "`float8` was only tried on whole weights, and fsdp shares them out: use `parallel: ddp`"
-        )
-    if training.optimizer.name == "muon":
+    if strategy == "fsdp" and training.optimizer.name == "muon":
         raise UserError(
             "Muon needs whole matrices, and fsdp shares them out: use `parallel: ddp`, or `optimizer.name: adamw`"
         )

@@ -18,7 +18,6 @@ from inheritune.runtime.hardware import Hardware
 from inheritune.runtime.world import World
 from inheritune.training import checkpoint
 from inheritune.training.checkpoint import TrainState
-from inheritune.training.float8 import convert
 from inheritune.training.loss import NextTokenLoss
 from inheritune.training.micro_batch import choose_micro_batch, remember
 from inheritune.training.optimizer import make_optimizer
@@ -72,9 +71,6 @@ def start_or_resume(
     model = built_on_rank_0(first_weights, world)
     align(model)
     placed = place(loss(model, world), training, hardware, window)
-    if training.float8:
-        # Only now: until it is placed, the model is tried on the CPU.
-        convert(model, rowwise=training.float8 == "rowwise")
     optimizer = make_optimizer(model, training.optimizer)
     if path is not None:
         checkpoint.restore_optimizer(path, model, optimizer, world)
