@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inheritune import UserError
+from inheritune import UserError, running, start_depth
 from inheritune.algorithm import run
+from inheritune.analysis.forecast import FORECAST, load_forecast
 from inheritune.analysis.kept import CHOICE, load_kept
 from inheritune.config import Recipe, TrainRecipe
 from inheritune.learning_rate import GROWS, MOST, best_rate, next_rate, usual_rate
@@ -183,6 +184,25 @@ def test_a_run_that_ends_while_it_tries_rates_resumes_there(
         (tmp_path / name / "final/model.safetensors").read_bytes() for name in ("whole", "stopped")
     )
     assert ours == theirs
+
+
+def test_layers_are_chosen_once_where_start_and_rate_are_open(
+    data: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "large")
+    searches = []
+
+    def counted(*arguments: Any) -> Any:
+        searches.append(arguments)
+        return search(*arguments)
+
+    search = start_depth.kept_at
+    monkeypatch.setattr(start_depth, "kept_at", counted)
+    monkeypatch.setattr(running, "choose_kept", None)
+    run(settings(data, tmp_path / "large", keep="measured", start_layers="auto"), tmp_path / "run")
+    assert len(searches) == 1
+    curve = load_forecast(tmp_path / "run/reference" / FORECAST).curve
+    assert load_kept(tmp_path / "run" / CHOICE) == curve[0]
 
 
 def test_a_rate_at_which_the_loss_is_not_finite(data: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -28,7 +28,7 @@ from inheritune.running import Reference, Run, first_choice, try_small
 from inheritune.runtime import files
 from inheritune.runtime.progress import say
 from inheritune.single_model import training_flops
-from inheritune.start_depth import shortened, start_depth
+from inheritune.start_depth import begun_forecast, shortened, start_depth
 from inheritune.training.final_model import CHECKPOINTS
 from inheritune.training.step import NonFiniteError
 from inheritune.training.validation import NonFiniteLossesError
@@ -68,6 +68,8 @@ def with_learning_rate(this: Run, reference: Reference) -> Run:
         found = world.on_first(load_rates, path)
     else:
         layers = start_depth(this.recipe, reference.layers)
+        if this.recipe.start_layers == "auto":  # whose curve has this choice, too
+            world.on_first(begun_forecast, this, reference)
         choice = this.folder.path / CHOICE
         kept = world.on_first(recorded, choice, lambda: first_choice(this, reference, layers))
         found = try_rates(this, reference, kept)

@@ -90,19 +90,13 @@ def first_depth(this: Run, reference: Reference) -> int:
         suggested = load_analyses(lazy)[0].cut.suggested
         return start_depth(recipe.model_copy(update={"start_layers": suggested}), reference.layers)
 
-    def begin() -> Forecast:
-        if not path.exists():
-            target = reference.losses.mean + recipe.parity.margin
-            save(path, Forecast(curve=curve(this, reference), steps=recipe.training.steps, target=target))
-        return load_forecast(path)
-
     def train_probe(layers: int, training: Training) -> Probe:
         steps, kept = training.steps, forecast.kept(layers).layers
         name, title = f"probe-{layers}-layers-{steps}-steps", f"probe, {layers} layers, {steps} steps"
         loss, flops = try_small(this, reference, kept, training, name, title)
         return Probe(layers=layers, steps=steps, loss=loss, flops=flops, directory=name)
 
-    forecast: Forecast = world.on_first(begin)
+    forecast: Forecast = world.on_first(begun_forecast, this, reference)
     if forecast.start is None:
         probes = [train_probe(*probe) for probe in probe_trainings(reference.layers, recipe.training)]
         forecast = world.on_first(conclude, path, forecast, probes)
@@ -112,6 +106,16 @@ def first_depth(this: Run, reference: Reference) -> int:
     told = [one for one in forecast.depths if recipe.grow.mode == "reinherit" or one.layers == forecast.start]
     this.summary.predicted = {one.layers: one.loss for one in told}
     return forecast.start
+
+
+def begun_forecast(this: Run, reference: Reference) -> Forecast:
+    """The forecast as far as it is recorded; a new one is of the curve alone."""
+    path = this.folder.reference / FORECAST
+    if not path.exists():
+        target = reference.losses.mean + this.recipe.parity.margin
+        begun = Forecast(curve=curve(this, reference), steps=this.recipe.training.steps, target=target)
+        save(path, begun)
+    return load_forecast(path)
 
 
 def curve(this: Run, reference: Reference) -> list[Kept]:
