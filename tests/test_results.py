@@ -255,6 +255,45 @@ def test_the_readme_of_evaluation_says_what_evaluation_json_does() -> None:
     )
 
 
+def test_the_untouched_reference_with_the_token_that_it_ends_texts_with() -> None:
+    folder = RESULTS / "real-model"
+    readme = " ".join((folder / "README.md").read_text("utf-8").split())
+    before, after = (
+        np.array(json.loads((folder / f"{name}.json").read_text("utf-8"))["losses"])
+        for name in ("untouched", "untouched-endoftext")
+    )
+    assert int((before == after).sum()) == 89 and bool((before >= after).all())
+    gain, low, high = paired(before - after)
+    assert f"with that the untouched reference is at {after.mean():.3f}" in readme.lower()
+    assert f"{gain:.3f} ({low:.3f} to {high:.3f}) of its {before.mean():.3f}" in readme
+    for row in ("measured-20", "contiguous-24", "first-24", "measured-15"):
+        assert told(row, ", here", folder, after) in readme
+    for row in ("rate-4-15", "distilled-15", "distilled-short-20", "distilled-20"):
+        assert told(row, " of healing", RESULTS / "healing", after) in readme
+
+
+def paired(differences: np.ndarray) -> tuple[float, float, float]:
+    """Mean and 95% interval."""
+    half = 1.959963984540054 * differences.std(ddof=1) / len(differences) ** 0.5
+    return differences.mean(), differences.mean() - half, differences.mean() + half
+
+
+def told(row: str, of: str, folder: Path, reference: np.ndarray) -> str:
+    """The line of a table in which a row's loss is compared with a reference's."""
+    entries = {(entry.label, entry.seed): entry for entry in tables.read_study(folder).entries}
+    found = entries.get((row, 0)) or entries[row, None]
+    assert found.losses is not None
+    mean, low, high = paired(found.losses.losses - reference)
+    if mean < 0:
+        mean, low, high = -mean, -high, -low
+        side, other = "below", "above"
+    else:
+        side, other = "above", "below"
+    start = f"{abs(low):.3f}" + (f" {other}" if low < 0 else "")
+    end = f"{high:.3f}" + (f" {side}" if low < 0 else "")
+    return f"| {row}{of} | {found.losses.mean:.3f} | {mean:.3f} {side} ({start} to {end}) |"
+
+
 def test_the_columns_of_real_model_follow_from_its_windows_curves_and_searches() -> None:
     """Against the plain formula; and the README's tables against the columns."""
     folder = RESULTS / "real-model"
