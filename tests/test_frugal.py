@@ -149,6 +149,17 @@ def test_what_the_decay_gained_is_on_the_same_windows() -> None:
     assert found.gain == pytest.approx(0.3) and found.loss == 3.0
 
 
+def test_a_decay_that_begins_with_the_end_of_another_has_no_gain_of_its_own() -> None:
+    training = frugal_training()
+    long = training.model_copy(
+        update={"schedule": training.schedule.model_copy(update={"decay_fraction": 0.7})}
+    )
+    hot = Decision(step=30, loss=3.4, target=0.0, what="cool down", next=100)
+    first = Round(long, True, [hot]).when_cooled(100, 3.0, 3.0, 2.0, False)
+    assert first.gain == pytest.approx(0.4) and first.what == "train on"
+    assert Round(long, True, [hot, first]).when_cooled(250, 2.7, 2.7, 2.6, False).gain is None
+
+
 def test_a_longer_decay_gains_more() -> None:
     assert expected_gain([(100, 0.2)], 900) == 0.2
     assert expected_gain([(100, 0.2), (200, 0.25)], 800) == pytest.approx(0.35)

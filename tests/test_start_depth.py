@@ -300,23 +300,24 @@ def test_a_reference_of_two_layers_has_one_cut(data: Path, tmp_path: Path) -> No
     assert not list((tmp_path / "run").glob("probe-*"))
 
 
-def test_an_unfinished_run_that_went_by_lazy_layers_keeps_what_it_has(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_first_round_that_has_begun_without_a_forecast_keeps_its_layers(
+    data: Path, tmp_path: Path, begun: bool
+) -> None:
+    """An analysis beside the reference says nothing of where to begin."""
     model = handmade_model([(), (), (), range(4)])
     model.save_pretrained(tmp_path / "large")
-    found = analyze(model, data, window=32, sequences=2)
-    assert found.cut.suggested == 3
     directory = tmp_path / "run"
-    (directory / "reference").mkdir(parents=True)
     settings = recipe(data, reference={"pretrained": str(tmp_path / "large")}, start_layers="auto")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr("inheritune.algorithm.first_depth", lambda *_: 1 / 0)
-        directory.joinpath("reference").rmdir()
-        directory.rmdir()
-        with pytest.raises(ZeroDivisionError):
-            run(settings, directory)
-    save_analyses(directory / "reference/analysis.json", [found])
-    assert run(settings, directory).rounds[0].layers == 3
-    assert not (directory / "reference/forecast.json").exists()
+        run(settings, directory)
+    save_analyses(directory / "reference/analysis.json", [analyze(model, data, window=32, sequences=2)])
+    if begun:
+        (directory / "round-1-3-layers").mkdir()
+    layers = run(settings, directory).rounds[0].layers
+    assert (directory / "reference/forecast.json").exists() is not begun
+    assert layers == 3 or not begun
 
 
 def test_too_few_steps_for_probes(data: Path) -> None:

@@ -109,6 +109,23 @@ def test_recipes_are_filled_in(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"pretrained": "base"}},
+        {"distillation": {"teacher": {"pretrained": "base"}}},
+    ],
+)
+def test_what_made_a_reference_is_not_known_where_others_had_a_part_in_it(
+    data: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    first = values(data)
+    first["rows"]["reference"] = {**first["rows"]["reference"], **changes}
+    made = parse_recipe(first, Study)
+    small = recipe_of(made, next(row for row in rows_of(made) if row.name == "small"), tmp_path)
+    assert isinstance(small, Recipe) and small.reference.training_tokens is None
+
+
+@pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"headline": ["other"]}, "headline: there is no row 'other'; the rows are controlled, stacked"),

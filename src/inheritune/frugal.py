@@ -177,7 +177,8 @@ class Round:
             target: the loss to reach on all.
             as_good: whether parity holds.
         """
-        hot = [one.loss for one in self.decisions if one.what == "cool down"]
+        # None where one decay began with the end of another: no validation at the constant rate lies between.
+        hot = [one.loss for one in self.decisions if one.what == "cool down" and one.next == step]
         decision = Decision(
             step=step,
             loss=loss,

@@ -378,6 +378,12 @@ class RunDirectory:
         return self.path / f"round-{number}-{layers}-layers"
 
     @property
+    def first_round(self) -> int | None:
+        """Layers of the first round, if it has begun."""
+        begun = next(self.path.glob("round-1-*-layers"), None)
+        return None if begun is None else int(begun.name.split("-")[2])
+
+    @property
     def finished(self) -> bool:
         """Whether Algorithm 1 has ended; an evaluation may be left to do."""
         path = self.path / "state.json"

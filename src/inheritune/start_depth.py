@@ -31,7 +31,6 @@ from inheritune.analysis.forecast import (
 )
 from inheritune.analysis.kept import Kept, save
 from inheritune.analysis.layers import kept_at
-from inheritune.analysis.result import FILE, load_analyses
 from inheritune.analysis.sequences import text_of
 from inheritune.config import Recipe, Training
 from inheritune.models.blockwise import Blockwise
@@ -85,10 +84,9 @@ def first_depth(this: Run, reference: Reference) -> int:
     recipe, world, path = this.recipe, this.world, this.folder.reference / FORECAST
     if recipe.start_layers != "auto":
         return start_depth(recipe, reference.layers)
-    lazy = this.folder.reference / FILE
-    if world.on_first(lambda: lazy.exists() and not path.exists()):  # begun by a version that went by these
-        suggested = load_analyses(lazy)[0].cut.suggested
-        return start_depth(recipe.model_copy(update={"start_layers": suggested}), reference.layers)
+    begun: int | None = world.on_first(lambda: None if path.exists() else this.folder.first_round)
+    if begun is not None:  # by a version that made no forecasts
+        return begun
 
     def train_probe(layers: int, training: Training) -> Probe:
         steps, kept = training.steps, forecast.kept(layers).layers

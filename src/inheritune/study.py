@@ -225,11 +225,13 @@ def _check_inputs(study: Study, rows: Sequence[Row], directory: Path) -> None:
 
 
 def _training_tokens(study: Study, row: Row, directory: Path) -> int | None:
-    """Tokens that made a row's model, if its own recipe alone says so."""
-    if row.flops_of or row.starts_from or row.kind is Recipe:
+    """Tokens that made a row's model from random weights, if its own recipe alone says so, and no teacher helped."""
+    if row.flops_of or row.starts_from:
         return None
-    training = recipe_of(study, row, directory).training
-    return training.steps * training.tokens_per_step
+    recipe = recipe_of(study, row, directory)
+    if isinstance(recipe, Recipe) or recipe.model.pretrained is not None or recipe.distillation is not None:
+        return None
+    return recipe.training.steps * recipe.training.tokens_per_step
 
 
 def run_study(
