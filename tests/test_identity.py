@@ -505,3 +505,38 @@ def test_what_stands_in_front_of_a_text_is_part_of_the_data(two: tuple[Path, Pat
     plain, with_bos = (open_split(own, "validation", bos).identity for bos in ("auto", "<|endoftext|>"))
     assert plain.sha256 != with_bos.sha256
     assert plain.sha256 == open_split(own, "validation", "none").identity.sha256
+
+
+@pytest.mark.parametrize("kind", ["run", "teacher", "model"])
+def test_a_model_that_got_other_weights_is_not_taken_for_the_one_before(
+    data: Path, tmp_path: Path, kind: str
+) -> None:
+    """Stopped or finished: what is in the directory was made of the weights as they were."""
+    large = tmp_path / "large"
+    tiny_model("llama").save_pretrained(large)
+    if kind == "run":
+        asked: Any = recipe(data, reference={"pretrained": str(large)}, grow={"max_rounds": 1})
+        start: Any = run
+    else:
+        model = {"pretrained": str(large)} if kind == "model" else {"architecture": ARCHITECTURE}
+        taught = {"distillation": {"teacher": {"pretrained": str(large)}}} if kind == "teacher" else {}
+        values = {"data": {"path": str(data), "window": 32}, "model": model, "training": training(), **taught}
+        asked, start = parse_recipe(values, TrainRecipe), train_model
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+        stop_after(patch, 5)
+        start(asked, tmp_path / "run")
+    whole = (large / "model.safetensors").read_bytes()
+    other = tiny_model("llama", seed=1)
+    other.save_pretrained(large)
+    with pytest.raises(
+        UserError, match=r"has other weights than when .*run was made with it: put those back"
+    ):
+        start(asked, tmp_path / "run")
+    (large / "model.safetensors").write_bytes(whole)
+    start(asked, tmp_path / "run")
+    other.save_pretrained(large)
+    with pytest.raises(UserError, match="has other weights"):
+        start(asked, tmp_path / "run")
+    shutil.rmtree(large)
+    if kind == "run":
+        assert start(asked, tmp_path / "run").rounds, "figures are there without the reference"

@@ -55,7 +55,14 @@ from inheritune.running import Reference, Run, first_choice, train_small
 from inheritune.runtime.hardware import Hardware, choose_hardware
 from inheritune.runtime.repeatable import repeatable
 from inheritune.runtime.world import check_same, joined
-from inheritune.single_model import check_inputs, check_source, environment, scratch_config, wanted_windows
+from inheritune.single_model import (
+    check_inputs,
+    check_source,
+    environment,
+    model_digests,
+    scratch_config,
+    wanted_windows,
+)
 from inheritune.start_depth import check_measurable, first_depth, start_depth, tell_how_far_off
 from inheritune.training import metrics
 from inheritune.training.callbacks import NONE, Callbacks
@@ -103,7 +110,7 @@ def run(recipe: Recipe, directory: Path, *, callbacks: Callbacks = NONE) -> Summ
             world.on_first(check_inputs, recipe)
             data = open_together(recipe.data, world)
             texts = open_texts(recipe, data, world)
-            world.on_first(lambda: folder.open(recipe, environment(hardware), data.identities))
+            world.on_first(lambda: folder.open(recipe, environment(recipe, hardware), data.identities))
             summary = Summary(
                 name=recipe.name, margin=recipe.parity.margin, control_asked=recipe.parity.control
             )
@@ -378,6 +385,7 @@ def check_finished(recipe: Recipe | TrainRecipe, folder: RunDirectory) -> None:
         UserError: by another recipe, or with other data.
     """
     folder.check_recipe(recipe)
+    folder.check_models(model_digests(recipe))
     with suppress(NoShardsError, NoAnswersError):
         data = open_data(recipe.data.model_copy(update={"verify": False}))
         if isinstance(recipe, TrainRecipe) and recipe.distillation and recipe.distillation.answers:

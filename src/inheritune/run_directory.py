@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -394,12 +394,12 @@ class RunDirectory:
 
         Args:
             recipe: of this start.
-            environment: versions, hardware and precision of this start.
+            environment: versions, hardware, precision and the models' digests of this start.
             data: what it is trained and validated on.
 
         Raises:
-            UserError: it holds work of a recipe, data or precision that would give other weights (they are named),
-                it is something else, or another process works in it.
+            UserError: it holds work of a recipe, data, models or precision that would give other weights (they are
+                named), it is something else, or another process works in it.
         """
         path = self.path / "recipe.yaml"
         if path.exists():
@@ -410,6 +410,7 @@ class RunDirectory:
             if self._has_work():
                 self.check_recipe(recipe)
                 self.check_data(data)
+                self.check_models(environment.get("models", {}))
                 self._check_precision(recipe, environment)
         else:
             self.check_place()
@@ -474,6 +475,21 @@ class RunDirectory:
             found = recorded.get(wanted.split)
             identity = None if found is None else DataIdentity.model_validate(found)
             check_same_data(identity, wanted, f"the results in {self.path}")
+
+    def check_models(self, digests: Mapping[str, str]) -> None:
+        """What is in the directory was made with the models that the recipe names as they are now.
+
+        Raises:
+            UserError: one of them has got other weights.
+        """
+        starts = read_starts(self.path)
+        recorded = (starts[-1].get("models") if starts else None) or {}
+        changed = [name for name, digest in digests.items() if recorded.get(name, digest) != digest]
+        if changed:
+            raise UserError(
+                f"the recipe's {changed[0]} has other weights than when {self.path} was made with it: put those "
+                "back, or give another directory"
+            )
 
     def _check_precision(self, recipe: AnyRecipe, environment: dict[str, Any]) -> None:
         starts = read_starts(self.path)

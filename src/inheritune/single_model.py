@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +19,14 @@ from inheritune.analysis.layers import choose_kept, recorded
 from inheritune.analysis.sequences import text_of
 from inheritune.analysis.width import keep_width, narrowed
 from inheritune.card import README, train_card
-from inheritune.config import MEASURED, ModelSource, Recipe, Training, TrainRecipe
+from inheritune.config import MEASURED, ModelSource, Pretrained, Recipe, Training, TrainRecipe
 from inheritune.data.answers import Answers, verify_answers
 from inheritune.data.loader import TrainingData, open_data, open_together, windows_read
 from inheritune.data.order import Order
 from inheritune.initialization import choose, half_width, select
 from inheritune.initialization.narrow import narrow_config, narrower, width_config
 from inheritune.models.architecture import PARTS, choose_layers, layer_count
+from inheritune.models.gguf import weights_digest
 from inheritune.models.load import load_config, load_model, load_tokenizer
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.models.size import flops_per_token, on_meta
@@ -61,7 +63,7 @@ def train_model(recipe: TrainRecipe, directory: Path, *, callbacks: Callbacks = 
         check_room(initial_config(recipe, data), hardware.device)
         initial = initial_model(recipe, data, directory, hardware.device)
         loss = objective(recipe, data)
-        world.on_first(lambda: folder.open(recipe, environment(hardware), data.identities))
+        world.on_first(lambda: folder.open(recipe, environment(recipe, hardware), data.identities))
         train(
             initial,
             data,
@@ -89,8 +91,7 @@ def check_inputs(recipe: Recipe | TrainRecipe) -> None:
         UserError: what is not there, or cannot be read, all of it.
     """
     settings = recipe.data.model_copy(update={"verify": False})
-    sources = [recipe.reference] if isinstance(recipe, Recipe) else [recipe.model, teacher_of(recipe)]
-    trained = dict.fromkeys(source.trained for source in sources if source is not None and source.trained)
+    trained = dict.fromkeys(trained_models(recipe).values())
     texts = recipe.parity.also if isinstance(recipe, Recipe) else {}
     errors = [
         UserError(f"parity.also.{name}: there is no folder {folder}")
@@ -104,6 +105,21 @@ def check_inputs(recipe: Recipe | TrainRecipe) -> None:
             errors.append(error)
     if errors:
         raise errors[0] if len(errors) == 1 else UserError("; ".join(map(str, errors)))
+
+
+def trained_models(recipe: Recipe | TrainRecipe) -> dict[str, Pretrained]:
+    """The models that a recipe names which are trained already, by what they are to it."""
+    if isinstance(recipe, Recipe):
+        sources: dict[str, ModelSource | None] = {"reference": recipe.reference}
+    else:
+        sources = {"model": recipe.model, "teacher": teacher_of(recipe)}
+    return {name: source.trained for name, source in sources.items() if source and source.trained}
+
+
+def model_digests(recipe: Recipe | TrainRecipe) -> dict[str, str]:
+    """Of the models that a recipe names, as far as they are there."""
+    found = {name: weights_digest(source) for name, source in trained_models(recipe).items()}
+    return {name: digest for name, digest in found.items() if digest is not None}
 
 
 def initial_model(
@@ -295,7 +311,8 @@ def scratch_config(source: ModelSource, data: TrainingData | None, window: int) 
     return config
 
 
-def environment(hardware: Hardware) -> dict[str, str | int]:
-    """What is recorded with every result: versions, machine, command."""
+def environment(recipe: Recipe | TrainRecipe, hardware: Hardware) -> dict[str, Any]:
+    """What is recorded with every start: versions, machine, command, and which weights the recipe's models have."""
     versions = {"inheritune": __version__, "transformers": transformers.__version__}
-    return {**versions, **describe(hardware), "command": command_line()}
+    machine = {**versions, **describe(hardware), "command": command_line()}
+    return {**machine, "models": model_digests(recipe)}
