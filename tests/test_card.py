@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from huggingface_hub import parse_eval_result_entries as parse_entries
 import tiny_data
 from inheritune import inherit
 from inheritune.analysis.kept import Kept
-from inheritune.card import benchmark_results, cut_card, escaped, run_card
-from inheritune.config import Pretrained, Recipe, TrainRecipe
+from inheritune.card import _reproduce, benchmark_results, cut_card, escaped, run_card
+from inheritune.config import Pretrained, Recipe, Schedule, Training, TrainRecipe, merge
 from inheritune.data.shards import read_manifest
 from inheritune.evaluation.result import Evaluation, MetricResult, Score, TaskResult
-from inheritune.recipe_file import parse_recipe
+from inheritune.recipe_file import parse_any, parse_recipe
 from inheritune.run_directory import Answers, ReferenceFigures, RoundFigures, Summary
 from inheritune.runtime import files
 from inheritune.single_model import train_model
@@ -113,6 +114,54 @@ def test_what_a_single_training_leaves_has_a_card(tmp_path: Path) -> None:
     card = ModelCard.load(tmp_path / "run/model/README.md")
     assert card.data.eval_results[0].metric_value == round(losses.mean, 4)
     assert "Trained from large for 2 steps" in card.text and "inheritune train recipe.yaml" in card.text
+
+
+LARGE: dict[str, Any] = {"pretrained": "some-lab/large"}
+LONG: dict[str, Any] = {"architecture": {"model_type": "gpt2"}, "training": {"steps": 100_000}}
+
+
+@pytest.mark.parametrize("steps", [5_000, Training().steps])
+@pytest.mark.parametrize("warmup", [100, Schedule().warmup_steps])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"reference": LARGE, "keep": "first"},
+        {"reference": LARGE, "search": "frugal"},
+        {"reference": LARGE, "search": "frugal", "grow": {"mode": "reinherit"}},
+        {"reference": LONG, "training": {"optimizer": {"name": "muon"}, "schedule": {"kind": "cosine"}}},
+        {"reference": {**LONG, "training": Training().model_dump(mode="json")}},
+        {"reference": LONG, "search": "frugal", "training": {"schedule": {"decay_fraction": 0.2}}},
+        {"model": LARGE, "initialization": {"layers": [0, 2]}, "distillation": {}},
+    ],
+)
+def test_the_recipe_of_a_card_is_the_recipe(steps: int, warmup: int, more: dict[str, Any]) -> None:
+    shared: dict[str, Any] = {
+        "data": {"path": "data/mine"},
+        "training": {"steps": steps, "schedule": {"warmup_steps": warmup}},
+    }
+    recipe = parse_any(merge(shared, more))
+    assert isinstance(recipe, Recipe | TrainRecipe)
+    again = parse_any(yaml.safe_load(recipe_on_card(recipe)))
+    assert again == recipe
+
+
+def test_a_card_names_folders_without_their_places() -> None:
+    values = {
+        "data": {"path": "/home/me/text"},
+        "reference": {"pretrained": "/home/me/large"},
+        "parity": {"also": {"code": "/home/me/code", "there": "../there"}},
+        "evaluation": {"tasks": ["/home/me/own.yaml", "arc_easy"], "prompts": ["/home/me says"]},
+        "samples": {"prompts": ["/usr/bin/env is"]},
+    }
+    found = yaml.safe_load(recipe_on_card(parse_recipe(values, Recipe)))
+    assert (found["data"]["path"], found["reference"]["pretrained"]) == ("text", "large")
+    assert found["parity"]["also"] == {"code": "code", "there": "../there"}
+    assert found["evaluation"] == {"tasks": ["own.yaml", "arc_easy"], "prompts": ["/home/me says"]}
+    assert found["samples"]["prompts"] == ["/usr/bin/env is"]
+
+
+def recipe_on_card(recipe: Recipe | TrainRecipe) -> str:
+    return re.findall(r"```yaml\n(.*?)```", _reproduce(["run"], recipe), re.DOTALL)[0]
 
 
 def test_text_of_others_shows_as_it_is() -> None:

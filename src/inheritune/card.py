@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from inheritune import __version__, plain_yaml
 from inheritune.config import Pretrained
 from inheritune.models.gguf import located
+from inheritune.recipe_file import short_values
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -36,6 +37,9 @@ BENCHMARKS = {
     "gpqa_diamond_zeroshot": ("Idavidrein/gpqa", "gpqa_diamond"),
 }
 """Task of the harness -> data set that is a benchmark on the hub, and its name of the task."""
+
+PLACES = ("pretrained", "tasks")
+"""Keys of a recipe whose texts may be places: of a model's folder, of a task's YAML."""
 
 PAPER = "*Inheritune: Training Smaller Yet More Attentive Language Models* (arXiv 2404.08634)"
 
@@ -281,17 +285,19 @@ def _reproduce(command: Sequence[str], recipe: Recipe | TrainRecipe | None = Non
     lines = f"pip install inheritune=={__version__}\ninheritune {shlex.join(command)}"
     text = f"\n## How to make it again\n\n{_fenced('sh', lines)}\n"
     if recipe is not None:
-        values = _without_places(recipe.model_dump(mode="json", exclude_defaults=True))
+        values = _without_places(short_values(recipe), recipe.model_dump())
         text += f"\nwith this `recipe.yaml`:\n\n{_fenced('yaml', plain_yaml.dump(values))}\n"
     return text
 
 
-def _without_places(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_places(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_without_places(part) for part in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+def _without_places(values: Any, own: Any, key: str = "") -> Any:
+    """Plain values of a recipe with the names of folders alone; `own` are the same with paths as such."""
+    if isinstance(values, Mapping):
+        return {name: _without_places(value, own[name], name) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_without_places(*pair, key) for pair in zip(values, own, strict=True)]
+    place = isinstance(own, Path) or (key in PLACES and isinstance(own, str))
+    return Path(values).name if place and Path(values).is_absolute() else values
 
 
 def _fenced(language: str, text: str) -> str:
