@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
     from inheritune.analysis.kept import Kept
-    from inheritune.config import Recipe, TrainRecipe
+    from inheritune.config import Initialization, Recipe, TrainRecipe
+    from inheritune.cut import Measuring
     from inheritune.evaluation.result import Evaluation, TaskResult
     from inheritune.run_directory import Summary
 
@@ -49,7 +50,14 @@ def card_name(model: str) -> str:
     return Path(model).name if Path(model).exists() else model
 
 
-def cut_card(model: str, source: Pretrained | None, kept: Kept, tokens: int | None) -> str:
+def cut_card(
+    model: str,
+    source: Pretrained | None,
+    kept: Kept,
+    tokens: int | None,
+    measuring: Measuring,
+    dtype: str = "auto",
+) -> str:
     """Card of a model that was cut and not trained.
 
     Args:
@@ -57,6 +65,8 @@ def cut_card(model: str, source: Pretrained | None, kept: Kept, tokens: int | No
         source: where it is, if anywhere.
         kept: what of it.
         tokens: those that its vocabulary keeps, if not all.
+        measuring: what was measured on.
+        dtype: in which the weights were read.
     """
     model = card_name(model)
     name, count = escaped(model), len(kept.layers)
@@ -89,7 +99,13 @@ def cut_card(model: str, source: Pretrained | None, kept: Kept, tokens: int | No
         why += f"\nOf the embeddings and the head the rows of {tokens:,} tokens are kept, and in the tokenizer these."
         options += ["--vocabulary", str(tokens)]
     if tokens is not None or (kept.width is not None and kept.width.narrow == "importance"):
-        options += ["--data", "DATA"]
+        data = measuring.data
+        options += (
+            ["--text", "TEXT"]
+            if isinstance(data, str | Path) and Path(data).is_file()
+            else ["--data", "DATA"]
+        )
+        options += ["--seed", str(measuring.seed)] if measuring.seed else []
     text = f"""
 {which}, all embeddings, the final norm and the head of {name}, {part}: the first step of
 {PAPER}.{why}
@@ -97,16 +113,22 @@ def cut_card(model: str, source: Pretrained | None, kept: Kept, tokens: int | No
     if count < kept.of_layers:
         text += f"It is meant to be trained further; as it is, it predicts far worse than {name}.\n"
     if source is not None:
+        options += ["--dtype", dtype] if dtype != "auto" else []
         options += ["--revision", source.revision] if source.revision else []
         options += ["--trust-remote-code"] if source.trust_remote_code else []
         text += _reproduce(["inherit", model, *options, "-o", "small"])
     return _card(title, text, source)
 
 
-def train_card(recipe: TrainRecipe, loss: float, windows: int) -> str:
-    """Card of a single model that was trained; `loss` is the mean on all so many validation windows."""
+def train_card(recipe: TrainRecipe, loss: float, windows: int, kept: Kept | None = None) -> str:
+    """Card of a single model that was trained; `loss` is the mean on all so many validation windows.
+
+    `kept` is what was chosen by measuring, if anything was.
+    """
     source = recipe.model.trained
     origin = "random weights" if source is None else escaped(card_name(str(source)))
+    if recipe.initialization is not None:
+        origin += f" (of it: {_taken(recipe.initialization, kept)})"
     text = f"""
 Trained from {origin} for {recipe.training.steps:,} steps of {recipe.training.tokens_per_step:,} tokens, to a loss of
 {loss:.4f} nats per token on {windows:,} held-out windows.
@@ -114,6 +136,18 @@ Trained from {origin} for {recipe.training.steps:,} steps of {recipe.training.to
     results = [_loss_result("loss", "validation loss, nats per token", recipe.data.path, loss)]
     text += _reproduce(["train", "recipe.yaml"], recipe)
     return _card(recipe.name, text, source, recipe.data.path, results)
+
+
+def _taken(part: Initialization, kept: Kept | None) -> str:
+    """What a model starts from, in the words of its recipe; layers that were measured by their numbers."""
+    values = part.model_dump(exclude_none=True)
+    if kept is not None and "layers" in values:
+        values["layers"] = kept.layers
+
+    def words(value: Any) -> str:
+        return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+    return "; ".join(f"{key.replace('_', ' ')} {words(value)}" for key, value in values.items())
 
 
 def run_card(recipe: Recipe, summary: Summary, dtype: Any, evaluation: Evaluation | None) -> str:

@@ -122,9 +122,10 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
     found = {}
     for key, value in after.items():
         old = before.get(key)
-        if old != value:
-            both = isinstance(old, Mapping) and isinstance(value, Mapping)
-            found[key] = _changed(old, value) if both else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and old != value:
+            found[key] = _changed(old, value)
+        elif old != value:
+            found[key] = value
     return found
 
 
