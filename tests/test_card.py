@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import typer
 import yaml
 from huggingface_hub import ModelCard
 from huggingface_hub import parse_eval_result_entries as parse_entries
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 import tiny_data
 from inheritune import inherit
 from inheritune.analysis.kept import Kept
-from inheritune.card import benchmark_results, cut_card, escaped, run_card
-from inheritune.config import Pretrained, Recipe, TrainRecipe
+from inheritune.card import _reproduce, benchmark_results, cut_card, escaped, run_card, train_card
+from inheritune.cli.inherit import inherit_command
+from inheritune.config import Pretrained, Recipe, Schedule, Training, TrainRecipe, merge
+from inheritune.cut import Measuring
 from inheritune.data.shards import read_manifest
 from inheritune.evaluation.result import Evaluation, MetricResult, Score, TaskResult
-from inheritune.recipe_file import parse_recipe
+from inheritune.recipe_file import parse_any, parse_recipe
 from inheritune.run_directory import Answers, ReferenceFigures, RoundFigures, Summary
 from inheritune.runtime import files
 from inheritune.single_model import train_model
-from tiny_models import tiny_model
+from small_tokenizers import byte_level
+from tiny_models import shaken, tiny_model
 from tiny_recipes import training
 
 
@@ -115,6 +125,54 @@ def test_what_a_single_training_leaves_has_a_card(tmp_path: Path) -> None:
     assert "Trained from large for 2 steps" in card.text and "inheritune train recipe.yaml" in card.text
 
 
+LARGE: dict[str, Any] = {"pretrained": "some-lab/large"}
+LONG: dict[str, Any] = {"architecture": {"model_type": "gpt2"}, "training": {"steps": 100_000}}
+
+
+@pytest.mark.parametrize("steps", [5_000, Training().steps])
+@pytest.mark.parametrize("warmup", [100, Schedule().warmup_steps])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"reference": LARGE, "keep": "first"},
+        {"reference": LARGE, "search": "frugal"},
+        {"reference": LARGE, "search": "frugal", "grow": {"mode": "reinherit"}},
+        {"reference": LONG, "training": {"optimizer": {"name": "muon"}, "schedule": {"kind": "cosine"}}},
+        {"reference": {**LONG, "training": Training().model_dump(mode="json")}},
+        {"reference": LONG, "search": "frugal", "training": {"schedule": {"decay_fraction": 0.2}}},
+        {"model": LARGE, "initialization": {"layers": [0, 2]}, "distillation": {}},
+    ],
+)
+def test_the_recipe_of_a_card_is_the_recipe(steps: int, warmup: int, more: dict[str, Any]) -> None:
+    shared: dict[str, Any] = {
+        "data": {"path": "data/mine"},
+        "training": {"steps": steps, "schedule": {"warmup_steps": warmup}},
+    }
+    recipe = parse_any(merge(shared, more))
+    assert isinstance(recipe, Recipe | TrainRecipe)
+    again = parse_any(yaml.safe_load(recipe_on_card(recipe)))
+    assert again == recipe
+
+
+def test_a_card_names_folders_without_their_places() -> None:
+    values = {
+        "data": {"path": "/home/me/text"},
+        "reference": {"pretrained": "/home/me/large"},
+        "parity": {"also": {"code": "/home/me/code", "there": "../there"}},
+        "evaluation": {"tasks": ["/home/me/own.yaml", "arc_easy"], "prompts": ["/home/me says"]},
+        "samples": {"prompts": ["/usr/bin/env is"]},
+    }
+    found = yaml.safe_load(recipe_on_card(parse_recipe(values, Recipe)))
+    assert (found["data"]["path"], found["reference"]["pretrained"]) == ("text", "large")
+    assert found["parity"]["also"] == {"code": "code", "there": "../there"}
+    assert found["evaluation"] == {"tasks": ["own.yaml", "arc_easy"], "prompts": ["/home/me says"]}
+    assert found["samples"]["prompts"] == ["/usr/bin/env is"]
+
+
+def recipe_on_card(recipe: Recipe | TrainRecipe) -> str:
+    return re.findall(r"```yaml\n(.*?)```", _reproduce(["run"], recipe), re.DOTALL)[0]
+
+
 def test_text_of_others_shows_as_it_is() -> None:
     assert escaped("a *b* <c> [d](e) | `f` #g & \\") == (r"a \*b\* &lt;c&gt; \[d\](e) \| \`f\` \#g &amp; \\")
 
@@ -123,4 +181,56 @@ def test_a_cut_is_made_again_from_the_same_revision() -> None:
     kept = Kept(layers=(0, 1), of_layers=4, keep="first")
     source = Pretrained("org/model", revision="step1000", trust_remote_code=True)
     options = "--keep 0,1 --revision step1000 --trust-remote-code -o small"
-    assert f"inheritune inherit org/model {options}" in str(cut_card("org/model", source, kept, None))
+    card = cut_card("org/model", source, kept, None, Measuring())
+    assert f"inheritune inherit org/model {options}" in card
+
+
+@pytest.mark.parametrize("text", [True, False])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_the_command_on_a_card_makes_the_same_model(
+    tmp_path: Path, text: bool, in_memory: bool, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokenizer = byte_level()
+    shaken(tiny_model("llama", vocab_size=len(tokenizer))).to(torch.bfloat16).save_pretrained("large")
+    if text:
+        tokenizer.save_pretrained("large")
+        Path("DATA").write_text("".join(f"{n} times {n} is {n * n}. " for n in range(9000)), "utf-8")
+    else:
+        tiny_data.write_shards(Path("DATA"))
+    large: Any = "large"
+    if in_memory:
+        large = AutoModelForCausalLM.from_pretrained("large", dtype=torch.float32)
+    # Its dimensions are the ones that the windows of this seed choose.
+    inherit(large, 2, mlp=20, data="DATA", seed=3, dtype="float32", output="small")
+    command = re.search(
+        r"^inheritune inherit (.*)$", Path("small/README.md").read_text("utf-8"), re.MULTILINE
+    )
+    assert command is not None and "--seed 3" in command[1] and "--dtype float32" in command[1]
+    assert ("--text TEXT" in command[1]) == text
+    app = typer.Typer()
+    app.command()(inherit_command)
+    words = shlex.split(command[1].replace("--text TEXT", "--text DATA").replace("-o small", "-o again"))
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.exception
+    made = [load_file(f"{name}/model.safetensors") for name in ("small", "again")]
+    assert made[0].keys() == made[1].keys()
+    for name, value in made[0].items():
+        assert value.dtype == torch.float32 and torch.equal(value, made[1][name]), name
+
+
+@pytest.mark.parametrize(
+    ("initialization", "said"),
+    [
+        ({"layers": "first 2"}, "large (of it: layers first 2) for"),
+        ({"layers": [0, 2], "stack_to": 4}, "large (of it: layers 0, 2; stack to 4) for"),
+        ({"layers": "measured 2", "mlp": 20}, "large (of it: layers 1, 3; mlp 20) for"),
+        ({"parts": "attention+head"}, "large (of it: parts attention, head) for"),
+        (None, "large for"),
+    ],
+)
+def test_the_card_of_a_training_says_what_it_began_with(initialization: Any, said: str) -> None:
+    values = {"data": {"path": "d"}, "model": {"pretrained": "large"}, "initialization": initialization}
+    measured = initialization is not None and "measured 2" in initialization.values()
+    kept = Kept(keep="measured", layers=[1, 3], of_layers=4) if measured else None
+    assert f"Trained from {said}" in train_card(parse_recipe(values, TrainRecipe), 3.0, 9, kept)

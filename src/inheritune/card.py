@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 from inheritune import __version__, plain_yaml
 from inheritune.config import Pretrained
 from inheritune.models.gguf import located
+from inheritune.recipe_file import short_values
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
     from inheritune.analysis.kept import Kept
-    from inheritune.config import Recipe, TrainRecipe
+    from inheritune.config import Initialization, Recipe, TrainRecipe
+    from inheritune.cut import Measuring
     from inheritune.evaluation.result import Evaluation, TaskResult
     from inheritune.run_directory import Summary
 
@@ -37,6 +39,9 @@ BENCHMARKS = {
 }
 """Task of the harness -> data set that is a benchmark on the hub, and its name of the task."""
 
+PLACES = ("pretrained", "tasks")
+"""Keys of a recipe whose texts may be places: of a model's folder, of a task's YAML."""
+
 PAPER = "*Inheritune: Training Smaller Yet More Attentive Language Models* (arXiv 2404.08634)"
 
 
@@ -45,7 +50,14 @@ def card_name(model: str) -> str:
     return Path(model).name if Path(model).exists() else model
 
 
-def cut_card(model: str, source: Pretrained | None, kept: Kept, tokens: int | None) -> str:
+def cut_card(
+    model: str,
+    source: Pretrained | None,
+    kept: Kept,
+    tokens: int | None,
+    measuring: Measuring,
+    dtype: str = "auto",
+) -> str:
     """Card of a model that was cut and not trained.
 
     Args:
@@ -53,6 +65,8 @@ def cut_card(model: str, source: Pretrained | None, kept: Kept, tokens: int | No
         source: where it is, if anywhere.
         kept: what of it.
         tokens: those that its vocabulary keeps, if not all.
+        measuring: what was measured on.
+        dtype: in which the weights were read.
     """
     model = card_name(model)
     name, count = escaped(model), len(kept.layers)
@@ -85,7 +99,13 @@ def cut_card(model: str, source: Pretrained | None, kept: Kept, tokens: int | No
         why += f"\nOf the embeddings and the head the rows of {tokens:,} tokens are kept, and in the tokenizer these."
         options += ["--vocabulary", str(tokens)]
     if tokens is not None or (kept.width is not None and kept.width.narrow == "importance"):
-        options += ["--data", "DATA"]
+        data = measuring.data
+        options += (
+            ["--text", "TEXT"]
+            if isinstance(data, str | Path) and Path(data).is_file()
+            else ["--data", "DATA"]
+        )
+        options += ["--seed", str(measuring.seed)] if measuring.seed else []
     text = f"""
 {which}, all embeddings, the final norm and the head of {name}, {part}: the first step of
 {PAPER}.{why}
@@ -93,16 +113,22 @@ def cut_card(model: str, source: Pretrained | None, kept: Kept, tokens: int | No
     if count < kept.of_layers:
         text += f"It is meant to be trained further; as it is, it predicts far worse than {name}.\n"
     if source is not None:
+        options += ["--dtype", dtype] if dtype != "auto" else []
         options += ["--revision", source.revision] if source.revision else []
         options += ["--trust-remote-code"] if source.trust_remote_code else []
         text += _reproduce(["inherit", model, *options, "-o", "small"])
     return _card(title, text, source)
 
 
-def train_card(recipe: TrainRecipe, loss: float, windows: int) -> str:
-    """Card of a single model that was trained; `loss` is the mean on all so many validation windows."""
+def train_card(recipe: TrainRecipe, loss: float, windows: int, kept: Kept | None = None) -> str:
+    """Card of a single model that was trained; `loss` is the mean on all so many validation windows.
+
+    `kept` is what was chosen by measuring, if anything was.
+    """
     source = recipe.model.trained
     origin = "random weights" if source is None else escaped(card_name(str(source)))
+    if recipe.initialization is not None:
+        origin += f" (of it: {_taken(recipe.initialization, kept)})"
     text = f"""
 Trained from {origin} for {recipe.training.steps:,} steps of {recipe.training.tokens_per_step:,} tokens, to a loss of
 {loss:.4f} nats per token on {windows:,} held-out windows.
@@ -110,6 +136,18 @@ Trained from {origin} for {recipe.training.steps:,} steps of {recipe.training.to
     results = [_loss_result("loss", "validation loss, nats per token", recipe.data.path, loss)]
     text += _reproduce(["train", "recipe.yaml"], recipe)
     return _card(recipe.name, text, source, recipe.data.path, results)
+
+
+def _taken(part: Initialization, kept: Kept | None) -> str:
+    """What a model starts from, in the words of its recipe; layers that were measured by their numbers."""
+    values = part.model_dump(exclude_none=True)
+    if kept is not None and "layers" in values:
+        values["layers"] = kept.layers
+
+    def words(value: Any) -> str:
+        return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+    return "; ".join(f"{key.replace('_', ' ')} {words(value)}" for key, value in values.items())
 
 
 def run_card(recipe: Recipe, summary: Summary, dtype: Any, evaluation: Evaluation | None) -> str:
@@ -281,17 +319,19 @@ def _reproduce(command: Sequence[str], recipe: Recipe | TrainRecipe | None = Non
     lines = f"pip install inheritune=={__version__}\ninheritune {shlex.join(command)}"
     text = f"\n## How to make it again\n\n{_fenced('sh', lines)}\n"
     if recipe is not None:
-        values = _without_places(recipe.model_dump(mode="json", exclude_defaults=True))
+        values = _without_places(short_values(recipe), recipe.model_dump())
         text += f"\nwith this `recipe.yaml`:\n\n{_fenced('yaml', plain_yaml.dump(values))}\n"
     return text
 
 
-def _without_places(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_places(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_without_places(part) for part in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+def _without_places(values: Any, own: Any, key: str = "") -> Any:
+    """Plain values of a recipe with the names of folders alone; `own` are the same with paths as such."""
+    if isinstance(values, Mapping):
+        return {name: _without_places(value, own[name], name) for name, value in values.items()}
+    if isinstance(values, list):
+        return [_without_places(*pair, key) for pair in zip(values, own, strict=True)]
+    place = isinstance(own, Path) or (key in PLACES and isinstance(own, str))
+    return Path(values).name if place and Path(values).is_absolute() else values
 
 
 def _fenced(language: str, text: str) -> str:

@@ -289,7 +289,10 @@ def cut_to_folder(
             kept = kept.model_copy(update={"vocabulary": smaller.checked(saved)})
         save(folder / CHOICE, kept)
 
-    card = cut_card(name_of(source), _named(source), kept, None if smaller is None else len(smaller.tokens))
+    tokens = None if smaller is None else len(smaller.tokens)
+    # A model in memory has a type of its own, whatever its folder says.
+    made = dtype if isinstance(source, Pretrained) else str(small.dtype).removeprefix("torch.")
+    card = cut_card(name_of(source), _named(source), kept, tokens, measuring, made)
     save_model(small, output, tokenizer=tokenizer, card=card, check=check)
     if not tokenizer:
         logger.warning("%s comes without a tokenizer: there is none in %s either", name_of(source), output)

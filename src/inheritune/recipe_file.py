@@ -102,6 +102,33 @@ def to_yaml(recipe: BaseModel) -> str:
     return plain_yaml.dump(recipe.model_dump(mode="json"))
 
 
+def short_values(recipe: Settings) -> dict[str, Any]:
+    """Plain values that are read back as this recipe, without what is filled in then.
+
+    What is filled in may be another value than the schema's default: of `reference.training` that of `training`.
+    """
+    whole = recipe.model_dump(mode="json")
+    values = recipe.model_dump(mode="json", exclude_defaults=True)
+    try:
+        again = parse_recipe(values, type(recipe))
+        values = merge(values, _changed(again.model_dump(mode="json"), whole))
+        return values if parse_recipe(values, type(recipe)) == recipe else whole
+    except UserError:
+        return whole
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Of plain values those that were others before, or not there."""
+    found = {}
+    for key, value in after.items():
+        old = before.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and old != value:
+            found[key] = _changed(old, value)
+        elif old != value:
+            found[key] = value
+    return found
+
+
 def settings_of(recipe: BaseModel) -> dict[str, Any]:
     """Every setting of a recipe, or of a `training` alone, by its full key, such as `training.optimizer.beta1`."""
     prefix = "training." if isinstance(recipe, Training) else ""

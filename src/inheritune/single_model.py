@@ -14,7 +14,7 @@ import transformers
 from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import UserError, __version__
-from inheritune.analysis.kept import CHOICE, Kept
+from inheritune.analysis.kept import CHOICE, Kept, load_kept
 from inheritune.analysis.layers import choose_kept, recorded
 from inheritune.analysis.sequences import text_of
 from inheritune.analysis.width import keep_width, narrowed
@@ -79,7 +79,8 @@ def train_model(recipe: TrainRecipe, directory: Path, *, callbacks: Callbacks = 
             title=recipe.name,
         )
         losses = WindowLosses.load(directory / "validation.json")
-        card = train_card(recipe, losses.mean, len(losses.losses))
+        kept = load_kept(directory / CHOICE) if (directory / CHOICE).exists() else None
+        card = train_card(recipe, losses.mean, len(losses.losses), kept)
         world.on_first(files.write_text, directory / MODEL / README, card)
     return losses
 

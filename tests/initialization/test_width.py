@@ -32,7 +32,7 @@ from inheritune.initialization.narrow import (
 )
 from inheritune.models.architecture import blocks
 from inheritune.models.load import load_model
-from initialization.test_half_width import BY_HEADS, MORE, wide_model
+from initialization.test_half_width import BY_HEADS, MORE, as_it_arrives, wide_model
 from tiny_models import LAYERS, tiny_model, tokens
 
 KINDS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in BY_HEADS]
@@ -80,7 +80,7 @@ def test_any_entries_can_be_taken(model_type: str, changes: dict[str, Any], tmp_
             numbers = torch.arange(value.shape[dimension])[chosen]
             assert bool((numbers.diff() > 0).all()), name
             value = value.index_select(dimension, numbers)
-        assert torch.equal(small.state_dict()[name], value), name
+        assert torch.equal(small.state_dict()[name], as_it_arrives(model_type, name, value)), name
     small.save_pretrained(tmp_path)
     with torch.no_grad():
         again = load_model(tmp_path)(tokens(), use_cache=False).logits
@@ -199,6 +199,25 @@ def test_a_wrong_layout_is_noticed(model_type: str, changes: dict[str, Any], mon
         return (chosen.flip(0) if layout[0][0] == "heads" else chosen), total
 
     monkeypatch.setattr(narrow_module, "_chosen", shifted)
+    with pytest.raises(UserError, match="its logits would be off by"):
+        narrow(wide, taken)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [("gemma", {}), ("gemma2", {}), ("gemma3_text", {}), ("gemma", {"tie_word_embeddings": False})],
+)
+def test_a_scale_of_embeddings_stays(model_type: str, changes: dict[str, Any], monkeypatch) -> None:
+    wide = wide_model(model_type, **changes)
+    taken = scattered(wide)
+    entered: list[Tensor] = []
+    small = narrow(wide, taken)
+    for model in (wide, small):
+        blocks(model)[0].register_forward_hook(lambda module, args, output: entered.append(args[0]))
+        model(tokens())
+    torch.testing.assert_close(entered[1], entered[0][..., taken.hidden])
+    assert narrow(wide.to(torch.bfloat16), taken).dtype == torch.bfloat16
+    monkeypatch.setattr(narrow_module, "_scale_embeddings", lambda *_: None)
     with pytest.raises(UserError, match="its logits would be off by"):
         narrow(wide, taken)
 

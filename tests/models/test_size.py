@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from inheritune.models.architecture import blocks
-from inheritune.models.size import active_weights, flops_per_token
+from inheritune.models.size import active_weights, flops_per_token, on_meta
 
 EXPERTS, TAKEN = 8, 2
 SHAPE: dict[str, Any] = {
@@ -40,11 +40,25 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "granitemoe": {"num_local_experts": EXPERTS},
     "glm4_moe": {**SHARED, "head_dim": 8},
     "deepseek_v3": {**SHARED, **LATENT, "n_group": 1, "topk_group": 1},
+    "hunyuan_v1_moe": {"num_experts": EXPERTS, "moe_topk": [TAKEN, TAKEN], "head_dim": 8},
+    "aria_text": {"moe_num_experts": EXPERTS, "moe_topk": TAKEN},
+    "gemma4_text": {
+        "enable_moe_block": True,
+        "num_experts": EXPERTS,
+        "top_k_experts": TAKEN,
+        "moe_intermediate_size": 64,
+        "vocab_size_per_layer_input": 97,
+        "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 0,
+    },
 }
 
 
 def model_of(kind: str) -> PreTrainedModel:
-    config = AutoConfig.for_model(kind, **SHAPE, **MIXTURES[kind])
+    fields = {**SHAPE, **MIXTURES[kind]}
+    if {"top_k_experts", "moe_topk"} & fields.keys():
+        del fields["num_experts_per_tok"]
+    config = AutoConfig.for_model(kind, **fields)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
@@ -64,3 +78,32 @@ def test_attention_of_latent_heads_has_a_width_for_scores_and_one_for_values() -
     model = model_of("deepseek_v3")
     slope = (flops_per_token(model, 300) - flops_per_token(model, 100)) / 200
     assert slope == 2 * 6 * 4 * ((16 + 8) + 8), "layers, forward and backward, heads, widths"
+
+
+LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "seen"),
+    [
+        ("gpt_neo", {"attention_types": [[["global", "local"], 1]], "window_size": 16}, 16),
+        ("mistral", {"sliding_window": 16}, 2 * 16 - 200),
+        ("qwen3_next", {**LINEAR, "num_experts": EXPERTS, "head_dim": 8}, 0),
+        ("jamba", {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1}, 0),
+        (
+            "llama4_text",
+            {"layer_types": ["chunked_attention", "full_attention"], "attention_chunk_size": 16},
+            16,
+        ),
+    ],
+)
+def test_layers_are_counted_with_what_they_see(kind: str, fields: dict[str, Any], seen: int) -> None:
+    """One of two layers sees all 200 tokens, the other fewer or none."""
+    sizes = {k: v for k, v in SHAPE.items() if kind != "gpt_neo" or k in ("vocab_size", "hidden_size")}
+    sizes |= {"num_layers": 2, "num_heads": 4} if kind == "gpt_neo" else {}
+    model = on_meta(AutoConfig.for_model(kind, **sizes, **fields))
+    config = model.config
+    weights = sum(active_weights(block, config) for block in blocks(model))
+    attention = flops_per_token(model, 200) - 6 * (weights + config.vocab_size * config.hidden_size)
+    width = getattr(config, "head_dim", None) or 8
+    assert attention == 12 * 4 * width * (200 + seen)

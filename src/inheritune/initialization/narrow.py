@@ -210,7 +210,7 @@ def first_taken(config: PretrainedConfig, width: Width) -> Taken:
 
 
 def narrow(wide: PreTrainedModel, taken: Taken) -> PreTrainedModel:
-    """These parts of a model's width, at its full depth. Nothing is rescaled.
+    """These parts of a model's width, at its full depth. Nothing is rescaled but by what `_scale_embeddings` says.
 
     Args:
         wide: of a type in `LAYOUTS`; copied, not changed.
@@ -243,7 +243,8 @@ def half_width(
 
     Kept are the first dimensions of the residual stream, the first ones within each MLP, and the first heads
     whole (with their keys and values) or the first dimensions of every head. The vocabulary and the positions
-    stay. Nothing is rescaled, so the model predicts far worse than the reference until it is trained.
+    stay. Nothing is rescaled but by what `_scale_embeddings` says, so the model predicts far worse than the reference
+    until it is trained.
 
     Args:
         reference: Hugging Face model id, checkpoint folder, or a model in memory (copied, not changed).
@@ -352,34 +353,51 @@ def _fill(model: PreTrainedModel, wide: PreTrainedModel, taken: Taken | None = N
             source = source[(slice(None),) * dimension + (chosen,)]
         assert source.shape == target.shape, name
         target.copy_(source)
+    _scale_embeddings(model, wide)
     model.generation_config = copy.deepcopy(wide.generation_config)
+
+
+@torch.no_grad()
+def _scale_embeddings(model: PreTrainedModel, wide: PreTrainedModel) -> None:
+    """Gemma multiplies embeddings by the root of the hidden size: what the narrow model's lacks goes into them.
+
+    Where they are the head as well, the final norm, which multiplies by 1 + its weight, takes it out again.
+    """
+    embedding = model.get_input_embeddings()
+    if not hasattr(embedding, "embed_scale") or model.config.hidden_size == wide.config.hidden_size:
+        return
+    lacks = float(wide.get_input_embeddings().embed_scale) / float(embedding.embed_scale)
+    embedding.weight.mul_(lacks)
+    if model.get_output_embeddings().weight is embedding.weight:
+        norm = model.base_model.norm.weight
+        norm.copy_((1 + norm.float()) / lacks - 1)
 
 
 @torch.no_grad()
 def _check_narrow(narrow: PreTrainedModel, wide: PreTrainedModel, taken: Taken) -> None:
     """Refuse a narrow model that does not compute what the wide one does where all that was left out is zero.
 
-    Both start with the narrow one's hidden state before the first block. A norm over fewer entries has another mean,
-    so there the wide model takes the narrow one's. In float32, as sums without zeros are rounded otherwise.
+    What enters the wide model's first block is its own, without what was left out, so embeddings are compared, too. A
+    norm over fewer entries has another mean, so there the wide model's norms are over these. In float32, as sums
+    without zeros are rounded otherwise, and as `_fill` rounds what it scales.
 
     Raises:
         UserError: their logits differ.
     """
     if wide.dtype != torch.float32:
         narrow, wide = copy.deepcopy(narrow).float(), copy.deepcopy(wide).float()
+        _fill(narrow, wide, taken)
     entries, tokens = origins(narrow, wide, taken), random_tokens(wide)
-    modules, given = dict(wide.named_modules()), list[Tensor]()
+    modules = dict(wide.named_modules())
 
     def spread(values: Tensor, chosen: Tensor, size: int) -> Tensor:
         whole = values.new_zeros(*values.shape[:-1], size)
         whole[..., chosen] = values
         return whole
 
-    def leave(module: nn.Module, args: Any, kwargs: Any) -> None:
-        given.append(given_hidden(args, kwargs))
-
     def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        hidden = spread(given[0], taken.hidden, given_hidden(args, kwargs).shape[-1])
+        own = given_hidden(args, kwargs)
+        hidden = spread(own[..., taken.hidden], taken.hidden, own.shape[-1])
         return replaced(args, hidden), replaced(kwargs, hidden)
 
     def masked(chosen: Tensor) -> Any:
@@ -388,8 +406,12 @@ def _check_narrow(narrow: PreTrainedModel, wide: PreTrainedModel, taken: Taken) 
     def by(norm: nn.Module, chosen: Tensor) -> Any:
         return lambda module, args, output: spread(norm(args[0][..., chosen]), chosen, output.shape[-1])
 
+    def of_few(norm: nn.Module, own: nn.Module, chosen: Tensor) -> nn.Module:
+        few = copy.deepcopy(norm)
+        few.load_state_dict({name: value[chosen] for name, value in own.state_dict().items()})
+        return few
+
     with ExitStack() as hooks:
-        hooks.callback(blocks(narrow)[0].register_forward_pre_hook(leave, with_kwargs=True).remove)
         logits = narrow(input_ids=tokens, use_cache=False).logits
         hooks.callback(blocks(wide)[0].register_forward_pre_hook(enter, with_kwargs=True).remove)
         for name, module in narrow.named_modules():
@@ -399,7 +421,8 @@ def _check_narrow(narrow: PreTrainedModel, wide: PreTrainedModel, taken: Taken) 
                 if isinstance(read, Tensor):
                     hooks.callback(modules[name].register_forward_pre_hook(masked(read)).remove)
             elif len(of_weight) == 1 and isinstance(of_weight[0], Tensor):
-                hooks.callback(modules[name].register_forward_hook(by(module, of_weight[0])).remove)
+                few = of_few(module, modules[name], of_weight[0])
+                hooks.callback(modules[name].register_forward_hook(by(few, of_weight[0])).remove)
         expected = wide(input_ids=tokens, use_cache=False).logits
     off = ((logits - expected).abs().max() / expected.abs().max()).item()
     if not off <= TOLERANCE:  # not a number is no rounding either

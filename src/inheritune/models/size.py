@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from statistics import mean
 
 import torch
 from torch import nn
@@ -11,6 +13,15 @@ from transformers.initialization import no_init_weights
 
 from inheritune.models.architecture import blocks
 from inheritune.models.presets import freeze_biases
+
+EXPERTS = ("num_local_experts", "num_experts", "moe_num_experts")
+PER_TOKEN = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k")
+"""What configurations call the number of experts of a layer, and of those that a token is sent to."""
+
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size")
+IN_A_WINDOW = ("sliding_attention", "chunked_attention", "hybrid_sliding", "local")
+WITHOUT_ATTENTION = ("linear_attention", "mamba", "conv", "recurrent", "mlp", "moe")
+"""What configurations call how far local attention looks back, its layers, and those that look at no other token."""
 
 
 def on_meta(config: PretrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -42,7 +53,8 @@ def flops_per_token(model: PreTrainedModel, window: int) -> float:
     6 for each weight that a token is multiplied with (matrices in the blocks, and the head, tied or not; of
     experts only those a token is sent to), and 12 * hidden attention width * context for each layer's
     attention scores and values, as in PaLM (Chowdhery et al., 2022, appendix B). Sliding windows count as
-    the context they see; the causal half is not subtracted.
+    the context they see, layers that pass on a state (Mamba, linear attention) as none; the causal half is not
+    subtracted.
     """
     config = model.config.get_text_config()
     matrices = sum(active_weights(block, config) for block in blocks(model))
@@ -76,9 +88,8 @@ def training_memory(model: nn.Module) -> int:
 
 
 def active_weights(block: nn.Module, config: PretrainedConfig) -> int:
-    """Entries of the block's weight matrices that one token meets."""
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    per_token = getattr(config, "num_experts_per_tok", None)
+    """Entries of the block's weight matrices that one token meets; of experts all, where `PER_TOKEN` says nothing."""
+    experts, per_token = experts_of(config)
     total = 0.0
     for name, parameter in block.named_parameters():
         if parameter.dim() < 2:
@@ -91,12 +102,21 @@ def active_weights(block: nn.Module, config: PretrainedConfig) -> int:
     return round(total)
 
 
+def experts_of(config: PretrainedConfig) -> tuple[float, float]:
+    """Experts of a layer, and those that a token is sent to, on average over layers; 0 where that is not known."""
+    parts = [part for part in (config, getattr(config, "ffn_config", None)) if part is not None]
+
+    def first(fields: Sequence[str]) -> float:
+        found = [value for part in parts for field in fields if (value := getattr(part, field, None))]
+        return 0.0 if not found else float(mean(found[0]) if isinstance(found[0], list) else found[0])
+
+    return first(EXPERTS), first(PER_TOKEN)
+
+
 def _contexts(config: PretrainedConfig, layers: int, window: int) -> list[int]:
     """How far back each layer looks, in tokens."""
-    sliding = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if not sliding:
-        return [window] * layers
+    near = next((value for field in WINDOWS if (value := getattr(config, field, None))), window)
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
     if not kinds:
-        return [sliding] * layers
-    return [sliding if kind == "sliding_attention" else window for kind in kinds]
+        return [near] * layers
+    return [near if kind in IN_A_WINDOW else 0 if kind in WITHOUT_ATTENTION else window for kind in kinds]

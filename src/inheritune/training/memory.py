@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from inheritune import UserError
 from inheritune.models.architecture import blocks
-from inheritune.models.size import active_weights
+from inheritune.models.size import active_weights, experts_of
 from inheritune.training.distillation import CHUNK as TAUGHT_CHUNK
 from inheritune.training.loss import CHUNK, WHOLE
 from inheritune.training.parallel import Strategy, groups_of
@@ -121,7 +121,7 @@ def kept_of_a_token(block: nn.Module, text: PretrainedConfig, how: How) -> float
     kept += width * widest * (gated + 3 * in_steps)
     kept += 4 * _rms_norm_widths(block, hidden, heads)
     if experts:
-        kept += 12 * hidden * (_first(text, "num_experts_per_tok") or 0)  # sorted by expert, and back
+        kept += 12 * hidden * experts_of(text)[1]  # sorted by expert, and back
     if _first(text, "resid_pdrop", "resid_dropout", "hidden_dropout", "dropout"):
         kept += 2 * width * hidden
     return kept + (2 * hidden * (len(matrices) - 2) if how.bf16 else 0)
