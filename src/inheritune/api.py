@@ -34,6 +34,7 @@ from inheritune.planning import plan as plan_recipe
 from inheritune.recipe_file import parse_any, parse_recipe
 from inheritune.report.comparison import Directory, RunComparison, compare_runs
 from inheritune.report.results import RunResult, TrainResult
+from inheritune.runtime import files
 from inheritune.runtime.hardware import choose_device
 from inheritune.runtime.world import joined
 from inheritune.training.callbacks import Callbacks, Tell
@@ -227,7 +228,7 @@ def evaluate(
         return evaluate_models(
             found,
             parse_recipe(settings, EvaluationSettings, origin="evaluation"),
-            None if output is None else Path(output),
+            None if output is None else files.named(output, "output folder"),
             tokenizer=tokenizer,
             device=device,
             dtype=dtype,
@@ -257,7 +258,8 @@ def compare(
     """
     if isinstance(runs, str | os.PathLike):
         runs = [runs]
-    return compare_runs(runs, reference, None if output is None else Path(output), title)
+    place = None if output is None else files.named(output, "output folder")
+    return compare_runs(runs, reference, place, title)
 
 
 @contextmanager
@@ -317,7 +319,7 @@ def _naming(values: Any, key: str, folder: Path) -> Any:
 
 def directory_of(recipe: Recipe | TrainRecipe, output: str | Path | None) -> Path:
     """Where a run or a training is."""
-    return Path("runs") / recipe.name if output is None else Path(output)
+    return Path("runs") / recipe.name if output is None else files.named(output, "output folder")
 
 
 def _save(model: PreTrainedModel, folder: Path, key: str) -> bool:

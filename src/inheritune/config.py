@@ -344,6 +344,10 @@ class Pretrained:
     trust_remote_code: bool = False
     """Run code that comes with the model."""
 
+    def __post_init__(self) -> None:
+        if not str(self.name).strip():
+            raise UserError("no model is named: the name is empty")
+
     def __str__(self) -> str:
         return str(self.name)
 

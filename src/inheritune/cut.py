@@ -194,8 +194,9 @@ def inherit(
         source = Pretrained.of(source, revision, trust_remote_code)
     with in_evaluation_mode(source):
         if output is not None:
-            cut_to_folder(source, parts, Path(output), measuring, dtype=str(dtype).removeprefix("torch."))
-            return load_model(Pretrained(output, trust_remote_code=trust_remote_code), dtype="auto")
+            place = files.named(output, "output folder")
+            cut_to_folder(source, parts, place, measuring, dtype=str(dtype).removeprefix("torch."))
+            return load_model(Pretrained(place, trust_remote_code=trust_remote_code), dtype="auto")
         config = config_of(source)
         kept = choose_parts(source, config, parts, measuring, dtype)
         return narrowed(blocks_of(source, config, kept.layers, dtype), kept)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+import inheritune
 import tiny_data
+from inheritune import UserError
 from inheritune.cli import main as cli
 from tiny_models import tiny_model
 from tiny_recipes import ARCHITECTURE, training, values
@@ -224,6 +227,53 @@ def test_data_and_model_that_are_not_there_are_told_at_once(
         errors = capfd.readouterr().err
         assert "there is no directory void" in errors
         assert "there is no model at ./void: the folder does not exist" in errors
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("prepare '' --train-tokenizer 300 -o OUT", "SOURCES"),
+        ("prepare text.jsonl '' --train-tokenizer 300 -o OUT", "SOURCES"),
+        ("prepare text.jsonl --train-tokenizer 300 -o ''", "--output"),
+        ("inherit '' -n 2 -o OUT", "MODEL"),
+        ("inherit model -n 2 --output=", "--output"),
+        ("analyze model --data ''", "--data"),
+        ("run run.yaml -o ''", "--output"),
+        ("evaluate model '' --val data", "MODELS"),
+        ("quickstart --text ''", "--text"),
+    ],
+)
+def test_what_is_empty_names_nothing(
+    command: str, name: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["inheritune", *shlex.split(command)])
+    before = files(place)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    words = "names nothing: it is empty, as where a shell variable is not set"
+    assert capfd.readouterr().err == f"error: {name} {words}\n"
+    assert files(place) == before
+
+
+def test_an_empty_name_is_not_the_current_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    for call in (
+        lambda: inheritune.prepare("", "OUT", train_tokenizer=300),
+        lambda: inheritune.prepare(["text.jsonl", ""], "OUT", train_tokenizer=300),
+        lambda: inheritune.prepare("text.jsonl", "", train_tokenizer=300),
+        lambda: inheritune.inherit("", 2),
+        lambda: inheritune.inherit("model", 2, output=""),
+        lambda: inheritune.importance("model", ""),
+        lambda: inheritune.answers("model", "data", "", window=32),
+        lambda: inheritune.run("run.yaml", ""),
+        lambda: inheritune.evaluate("model", "", validation="data"),
+        lambda: inheritune.compare("model", output=""),
+    ):
+        with pytest.raises(UserError, match=r"^no .* is named: the name is empty$"):
+            call()
+    assert not Path("OUT").exists()
 
 
 @pytest.mark.parametrize("command", WRITING)

@@ -118,7 +118,7 @@ def prepare(
             f"a {type(sources).__name__} is no source of text: give files, folders, data sets, or lists of documents "
             "in a list"
         )
-    output = Path(output)
+    output = files.named(output, "folder for the shards")
     check_output(output)
     named = [source for source in sources if isinstance(source, str | Path)]
     local = {str(path): path.stat().st_size for source in named for path in local_files(source, output)}
