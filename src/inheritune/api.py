@@ -19,14 +19,15 @@ from transformers import PreTrainedModel
 
 from inheritune import UserError, algorithm, plain_yaml, single_model
 from inheritune.analysis.kept import BlockFigures, LayerAnalysis
-from inheritune.analysis.layers import analyze_layers
+from inheritune.analysis.layers import analyze_layers, smallest_cut
 from inheritune.analysis.result import short_name
-from inheritune.config import EvaluationSettings, Pretrained, Recipe, Study, TrainRecipe
+from inheritune.config import EvaluationSettings, Pretrained, Recipe, Study, TrainRecipe, check_seed
 from inheritune.cut import config_of, name_of, text_for, tokenizer_of
 from inheritune.data.tokenizer import AUTO
 from inheritune.evaluation.evaluate import evaluate as evaluate_models
 from inheritune.evaluation.result import Evaluation
 from inheritune.evaluation.subjects import Model, Models, weights_hash
+from inheritune.models.architecture import layer_count
 from inheritune.models.checkpoint_config import check_live
 from inheritune.models.load import in_evaluation_mode, load_model, quietly, save_model
 from inheritune.planning import Plan
@@ -185,9 +186,12 @@ def importance(
             model if isinstance(model, PreTrainedModel) else Pretrained.of(model, revision, trust_remote_code)
         )
         config, name = config_of(source), short_name(name_of(source))
+        smallest_cut(layers, layer_count(config))  # known before anything is read
+        check_seed(seed)
+        on = choose_device(device)
         text = text_for(source, config, data, tokenizer=tokenizer, bos=bos, ignore_tokenizer=ignore_tokenizer)
         if isinstance(source, Pretrained):
-            source = load_model(source, config=config).to(choose_device(device))
+            source = load_model(source, config=config).to(on)
         with in_evaluation_mode(source):
             return analyze_layers(source, text, name=name, fewest=layers, seed=seed, show=on_blocks)
 
