@@ -19,14 +19,15 @@ from transformers import PreTrainedModel
 
 from inheritune import UserError, algorithm, plain_yaml, single_model
 from inheritune.analysis.kept import BlockFigures, LayerAnalysis
-from inheritune.analysis.layers import analyze_layers
+from inheritune.analysis.layers import analyze_layers, smallest_cut
 from inheritune.analysis.result import short_name
-from inheritune.config import EvaluationSettings, Pretrained, Recipe, Study, TrainRecipe
+from inheritune.config import EvaluationSettings, Pretrained, Recipe, Study, TrainRecipe, check_seed
 from inheritune.cut import config_of, name_of, text_for, tokenizer_of
 from inheritune.data.tokenizer import AUTO
 from inheritune.evaluation.evaluate import evaluate as evaluate_models
 from inheritune.evaluation.result import Evaluation
 from inheritune.evaluation.subjects import Model, Models, weights_hash
+from inheritune.models.architecture import layer_count
 from inheritune.models.checkpoint_config import check_live
 from inheritune.models.load import in_evaluation_mode, load_model, quietly, save_model
 from inheritune.planning import Plan
@@ -34,6 +35,7 @@ from inheritune.planning import plan as plan_recipe
 from inheritune.recipe_file import parse_any, parse_recipe
 from inheritune.report.comparison import Directory, RunComparison, compare_runs
 from inheritune.report.results import RunResult, TrainResult
+from inheritune.runtime import files
 from inheritune.runtime.hardware import choose_device
 from inheritune.runtime.world import joined
 from inheritune.training.callbacks import Callbacks, Tell
@@ -184,9 +186,12 @@ def importance(
             model if isinstance(model, PreTrainedModel) else Pretrained.of(model, revision, trust_remote_code)
         )
         config, name = config_of(source), short_name(name_of(source))
+        smallest_cut(layers, layer_count(config))  # known before anything is read
+        check_seed(seed)
+        on = choose_device(device)
         text = text_for(source, config, data, tokenizer=tokenizer, bos=bos, ignore_tokenizer=ignore_tokenizer)
         if isinstance(source, Pretrained):
-            source = load_model(source, config=config).to(choose_device(device))
+            source = load_model(source, config=config).to(on)
         with in_evaluation_mode(source):
             return analyze_layers(source, text, name=name, fewest=layers, seed=seed, show=on_blocks)
 
@@ -227,7 +232,7 @@ def evaluate(
         return evaluate_models(
             found,
             parse_recipe(settings, EvaluationSettings, origin="evaluation"),
-            None if output is None else Path(output),
+            None if output is None else files.named(output, "output folder"),
             tokenizer=tokenizer,
             device=device,
             dtype=dtype,
@@ -257,7 +262,8 @@ def compare(
     """
     if isinstance(runs, str | os.PathLike):
         runs = [runs]
-    return compare_runs(runs, reference, None if output is None else Path(output), title)
+    place = None if output is None else files.named(output, "output folder")
+    return compare_runs(runs, reference, place, title)
 
 
 @contextmanager
@@ -317,7 +323,7 @@ def _naming(values: Any, key: str, folder: Path) -> Any:
 
 def directory_of(recipe: Recipe | TrainRecipe, output: str | Path | None) -> Path:
     """Where a run or a training is."""
-    return Path("runs") / recipe.name if output is None else Path(output)
+    return Path("runs") / recipe.name if output is None else files.named(output, "output folder")
 
 
 def _save(model: PreTrainedModel, folder: Path, key: str) -> bool:

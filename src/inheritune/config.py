@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -85,7 +86,8 @@ Count = Annotated[Integer, Field(gt=0, le=10**15)]
 Depth = Annotated[Integer, Field(gt=0, le=10_000)]
 """Layers, or rounds."""
 Block = Annotated[Integer, Field(ge=0, le=10_000)]
-Seed = Annotated[Integer, Field(ge=0, lt=2**63)]
+SEEDS = 2**63
+Seed = Annotated[Integer, Field(ge=0, lt=SEEDS)]
 Positive = Annotated[Number, Field(gt=0, le=1e30)]
 Seconds = Annotated[Number, Field(gt=0, le=1e9)]
 NotNegative = Annotated[Number, Field(ge=0, le=1e30)]
@@ -98,6 +100,12 @@ Float8 = Annotated[
     bool | Literal["tensorwise", "rowwise"], AfterValidator(lambda how: how == "tensorwise" or how)
 ]
 """Read, `tensorwise` is true: one setting in every checkpoint."""
+
+
+def check_seed(seed: Any) -> None:
+    """UserError unless recipes could have this seed."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < SEEDS:
+        raise UserError(f"seed is {shown(seed)}, but should be a whole number from 0 to 2**63 - 1")
 
 
 class Settings(BaseModel):
@@ -343,6 +351,10 @@ class Pretrained:
     """Branch, tag or commit of an id."""
     trust_remote_code: bool = False
     """Run code that comes with the model."""
+
+    def __post_init__(self) -> None:
+        if not str(self.name).strip():
+            raise UserError("no model is named: the name is empty")
 
     def __str__(self) -> str:
         return str(self.name)

@@ -31,7 +31,7 @@ from inheritune.analysis.sequences import Text, open_text
 from inheritune.analysis.shape import Target, choose_shape, shapes
 from inheritune.analysis.width import keep_width, narrowed
 from inheritune.card import cut_card
-from inheritune.config import Narrow, Pretrained
+from inheritune.config import Narrow, Pretrained, check_seed
 from inheritune.data.documents import is_dataset
 from inheritune.data.shards import Split, open_split
 from inheritune.data.tokenizer import AUTO, vocabulary_size
@@ -109,6 +109,10 @@ class Measuring:
     seed: int = 0
     device: str | torch.device | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        choose_device(self.device)
 
     def text(self, model: Pretrained | PreTrainedModel, config: PretrainedConfig) -> Text | None:
         """The data as text of this model; None without any."""
@@ -194,8 +198,9 @@ def inherit(
         source = Pretrained.of(source, revision, trust_remote_code)
     with in_evaluation_mode(source):
         if output is not None:
-            cut_to_folder(source, parts, Path(output), measuring, dtype=str(dtype).removeprefix("torch."))
-            return load_model(Pretrained(output, trust_remote_code=trust_remote_code), dtype="auto")
+            place = files.named(output, "output folder")
+            cut_to_folder(source, parts, place, measuring, dtype=str(dtype).removeprefix("torch."))
+            return load_model(Pretrained(place, trust_remote_code=trust_remote_code), dtype="auto")
         config = config_of(source)
         kept = choose_parts(source, config, parts, measuring, dtype)
         return narrowed(blocks_of(source, config, kept.layers, dtype), kept)
@@ -447,11 +452,6 @@ def choose_layers_of(
         layers = len(keep)
     if keep == "auto":
         keep = "first" if data is None else "measured"
-        if data is None and isinstance(model, Pretrained):
-            logger.warning(
-                "keeping the first layers, as in the paper: of most pretrained models a measured choice loses far "
-                "less, and takes some text to measure on"
-            )
 
     def ready() -> PreTrainedModel:
         if isinstance(model, PreTrainedModel):
@@ -460,7 +460,13 @@ def choose_layers_of(
 
     if text is None:
         text = measuring.text(model, config)
-    return choose_kept(keep, layers, depth, text, ready, measuring.seed)
+    kept = choose_kept(keep, layers, depth, text, ready, measuring.seed)
+    if parts.keep == "auto" and data is None and isinstance(model, Pretrained):
+        logger.warning(
+            "keeping the first layers, as in the paper: of most pretrained models a measured choice loses far less, "
+            "and takes some text to measure on"
+        )
+    return kept
 
 
 def text_for(

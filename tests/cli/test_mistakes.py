@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+import inheritune
 import tiny_data
+from inheritune import UserError
+from inheritune.analysis.importance import ChoiceLosses
 from inheritune.cli import main as cli
 from tiny_models import tiny_model
 from tiny_recipes import ARCHITECTURE, training, values
@@ -85,6 +89,27 @@ CASES: list[tuple[str, ...]] = [
     *(("inherit", "model", "--layers", number, "-o", "OUT") for number in ("0", "-1", "5", "x")),
     *(("inherit", "model", "--layers", "2", "-o", place) for place in (*IN_THE_WAY, "model")),
     ("inherit", "model", "--layers", "2", "-o", "OUT", "--dtype", ""),
+    ("inherit", "model", "--layers", "2", "-o", "OUT", "--device", "tpu"),
+    *(("analyze", "model", "--data", "data", "-n", number) for number in ("0", "-1", "4", "5")),
+    *(("analyze", "model", "--data", "data", "--attention", "-n", number) for number in ("0", "9")),
+    ("analyze", "model", "--data", "data", "--device", "tpu"),
+    ("analyze", "model", "model", "--data", "data", "-n", "2"),
+    *(("analyze", "model", "--data", "data", "--dtype", kind) for kind in ("bfloat16", "auto")),
+    *(
+        ("analyze", "model", "--data", "data", f"--{option}", "1")
+        for option in ("sequences", "window", "tau", "mass", "degenerate", "batch")
+    ),
+    *(
+        (*command.split(), "--seed", seed)
+        for command in (
+            "prepare text.jsonl --train-tokenizer 300 -o OUT",
+            "analyze model --data data",
+            "analyze model --data data --attention",
+            "inherit model --layers 2 -o OUT",
+            "answers model --data data --window 32 -o OUT",
+        )
+        for seed in ("-1", str(2**63))
+    ),
     *(("analyze", place, "--data", "data") for place in (*MISSING, "file", "data")),
     *(("analyze", "model", "--data", place) for place in (*MISSING, "file", "model")),
     *(("answers", place, "--data", "data", "-o", "OUT") for place in (*MISSING, "file", "data")),
@@ -196,16 +221,20 @@ def test_one_sentence_and_nothing_left(
     place: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setattr(sys, "argv", ["inheritune", *arguments])
     before = files(place)
     capfd.readouterr()
+    if arguments[0] == "analyze":  # what is measured takes minutes, and would be lost
+        monkeypatch.setattr(ChoiceLosses, "__call__", None)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     _, errors = capfd.readouterr()
     assert ended.value.code == 2, errors
     assert "Traceback" not in errors
+    assert "keeping the first layers" not in caplog.text
     usage = "Usage: inheritune" in errors  # of options that are missing or no numbers; typer frames them
     assert usage or errors.count("\n") == 1, errors
     assert usage or errors.startswith("error: ")
@@ -224,6 +253,53 @@ def test_data_and_model_that_are_not_there_are_told_at_once(
         errors = capfd.readouterr().err
         assert "there is no directory void" in errors
         assert "there is no model at ./void: the folder does not exist" in errors
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("prepare '' --train-tokenizer 300 -o OUT", "SOURCES"),
+        ("prepare text.jsonl '' --train-tokenizer 300 -o OUT", "SOURCES"),
+        ("prepare text.jsonl --train-tokenizer 300 -o ''", "--output"),
+        ("inherit '' -n 2 -o OUT", "MODEL"),
+        ("inherit model -n 2 --output=", "--output"),
+        ("analyze model --data ''", "--data"),
+        ("run run.yaml -o ''", "--output"),
+        ("evaluate model '' --val data", "MODELS"),
+        ("quickstart --text ''", "--text"),
+    ],
+)
+def test_what_is_empty_names_nothing(
+    command: str, name: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["inheritune", *shlex.split(command)])
+    before = files(place)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    words = "names nothing: it is empty, as where a shell variable is not set"
+    assert capfd.readouterr().err == f"error: {name} {words}\n"
+    assert files(place) == before
+
+
+def test_an_empty_name_is_not_the_current_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    for call in (
+        lambda: inheritune.prepare("", "OUT", train_tokenizer=300),
+        lambda: inheritune.prepare(["text.jsonl", ""], "OUT", train_tokenizer=300),
+        lambda: inheritune.prepare("text.jsonl", "", train_tokenizer=300),
+        lambda: inheritune.inherit("", 2),
+        lambda: inheritune.inherit("model", 2, output=""),
+        lambda: inheritune.importance("model", ""),
+        lambda: inheritune.answers("model", "data", "", window=32),
+        lambda: inheritune.run("run.yaml", ""),
+        lambda: inheritune.evaluate("model", "", validation="data"),
+        lambda: inheritune.compare("model", output=""),
+    ):
+        with pytest.raises(UserError, match=r"^no .* is named: the name is empty$"):
+            call()
+    assert not Path("OUT").exists()
 
 
 @pytest.mark.parametrize("command", WRITING)

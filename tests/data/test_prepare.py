@@ -613,7 +613,7 @@ def test_too_few_documents_for_a_split(tmp_path, tokenizer, count):
     texts = [text for text in TEXTS if key_and_hash(text, 0)[0] > 0.01][:count]
     sentences = {
         0: "there is no document with text in documents in memory",
-        1: "there is only one document, as every .txt file is one, and training and validation need",
+        1: "there is only one document and training and validation need at least one each: give more",
         3: "none of the 3 documents falls into validation with a fraction of 0.005: a fraction of 0.",
     }
     with pytest.raises(ValueError, match=sentences[count]) as caught:
@@ -623,6 +623,25 @@ def test_too_few_documents_for_a_split(tmp_path, tokenizer, count):
         fraction = float(str(caught.value).split("a fraction of ")[2].split()[0])
         manifest = prepare([texts], tmp_path / "out", tokenizer=tokenizer, validation=fraction)
         assert manifest.splits["validation"].documents >= 1
+
+
+def test_one_text_file_is_one_document(tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_text("some words\nand others\n")
+    with pytest.raises(UserError, match=r"one document, as every .txt file is one, and .* or give .jsonl"):
+        prepare(tmp_path / "a.txt", tmp_path / "out", tokenizer=tokenizer)
+
+
+def test_what_was_made_with_a_negative_seed_is_kept(tmp_path, tokenizer, monkeypatch):
+    arguments = {"tokenizer": tokenizer, "validation": 0.1, "seed": -1}
+    with pytest.raises(UserError, match="seed is -1, but should be a whole number from 0"):
+        prepare([TEXTS], tmp_path / "out", **arguments)
+    with monkeypatch.context() as before:
+        before.setattr("inheritune.data.prepare.check_seed", lambda seed: None)
+        made = prepare([TEXTS], tmp_path / "out", **arguments)
+    assert prepare([TEXTS], tmp_path / "out", **arguments) == made
+    assert open_split(tmp_path / "out", "train").tokens == made.splits["train"].tokens
+    with pytest.raises(UserError, match="was started with seed = -1, not 9223372036854775808"):
+        prepare([TEXTS], tmp_path / "out", **{**arguments, "seed": 2**63})
 
 
 def test_all_documents_in_validation(tmp_path, tokenizer):

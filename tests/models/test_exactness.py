@@ -18,6 +18,7 @@ from inheritune.cut import Parts, cut_to_folder
 from inheritune.initialization import append, select
 from inheritune.models import layer_fields
 from inheritune.models.architecture import blocks
+from inheritune.models.blockwise import Blockwise
 from inheritune.models.exactness import check_exact
 from inheritune.models.load import load_model
 from inheritune.models.presets import architecture_config, from_config
@@ -49,6 +50,20 @@ def by_hand(reference: PreTrainedModel, layers: Sequence[int]) -> Tensor:
 
 def _first(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("layers", [(0, 1), (1, 3), (3, 1)])
+@torch.no_grad()
+def test_numbers_that_are_not_finite_are_named(number: float, layers: tuple[int, ...]) -> None:
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.up_proj.weight[3, 4] = number
+    sentence = r"^model.layers.1.mlp.up_proj.weight of this 'llama' model has numbers that are not finite \("
+    with pytest.raises(UserError, match=sentence):
+        select(model, layers)
+    with pytest.raises(UserError, match=sentence):
+        Blockwise(model)
+    select(model, (0, 2))  # which does without
 
 
 ORDERS = [(0, 2, 4, 6), (4, 5, 6, 7), (3, 1, 1), (0, 1, 0, 1), (7,)]

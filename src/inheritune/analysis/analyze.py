@@ -25,7 +25,7 @@ from inheritune.analysis.maps import Head, Maps, attention_maps, check_heads, te
 from inheritune.analysis.probe import check_attention
 from inheritune.analysis.result import FILE, AttentionAnalysis, load_analyses, save_analyses, short_name
 from inheritune.analysis.sequences import Sequences, Text, open_text
-from inheritune.config import Pretrained, Recipe
+from inheritune.config import Pretrained, Recipe, check_seed
 from inheritune.data.shards import Split, open_split
 from inheritune.models.architecture import context_length, layer_count, parameter_count
 from inheritune.models.checkpoint_config import check_live
@@ -144,6 +144,8 @@ class Options:
 
     def check(self) -> None:
         """Refuse what no model could be analyzed with."""
+        check_seed(self.seed)
+        choose_device(self.device)
         for name, value in (("tau", self.tau), ("mass", self.mass)):
             if not 0 < value <= 1:
                 raise UserError(f"{name} is {value}, but must be above 0 and at most 1")

@@ -115,8 +115,7 @@ def search(
         UserError: `fewest` is not from 1 to all but one, or there are too few windows.
     """
     whole = losses.whole
-    if not 1 <= fewest < len(whole):
-        raise UserError(f"cannot choose {fewest} of {len(whole)} layers: choose 1 to {len(whole) - 1}")
+    check_fewest(fewest, len(whole))
     if len(losses.windows) < FEWEST:
         raise UserError(
             f"{len(losses.windows)} windows are too few to choose layers by: give at least {FEWEST}"
@@ -132,6 +131,14 @@ def search(
         found[size] = _best(losses, [dropped, *rules(size)])
     del found[len(whole)]
     return found
+
+
+def check_fewest(fewest: int, depth: int) -> None:
+    """UserError unless a model of this depth can be cut to so few layers."""
+    if depth == 1:
+        raise UserError("the model has one layer: there is none to leave out")
+    if not 1 <= fewest < depth:
+        raise UserError(f"cannot choose {fewest} of {depth} layers: choose 1 to {depth - 1}")
 
 
 def put_back(losses: ChoiceLosses, kept: Choice, layers: int) -> Choice:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from inheritune import UserError
-from inheritune.analysis.choice import contiguous, put_back, search, without_each
+from inheritune.analysis.choice import check_fewest, contiguous, put_back, search, without_each
 from inheritune.analysis.importance import Choice, ChoiceLosses, Windows
 from inheritune.analysis.kept import (
     CHOICE,
@@ -236,6 +236,17 @@ def listed(blocks: Sequence[int], layers: int, depth: int) -> list[int]:
     return chosen
 
 
+def smallest_cut(fewest: int | None, depth: int) -> int:
+    """Layers of the smallest cut of an analysis, by default half of them.
+
+    Raises:
+        UserError: the model has no such cut.
+    """
+    fewest = max(1, depth // 2) if fewest is None else fewest
+    check_fewest(fewest, depth)
+    return fewest
+
+
 def analyze_layers(
     model: PreTrainedModel,
     text: Text,
@@ -259,12 +270,13 @@ def analyze_layers(
         UserError: as `losses_on` and `search`.
     """
     depth = layer_count(model.config)
+    fewest = smallest_cut(fewest, depth)
     losses, measured = losses_on(model, text, seed)
     with _shown(losses, f"worth of each layer of {name}", lambda done: FEW * (depth + 2)):
         cosines, angles = losses.similarities(FEW)
         blocks = block_figures(losses, cosines)
     show(blocks)
-    best = searched(losses, angles, fewest or max(1, depth // 2), f"cuts of {name}")
+    best = searched(losses, angles, fewest, f"cuts of {name}")
     with _shown(losses, f"cuts of {name} by simple rules", lambda done: None):
         curve = rule_curve(losses, angles, best)
     return LayerAnalysis(

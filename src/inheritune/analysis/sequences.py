@@ -16,6 +16,7 @@ from inheritune.data.documents import DATA_SET, Rows, RowText, is_dataset
 from inheritune.data.loader import model_inputs, read_windows, window_count
 from inheritune.data.shards import Split, open_split
 from inheritune.data.tokenizer import AUTO, bos_id, pieces
+from inheritune.runtime import files
 
 if TYPE_CHECKING:
     from inheritune.data.documents import TextData
@@ -117,7 +118,7 @@ def open_text(
             f"a {type(data).__name__} is not a text that is understood: give a folder of token shards, a text file, "
             "or a data set of the library `datasets`"
         )
-    data = Path(data)
+    data = files.named(data, "text")
     if data.is_dir():
         return text_of(open_split(data, split, bos))
     if not data.is_file():

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from inheritune import UserError
 from inheritune.cli.options import Device, Dtype, IgnoreTokenizer, ModelName, Revision, TrustRemoteCode
+
+if TYPE_CHECKING:
+    from inheritune.analysis.analyze import Options
+
+ATTENTION = ("sequences", "window", "tau", "mass", "degenerate", "batch", "dtype")
+"""Options that say nothing of what layers are worth."""
 
 
 def analyze_command(
@@ -102,8 +108,12 @@ def analyze_command(
     parsed = None if heads is None else parse_heads(heads)
     models = [model] if other is None else [model, other]
     attention = attention or heads is not None or other is not None
+    if other is not None and fewest is not None:
+        raise UserError("--layers is about the cuts of one model, and two are given: leave it out")
     if attention:
         check_analysis(models, source, options, parsed)
+    else:
+        check_unused(options, Options(dtype="float32"))
     worth, analyzed = None, list[Analyzed]()
     if other is None:
         name = short_name(model)
@@ -133,3 +143,12 @@ def analyze_command(
             print_line(sentence)
     for path in write_analysis(output, worth, analyzed) if output else ():
         print_line(str(path))
+
+
+def check_unused(options: Options, usual: Options) -> None:
+    """UserError for an option of the attention, where that is not analyzed."""
+    for name in ATTENTION:
+        if getattr(options, name) != getattr(usual, name):
+            raise UserError(
+                f"--{name} is about attention, which is not analyzed: give --attention too, or leave it out"
+            )

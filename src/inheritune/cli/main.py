@@ -9,9 +9,10 @@ import os
 import sys
 import traceback
 from contextlib import nullcontext
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from inheritune import UserError, __version__
 from inheritune.cli.analyze import analyze_command
@@ -42,27 +43,49 @@ NOISY = ("torchao", "torch.utils._pytree")
 TOGETHER = ("run", "train", "analyze", "answers")
 """Verbs that several processes can work on, started by torchrun."""
 
+
+WORDS = ("prompt", "title")
+"""Options that may be empty: no names of something."""
+
+
+class Verb(TyperCommand):
+    """A verb whose arguments are not empty: as a path that would be the current folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As of click; UserError for what is empty."""
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.params:
+            value = given.get(parameter.name or "")
+            if parameter.name not in WORDS and "" in (value if isinstance(value, list | tuple) else [value]):
+                name = parameter.opts[0]
+                raise UserError(
+                    f"{name if name.startswith('-') else name.upper()} names nothing: it is empty, as where a shell "
+                    "variable is not set"
+                )
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="inheritune",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("quickstart")(quickstart_command)
-app.command("prepare")(prepare_command)
-app.command("analyze")(analyze_command)
-app.command("inherit")(inherit_command)
-app.command("init")(init_command)
-app.command("answers")(answers_command)
-app.command("plan")(plan_command)
-app.command("run")(run_command)
-app.command("train")(train_command)
-app.command("study")(study_command)
-app.command("evaluate")(evaluate_command)
-app.command("report")(report_command)
-app.command("compare")(compare_command)
-app.command("push")(push_command)
-app.command("schema")(schema_command)
+app.command("quickstart", cls=Verb)(quickstart_command)
+app.command("prepare", cls=Verb)(prepare_command)
+app.command("analyze", cls=Verb)(analyze_command)
+app.command("inherit", cls=Verb)(inherit_command)
+app.command("init", cls=Verb)(init_command)
+app.command("answers", cls=Verb)(answers_command)
+app.command("plan", cls=Verb)(plan_command)
+app.command("run", cls=Verb)(run_command)
+app.command("train", cls=Verb)(train_command)
+app.command("study", cls=Verb)(study_command)
+app.command("evaluate", cls=Verb)(evaluate_command)
+app.command("report", cls=Verb)(report_command)
+app.command("compare", cls=Verb)(compare_command)
+app.command("push", cls=Verb)(push_command)
+app.command("schema", cls=Verb)(schema_command)
 
 
 def _show_version(wanted: bool) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from inheritune import UserError
+from inheritune.runtime import files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -351,7 +352,7 @@ def local_files(source: str | Path, output: Path | None = None) -> list[Path]:
 
     What is below `output` is no text of a folder or a pattern.
     """
-    path, name = Path(source), str(source)
+    path, name = files.named(source, "source"), str(source)
     if path.is_file():
         return [path]
     if path.is_dir():

@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from inheritune import UserError
+from inheritune.config import check_seed
 from inheritune.data import tokenizer as tokenizers
-from inheritune.data.documents import DATA_SET, IN_MEMORY, Source, is_dataset, local_files
+from inheritune.data.documents import DATA_SET, IN_MEMORY, Source, file_format, is_dataset, local_files
 from inheritune.data.shards import (
     MANIFEST,
     TOKENIZER,
@@ -47,6 +48,7 @@ from inheritune.data.unfinished import (
     Position,
     Saved,
     SplitWriter,
+    begun,
     check_output,
     finished,
     load_saved,
@@ -118,7 +120,7 @@ def prepare(
             f"a {type(sources).__name__} is no source of text: give files, folders, data sets, or lists of documents "
             "in a list"
         )
-    output = Path(output)
+    output = files.named(output, "folder for the shards")
     check_output(output)
     named = [source for source in sources if isinstance(source, str | Path)]
     local = {str(path): path.stat().st_size for source in named for path in local_files(source, output)}
@@ -144,6 +146,8 @@ def prepare(
     )
     workers = (os.cpu_count() or 1) if workers is None else workers
     _check(arguments, workers)
+    if not begun(output):  # versions before took a negative seed: what was begun with one goes on
+        check_seed(seed)
     if (output / MANIFEST).exists():
         return finished(output, arguments)
     how: dict[str, Any] = {
@@ -388,9 +392,11 @@ def _check_splits(work: Path, saved: Saved, train: int, validation: int) -> None
         rows = f": {rows_left_out(saved.rows_without_text)}" if saved.rows_without_text else ""
         raise UserError(f"there is no document with text in {', '.join(arguments.sources)}{rows}")
     if train + validation == 1:
+        texts = any(file_format(Path(file)) == ".txt" for file in arguments.files)
+        of_texts = ", as every .txt file is one," if texts else ""
+        advice = "split the file, or give .jsonl with one document a line" if texts else "give more"
         raise UserError(
-            "there is only one document, as every .txt file is one, and training and validation need at least one "
-            "each: split the file, or give .jsonl with one document a line"
+            f"there is only one document{of_texts} and training and validation need at least one each: {advice}"
         )
     if not train:
         raise UserError(f"all {validation} documents fall into validation: make the fraction smaller")

@@ -69,6 +69,11 @@ class Saved(BaseModel):
     splits: dict[SplitName, SplitRecord] = {}
 
 
+def begun(output: Path) -> bool:
+    """Whether a directory has shards, or some of them."""
+    return (output / MANIFEST).exists() or (output / UNFINISHED / PROGRESS).exists()
+
+
 def load_saved(work: Path, arguments: Arguments) -> Saved:
     """What an earlier start saved; an empty directory and the beginning if it saved nothing."""
     path = work / PROGRESS

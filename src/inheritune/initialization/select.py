@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from inheritune.config import Part, Pretrained
+from inheritune.config import Part, Pretrained, check_seed
 from inheritune.initialization.assemble import assemble, read_blocks
 from inheritune.models.architecture import (
     PARTS,
@@ -47,6 +47,7 @@ def select(
         UserError: not a model, no layers, a layer that it does not have, no parts, or an unknown one.
     """
     check_parts(parts)
+    check_seed(seed)
     if isinstance(reference, PreTrainedModel):
         whole = assemble(reference, layers, dtype=torch.float32)
     else:

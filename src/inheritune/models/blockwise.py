@@ -123,9 +123,11 @@ class Blockwise:
         except torch.OutOfMemoryError:
             raise
         except MISFITS as error:
+            check_finite(self.model)
             raise UserError(f"{refusal} cannot be run apart ({lines_of(error)[0]})") from error
         rounding = TOLERANCE if self.model.dtype == torch.float32 else ROUNDING
         if not (found - expected).abs().max() <= rounding * expected.abs().max():
+            check_finite(self.model)
             raise UserError(f"{refusal}, one by one, do not compute what it does")
 
 
@@ -163,6 +165,17 @@ def random_tokens(model: PreTrainedModel) -> Tensor:
     ids = torch.randint(config.vocab_size, (256,), generator=generator).tolist()
     usual = [number for number in ids if number not in special] or ids
     return torch.tensor((usual * 32)[:32], device=model.device).view(2, 16)
+
+
+@torch.no_grad()
+def check_finite(model: PreTrainedModel) -> None:
+    """UserError if there are numbers in a model that are not finite, so that nothing it computes equals anything."""
+    for name, value in model.named_parameters():
+        if value.is_floating_point() and not value.is_meta and not value.float().isfinite().all():
+            raise UserError(
+                f"{name} of this {model.config.model_type!r} model has numbers that are not finite (in "
+                f"{str(value.dtype).removeprefix('torch.')}), so nothing can be made of it: give another checkpoint"
+            )
 
 
 def check_order(number: int, expected: int) -> None:

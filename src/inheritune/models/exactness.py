@@ -28,6 +28,7 @@ from inheritune.models.blockwise import (
     TOLERANCE,
     Call,
     called,
+    check_finite,
     check_order,
     given_hidden,
     hidden_of,
@@ -79,6 +80,7 @@ def check_exact(model: PreTrainedModel, reference: PreTrainedModel, layers: Sequ
         found, expected = _both(model, reference, layers, described)
     different = _difference(found, expected)
     if different is not None:
+        check_finite(reference)
         where, size = different
         raise UserError(
             f"cannot make a model of {described} that computes what they do: its {where} would be off by {size:.2g} "
@@ -98,6 +100,7 @@ def _both(
     except torch.OutOfMemoryError:
         raise
     except MISFITS as error:
+        check_finite(reference)
         raise UserError(
             f"cannot check a model of {described}, so it is not made: its blocks cannot be run apart "
             f"({lines_of(error)[0]})"

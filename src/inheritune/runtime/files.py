@@ -149,6 +149,13 @@ def locked(path: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def named(path: str | Path, what: str) -> Path:
+    """The path of this name. UserError for an empty one, which would be the current folder."""
+    if not str(path).strip():
+        raise UserError(f"no {what} is named: the name is empty")
+    return Path(path)
+
+
 def check_place(path: Path) -> None:
     """A directory can be made at `path`, or written to: known before the work whose result goes there.
 

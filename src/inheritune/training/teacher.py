@@ -262,6 +262,7 @@ def answers(
     Raises:
         UserError: something the user can fix, in one sentence.
     """
+    place = files.named(output, "folder for the answers")
     live = teacher if isinstance(teacher, PreTrainedModel) else None
     if live is not None:
         check_live(live)
@@ -281,7 +282,7 @@ def answers(
     training = Training(device=asking.device, precision=asking.precision)
     with joined(training) as world:
         check_same(world, asking)
-        world.on_first(files.check_place, Path(output))
+        world.on_first(files.check_place, place)
         hardware = choose_hardware(training, world)
         opened = open_together(asking.data, world)
         trained = asking.teacher.trained
@@ -295,7 +296,7 @@ def answers(
             opened,
             opened.training_windows(np.arange(opened.windows)),
             Drawing(asking.draws, asking.temperature, asking.seed),
-            Path(output),
+            place,
             training,
             hardware,
         )
