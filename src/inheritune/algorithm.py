@@ -401,10 +401,11 @@ def answer_tasks(recipe: Recipe, folder: RunDirectory, summary: Summary) -> None
     """Write into summary and model card whether the tasks held, unless that is done."""
     if recipe.evaluation is None or not recipe.evaluation.tasks:
         return
-    held = load_evaluation(folder.path / EVALUATION / EVALUATION_FILE).none_worse()
-    tasks: Answer = "not known yet" if held is None else answer(held)
-    if tasks != summary.tasks:
-        summary.tasks = tasks
+    found = load_evaluation(folder.path / EVALUATION / EVALUATION_FILE)
+    held, left = found.none_worse(), found.not_compared()
+    tasks: Answer = "not known" if held is None else answer(held)
+    if (tasks, left) != (summary.tasks, summary.tasks_not_compared):
+        summary.tasks, summary.tasks_not_compared = tasks, left
         write_card(folder.final, recipe, summary, folder.path / EVALUATION)
         folder.record("finished", summary.rounds[-1].round, summary)  # last: it says that this is done
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from inheritune.analysis.kept import Kept
     from inheritune.config import Recipe, TrainRecipe
-    from inheritune.evaluation.result import Evaluation, TaskResult
+    from inheritune.evaluation.result import Evaluation, MetricResult, TaskResult
     from inheritune.run_directory import Summary
 
 README = "README.md"
@@ -145,11 +145,11 @@ def run_card(recipe: Recipe, summary: Summary, dtype: Any, evaluation: Evaluatio
         )
     for name, found in last.also.items():
         rows.append((f"loss on {name}", f"{found.loss - found.difference:.4f}", f"{found.loss:.4f}"))
-    for task in evaluation.tasks if evaluation else ():
-        large, own = task.of(task.metric).scores
-        name = f"{escaped(task.task)} ({task.metric}, {task.shots} shots)"
+    for task, result in evaluation.shown() if evaluation else ():
+        large, own = result.scores
+        name = f"{escaped(task.task)} ({result.metric}, {task.shots} shots)"
         rows.append((name, f"{large.value:.4f}", f"{own.value:.4f}"))
-        results.append(_task_result(task))
+        results.append(_task_result(task, result))
     low, high = last.interval
     text = f"""
 {which} of {reference.layers} layers of {origin}, trained further by the recipe of
@@ -259,7 +259,7 @@ def _loss_result(kind: str, words: str, data: Path, value: float) -> EvalResult:
     )
 
 
-def _task_result(task: TaskResult) -> EvalResult:
+def _task_result(task: TaskResult, result: MetricResult) -> EvalResult:
     from huggingface_hub import EvalResult
 
     return EvalResult(
@@ -267,8 +267,8 @@ def _task_result(task: TaskResult) -> EvalResult:
         dataset_type=task.task,
         dataset_name=task.task,
         dataset_args={"num_few_shot": task.shots},
-        metric_type=task.metric,
-        metric_value=round(task.of(task.metric).scores[-1].value, 4),
+        metric_type=result.metric,
+        metric_value=round(result.scores[-1].value, 4),
     )
 
 

@@ -50,7 +50,7 @@ Verdict = Literal["parity", "no parity"]
 Phase = Literal["reference", "preparation", "round", "control", "finished"]
 """How far a run is; `preparation` is what comes before the first round where a recipe asks for it: the reference as a
 teacher, the learning rate, and where to begin."""
-Answer = Literal["holds", "does not hold", "not asked", "not known yet"]
+Answer = Literal["holds", "does not hold", "not asked", "not known yet", "not known"]
 
 
 class Record(BaseModel):
@@ -105,7 +105,7 @@ class Answers(Record):
     control: Answer
     """The same against the reference trained on."""
     tasks: Answer
-    """No task is worse beyond chance."""
+    """No task is worse beyond chance; `not known` where some could not be compared and none of the others is."""
     texts: Answer
     """The paper's rule on every other text."""
 
@@ -260,6 +260,8 @@ class Summary(Record):
     control_asked: bool = False
     tasks: Answer = "not asked"
     """Whether no task is worse beyond chance."""
+    tasks_not_compared: list[str] = []
+    """Tasks that were asked for and could not be compared."""
 
     @model_validator(mode="after")
     def _rounds_are_compared(self) -> Summary:
@@ -306,10 +308,12 @@ class Summary(Record):
         against = "" if control is None else f" ({_signed(control.to_control)} to the control, which is "
         if control is not None:
             against += f"{_signed(control.to_reference)} to the untouched reference)"
+        left = ", ".join(self.tasks_not_compared)
+        left = left and f" ({left} could not be compared)"
         texts = ", ".join(f"{name} {_signed(found)}" for name, found in entry.also.items())
         return (
             f"Paper's rule on its own data: {answers.own}. Fair control: {answers.control}{against}. "
-            f"Tasks: {answers.tasks}. Other text: {answers.texts}{texts and f' ({texts})'}."
+            f"Tasks: {answers.tasks}{left}. Other text: {answers.texts}{texts and f' ({texts})'}."
         )
 
     def bits_per_byte(self, loss: float | None) -> float | None:
