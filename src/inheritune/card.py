@@ -116,8 +116,8 @@ def run_card(recipe: Recipe, summary: Summary, dtype: Any, evaluation: Evaluatio
     """Card of a run's result, whose weights have this type, with the tasks where it was evaluated."""
     from inheritune.report.verdict import verdict_words
 
-    reference, last, reported = summary.reference, summary.rounds[-1], summary.reported
-    assert reference is not None and reference.loss is not None and reported is not None
+    reference, last = summary.reference, summary.rounds[-1]
+    assert reference is not None and reference.loss is not None
     source = recipe.reference.trained
     origin = escaped(card_name(str(source))) if source else "a reference trained by the same recipe"
     kept = last.kept or list(range(last.layers))
@@ -125,11 +125,6 @@ def run_card(recipe: Recipe, summary: Summary, dtype: Any, evaluation: Evaluatio
         f"The first {last.layers}"
         if kept == list(range(last.layers))
         else f"Layers {', '.join(map(str, kept))}"
-    )
-    closest = (
-        ""
-        if reported is last
-        else f"Round {reported.round}, with {reported.layers} layers, came closest, and the verdict is about it.\n"
     )
     whole, small = summary.bits_per_byte(reference.loss), summary.bits_per_byte(last.loss)
     rows = [
@@ -162,7 +157,7 @@ Difference of the validation losses {last.difference:+.4f}, 95% interval [{low:+
 
 ## Is it as good?
 
-{closest}{" ".join(verdict_words(summary))}
+{" ".join(verdict_words(summary))}
 """
     text += _reproduce(["run", "recipe.yaml"], recipe)
     return _card(summary.name, text, source, recipe.data.path, results)

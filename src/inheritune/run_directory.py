@@ -308,12 +308,18 @@ class Summary(Record):
         against = "" if control is None else f" ({_signed(control.to_control)} to the control, which is "
         if control is not None:
             against += f"{_signed(control.to_reference)} to the untouched reference)"
+        last = self.rounds[-1]
+        final = (
+            f" The final model, which samples and tasks are of, is that of the last round ({last.layers} layers)."
+            if last.round != entry.round
+            else ""
+        )
         left = ", ".join(self.tasks_not_compared)
         left = left and f" ({left} could not be compared)"
         texts = ", ".join(f"{name} {_signed(found)}" for name, found in entry.also.items())
         return (
             f"Paper's rule on its own data: {answers.own}. Fair control: {answers.control}{against}. "
-            f"Tasks: {answers.tasks}{left}. Other text: {answers.texts}{texts and f' ({texts})'}."
+            f"Tasks: {answers.tasks}{left}. Other text: {answers.texts}{texts and f' ({texts})'}.{final}"
         )
 
     def bits_per_byte(self, loss: float | None) -> float | None:
