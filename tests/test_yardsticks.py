@@ -286,7 +286,12 @@ def test_the_control_decides_nothing_and_costs_nothing(
     assert plain.control is None
     assert plain.answers is not None and plain.answers.control == "not asked"
     again = run(recipe(data, parity={"margin": 0.5, "control": True}), tmp_path / "run")
-    assert again == plain, "a finished run is left alone"
+    for part in ("to_control", "to_reference", "steps"):  # it had none, and gets the same
+        assert getattr(again.control, part) == getattr(summary.control, part)
+    assert again.rounds == plain.rounds
+    before = (tmp_path / "run/final/model.safetensors").stat().st_mtime_ns
+    assert run(recipe(data, parity={"margin": 0.5}), tmp_path / "run") == again, "and is left alone"
+    assert (tmp_path / "run/final/model.safetensors").stat().st_mtime_ns == before
 
 
 def test_every_place_says_which_questions_hold(controlled: tuple[Path, Summary]) -> None:
