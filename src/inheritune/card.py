@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from inheritune import __version__, plain_yaml
 from inheritune.config import Pretrained
 from inheritune.models.gguf import located
+from inheritune.quantities import signed_interval
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -145,14 +146,13 @@ def run_card(recipe: Recipe, summary: Summary, dtype: Any, evaluation: Evaluatio
         name = f"{escaped(task.task)} ({result.metric}, {task.shots} shots)"
         rows.append((name, f"{large.value:.4f}", f"{own.value:.4f}"))
         results.append(_task_result(task, result))
-    low, high = last.interval
     text = f"""
 {which} of {reference.layers} layers of {origin}, trained further by the recipe of
 {PAPER}.
 
 {_table(("", "reference", "this model"), rows)}
 
-Difference of the validation losses {last.difference:+.4f}, 95% interval [{low:+.4f}, {high:+.4f}], over
+Difference of the validation losses {last.difference:+.4f}, 95% interval {signed_interval(last.interval, 4)}, over
 {reference.windows} paired windows, measured on these weights, which are {str(dtype).removeprefix("torch.")}.
 
 ## Is it as good?

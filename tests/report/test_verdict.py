@@ -77,6 +77,13 @@ def test_no_parity_says_of_which_round_the_final_model_and_its_tasks_are(tmp_pat
     assert "last round" not in verdict_words(Summary.model_validate(same))[1]
 
 
+@pytest.mark.parametrize(("difference", "verdict"), [(-0.001, "parity"), (0.001, "no parity")])
+def test_one_window_has_no_spread_so_nothing_is_beyond_chance(difference: float, verdict: str) -> None:
+    sentence = sentence_of(with_rounds((difference, difference), verdict=verdict))
+    assert "not beyond chance" in sentence
+    assert "95% interval [no spread]" in sentence
+
+
 def test_no_parity_that_may_be_chance() -> None:
     sentence = sentence_of(with_rounds((-0.004, 0.008), verdict="no parity"))
     assert sentence.startswith("No parity after 1 round, though not beyond chance: 4 of 8 layers")
