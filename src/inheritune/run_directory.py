@@ -150,6 +150,11 @@ class Decision(Record):
         return f"{found}: {self.what}" + (f" to step {self.next:,}" if self.next else "")
 
 
+def is_cooled(decisions: Sequence[Decision]) -> bool:
+    """Whether the learning rate of a round with these decisions had decayed where it ended."""
+    return not decisions or not (decisions[-1].what == "grow" and decisions[-1].hot)
+
+
 class RoundFigures(Record):
     """One finished round: `difference` is target minus reference, nats per token, over paired windows."""
 
@@ -182,8 +187,7 @@ class RoundFigures(Record):
     @property
     def cooled(self) -> bool:
         """Whether the learning rate had decayed; a frugal round may grow before, and then its loss says little."""
-        last = self.decisions[-1] if self.decisions else None
-        return last is None or not (last.what == "grow" and last.hot)
+        return is_cooled(self.decisions)
 
     @property
     def as_good(self) -> bool:

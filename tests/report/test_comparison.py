@@ -32,7 +32,7 @@ from inheritune.report.comparison import (
     write_comparison,
 )
 from report.synthetic_comparison import TOKENS_PER_STEP, validation, write_training
-from report.synthetic_run import round_summary, write_run
+from report.synthetic_run import change_summary, round_summary, write_run
 from tiny_models import tiny_model
 
 REFERENCE = [3.0, 3.2, 2.8, 3.1]
@@ -91,6 +91,19 @@ def test_one_window_has_no_error_either(tmp_path: Path) -> None:
     write_training(tmp_path / "b", [2.0])
     text = to_markdown(compare(tmp_path / "a", tmp_path / "b"))
     assert "[no spread]" in text and "0.000" not in text
+
+
+def test_a_round_that_grew_before_its_rate_decayed_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    for name, loss in {"reference": 3.0, "round-1-4-layers": 3.3, "round-2-6-layers": 2.9}.items():
+        values = validation([loss, loss + 0.01, loss - 0.02])
+        (run / name / "validation.json").write_text(json.dumps(values))
+    hot = {"step": 50, "loss": 3.3, "target": 3.0, "what": "grow", "expected": 3.1, "low": 3.05, "high": 3.2}
+    change_summary(run, rounds=[round_summary(1, decisions=[hot]), round_summary(2)])
+    note = "Grown before the learning rate had decayed, so that losses are high: run/round-1-4-layers."
+    assert note in compare(run).notes
+    change_summary(run, rounds=[round_summary(1, decisions=[{**hot, "gain": 0.1}]), round_summary(2)])
+    assert not compare(run).notes
 
 
 def in_tokens(path: Path, sha256: str, tokens: int, text_bytes: int | None = 9000) -> None:

@@ -226,6 +226,9 @@ def pair(entries: Sequence[Entry], reference: str | None, title: str) -> RunComp
         rows.append(Seeds(one, place, seeds, fmean(losses) if losses else None, mean, spread))
     notes = [f"{name(entry)}: {note}" for entry in entries for note in entry.notes]
     notes += [seed.note for row in rows for seed in row.seeds if seed.note is not None]
+    hot = ", ".join(name(entry) for entry in entries if not entry.cooled)
+    if hot:
+        notes.append(f"Grown before the learning rate had decayed, so that losses are high: {hot}.")
     return RunComparison(title, label, rows, tuple(notes))
 
 
