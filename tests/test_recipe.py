@@ -23,7 +23,7 @@ from inheritune.single_model import train_model
 from inheritune.training import metrics
 from inheritune.training.checks import tell_at_the_cut
 from inheritune.training.step import NonFiniteError
-from inheritune.training.validation import WindowLosses
+from inheritune.training.validation import WindowLosses, t95
 from tiny_models import tiny_model
 from tiny_recipes import ARCHITECTURE, recipe, training, values
 
@@ -67,9 +67,8 @@ def test_figures_are_those_of_the_windows(finished: tuple[Path, Summary]) -> Non
         differences = losses.losses - reference.losses
         assert entry.difference == pytest.approx(differences.mean())
         error = differences.std(ddof=1) / math.sqrt(len(differences))
-        assert entry.interval == pytest.approx(
-            (entry.difference - 1.96 * error, entry.difference + 1.96 * error), 1e-4
-        )
+        half = t95(len(differences) - 1) * error
+        assert entry.interval == pytest.approx((entry.difference - half, entry.difference + half))
         model = load_model(directory / entry.directory / "model")
         assert entry.training_flops == flops_per_token(model, 32) * 12 * 128
         total += entry.training_flops

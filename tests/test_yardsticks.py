@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 import tiny_data
 from inheritune import UserError, plain_yaml
-from inheritune.algorithm import run
+from inheritune.algorithm import answer_tasks, run
 from inheritune.config import Grow, Recipe, TrainRecipe
 from inheritune.data.prepare import prepare
+from inheritune.evaluation.result import Cell, GroupResult, save_evaluation
 from inheritune.models.load import load_model
 from inheritune.planning import plan
 from inheritune.recipe_file import differences, parse_recipe, to_yaml
@@ -285,7 +286,12 @@ def test_the_control_decides_nothing_and_costs_nothing(
     assert plain.control is None
     assert plain.answers is not None and plain.answers.control == "not asked"
     again = run(recipe(data, parity={"margin": 0.5, "control": True}), tmp_path / "run")
-    assert again == plain, "a finished run is left alone"
+    for part in ("to_control", "to_reference", "steps"):  # it had none, and gets the same
+        assert getattr(again.control, part) == getattr(summary.control, part)
+    assert again.rounds == plain.rounds
+    before = (tmp_path / "run/final/model.safetensors").stat().st_mtime_ns
+    assert run(recipe(data, parity={"margin": 0.5}), tmp_path / "run") == again, "and is left alone"
+    assert (tmp_path / "run/final/model.safetensors").stat().st_mtime_ns == before
 
 
 def test_every_place_says_which_questions_hold(controlled: tuple[Path, Summary]) -> None:
@@ -351,9 +357,50 @@ def test_a_plan_has_the_control(data: Path) -> None:
 def test_tasks_hold_if_none_is_worse_beyond_chance() -> None:
     values = {"better": [0.5, 0.6], "alike": [0.5, 0.51], "worse": [0.5, 0.4]}
     tasks = {name: task(name, metric("acc", value)) for name, value in values.items()}
-    assert evaluation(tasks=[tasks["better"], tasks["alike"]]).none_worse() is True
-    assert evaluation(tasks=list(tasks.values())).none_worse() is False
-    assert evaluation(tasks=[]).none_worse() is None
+    some = evaluation(tasks=[tasks["better"], tasks["alike"]], groups=[], skipped={})
+    assert some.none_worse() is True
+    assert evaluation(tasks=list(tasks.values()), groups=[]).none_worse() is False
+    assert evaluation(tasks=[], groups=[], skipped={}).none_worse() is None
+
+
+def test_every_figure_that_is_shown_counts_and_what_was_not_compared_is_named() -> None:
+    lambada = task("lambada_openai", metric("acc", (0.5, 0.5)), metric("perplexity", (30.0, 60.0), p=None))
+    shown = GroupResult(name="perplexity", columns=[Cell(task="lambada_openai", metric="perplexity")])
+    assert evaluation(tasks=[lambada], groups=[shown]).none_worse() is False
+    assert evaluation(tasks=[lambada], groups=[], skipped={}).none_worse() is True, "acc is shown, alone"
+    average = metric("acc", (0.5, 0.4), p=None)
+    assert (
+        evaluation(tasks=[], groups=[GroupResult(name="x", columns=[], average=average)]).none_worse()
+        is False
+    )
+
+    alike, f1 = task("boolq", metric("acc", (0.5, 0.5))), metric("f1", (0.9, 0.05), p=None)
+    unpaired = task("squadv2", f1.model_copy(update={"paired": [None, None]}))
+    some = evaluation(tasks=[alike, unpaired], groups=[], skipped={"piqa": "no items"})
+    assert some.none_worse() is None
+    assert some.not_compared() == ["squadv2", "piqa"]
+    worse = evaluation(
+        tasks=[task("boolq", metric("acc", (0.5, 0.4)))], groups=[], skipped={"piqa": "no items"}
+    )
+    assert worse.none_worse() is False
+
+
+def test_an_evaluation_that_could_not_compare_all_is_not_said_to_hold(
+    controlled: tuple[Path, Summary], data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(controlled[0], tmp_path / "run")
+    folder = RunDirectory(tmp_path / "run")
+    asked = recipe(data, parity={"margin": 0.5, "control": True}, evaluation={"tasks": ["boolq", "piqa"]})
+    alike = task("boolq", metric("acc", (0.5, 0.5)))
+    (tmp_path / "run/evaluation").mkdir()
+    found = evaluation(tasks=[alike], groups=[], skipped={"piqa": "no items"})
+    save_evaluation(tmp_path / "run/evaluation/evaluation.json", found)
+    answer_tasks(asked, folder, folder.read_summary())
+    summary = folder.read_summary()
+    assert summary.answers is not None and summary.answers.tasks == "not known"
+    words = "Tasks: not known (piqa could not be compared)."
+    assert words in summary.answers_sentence()
+    assert words in (tmp_path / "run/final/README.md").read_text()
 
 
 def test_summaries_of_before_still_open() -> None:

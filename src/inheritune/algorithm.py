@@ -102,7 +102,7 @@ def run(recipe: Recipe, directory: Path, *, callbacks: Callbacks = NONE) -> Summ
         hardware = choose_hardware(recipe.training, world)
         if recipe.evaluation is not None:
             check_settings(recipe.evaluation)
-        if world.on_first(lambda: folder.finished):
+        if world.on_first(_has_ended, recipe, folder):
             world.on_first(folder.hold)
             world.on_first(check_finished, recipe, folder)
             summary = folder.read_summary()
@@ -118,7 +118,7 @@ def run(recipe: Recipe, directory: Path, *, callbacks: Callbacks = NONE) -> Summ
                 summary.tasks = "not known yet"
             algorithm_1(Run(recipe, folder, data, hardware, summary, texts, callbacks))
         if world.first:  # the others are done: what is left is no work for many
-            evaluate_both(recipe, directory, hardware)
+            evaluate_both(recipe, folder, hardware, summary)
             answer_tasks(recipe, folder, summary)
         return summary
 
@@ -395,27 +395,39 @@ def check_finished(recipe: Recipe | TrainRecipe, folder: RunDirectory) -> None:
 
 def complete(recipe: Recipe, directory: Path) -> bool:
     """Whether nothing is left to do: Algorithm 1 has ended, and what the recipe wants evaluated is."""
-    return RunDirectory(directory).finished and not _lacks_evaluation(recipe, directory)
+    return _has_ended(recipe, RunDirectory(directory)) and not _lacks_evaluation(recipe, directory)
 
 
-def evaluate_both(recipe: Recipe, directory: Path, hardware: Hardware) -> None:
+def evaluate_both(recipe: Recipe, folder: RunDirectory, hardware: Hardware, summary: Summary) -> None:
     """Evaluate reference and final model as the recipe asks, unless that is done."""
-    if recipe.evaluation is not None and _lacks_evaluation(recipe, directory):
-        output = directory / EVALUATION
-        evaluate([directory], recipe.evaluation, output, device=hardware.device)
+    if recipe.evaluation is None or not _lacks_evaluation(recipe, folder.path):
+        return
+    if recipe.evaluation.tasks:  # what is said of them so far was of others
+        summary.tasks = "not known yet"
+        folder.record("finished", summary.rounds[-1].round, summary)
+    evaluate([folder.path], recipe.evaluation, folder.path / EVALUATION, device=hardware.device)
 
 
 def answer_tasks(recipe: Recipe, folder: RunDirectory, summary: Summary) -> None:
     """Write into summary and model card whether the tasks held, unless that is done."""
     if recipe.evaluation is None or not recipe.evaluation.tasks:
         return
-    held = load_evaluation(folder.path / EVALUATION / EVALUATION_FILE).none_worse()
-    tasks: Answer = "not known yet" if held is None else answer(held)
-    if tasks != summary.tasks:
-        summary.tasks = tasks
+    found = load_evaluation(folder.path / EVALUATION / EVALUATION_FILE)
+    held, left = found.none_worse(), found.not_compared()
+    tasks: Answer = "not known" if held is None else answer(held)
+    if (tasks, left) != (summary.tasks, summary.tasks_not_compared):
+        summary.tasks, summary.tasks_not_compared = tasks, left
         write_card(folder.final, recipe, summary, folder.path / EVALUATION)
         folder.record("finished", summary.rounds[-1].round, summary)  # last: it says that this is done
 
 
+def _has_ended(recipe: Recipe, folder: RunDirectory) -> bool:
+    """Whether Algorithm 1 has, and the fair control if that is asked for by now."""
+    return folder.finished and not (recipe.parity.control and folder.read_summary().control is None)
+
+
 def _lacks_evaluation(recipe: Recipe, directory: Path) -> bool:
-    return recipe.evaluation is not None and not (directory / EVALUATION / EVALUATION_FILE).exists()
+    path = directory / EVALUATION / EVALUATION_FILE
+    if recipe.evaluation is None:
+        return False
+    return not path.exists() or not recipe.evaluation.is_in(load_evaluation(path).settings)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from inheritune import __version__, plain_yaml
 from inheritune.config import Pretrained
 from inheritune.models.gguf import located
+from inheritune.quantities import signed_interval
 from inheritune.recipe_file import short_values
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from inheritune.analysis.kept import Kept
     from inheritune.config import Initialization, Recipe, TrainRecipe
     from inheritune.cut import Measuring
-    from inheritune.evaluation.result import Evaluation, TaskResult
+    from inheritune.evaluation.result import Evaluation, MetricResult, TaskResult
     from inheritune.run_directory import Summary
 
 README = "README.md"
@@ -154,8 +155,8 @@ def run_card(recipe: Recipe, summary: Summary, dtype: Any, evaluation: Evaluatio
     """Card of a run's result, whose weights have this type, with the tasks where it was evaluated."""
     from inheritune.report.verdict import verdict_words
 
-    reference, last, reported = summary.reference, summary.rounds[-1], summary.reported
-    assert reference is not None and reference.loss is not None and reported is not None
+    reference, last = summary.reference, summary.rounds[-1]
+    assert reference is not None and reference.loss is not None
     source = recipe.reference.trained
     origin = escaped(card_name(str(source))) if source else "a reference trained by the same recipe"
     kept = last.kept or list(range(last.layers))
@@ -163,11 +164,6 @@ def run_card(recipe: Recipe, summary: Summary, dtype: Any, evaluation: Evaluatio
         f"The first {last.layers}"
         if kept == list(range(last.layers))
         else f"Layers {', '.join(map(str, kept))}"
-    )
-    closest = (
-        ""
-        if reported is last
-        else f"Round {reported.round}, with {reported.layers} layers, came closest, and the verdict is about it.\n"
     )
     whole, small = summary.bits_per_byte(reference.loss), summary.bits_per_byte(last.loss)
     rows = [
@@ -183,24 +179,23 @@ def run_card(recipe: Recipe, summary: Summary, dtype: Any, evaluation: Evaluatio
         )
     for name, found in last.also.items():
         rows.append((f"loss on {name}", f"{found.loss - found.difference:.4f}", f"{found.loss:.4f}"))
-    for task in evaluation.tasks if evaluation else ():
-        large, own = task.of(task.metric).scores
-        name = f"{escaped(task.task)} ({task.metric}, {task.shots} shots)"
+    for task, result in evaluation.shown() if evaluation else ():
+        large, own = result.scores
+        name = f"{escaped(task.task)} ({result.metric}, {task.shots} shots)"
         rows.append((name, f"{large.value:.4f}", f"{own.value:.4f}"))
-        results.append(_task_result(task))
-    low, high = last.interval
+        results.append(_task_result(task, result))
     text = f"""
 {which} of {reference.layers} layers of {origin}, trained further by the recipe of
 {PAPER}.
 
 {_table(("", "reference", "this model"), rows)}
 
-Difference of the validation losses {last.difference:+.4f}, 95% interval [{low:+.4f}, {high:+.4f}], over
+Difference of the validation losses {last.difference:+.4f}, 95% interval {signed_interval(last.interval, 4)}, over
 {reference.windows} paired windows, measured on these weights, which are {str(dtype).removeprefix("torch.")}.
 
 ## Is it as good?
 
-{closest}{" ".join(verdict_words(summary))}
+{" ".join(verdict_words(summary))}
 """
     text += _reproduce(["run", "recipe.yaml"], recipe)
     return _card(summary.name, text, source, recipe.data.path, results)
@@ -297,7 +292,7 @@ def _loss_result(kind: str, words: str, data: Path, value: float) -> EvalResult:
     )
 
 
-def _task_result(task: TaskResult) -> EvalResult:
+def _task_result(task: TaskResult, result: MetricResult) -> EvalResult:
     from huggingface_hub import EvalResult
 
     return EvalResult(
@@ -305,8 +300,8 @@ def _task_result(task: TaskResult) -> EvalResult:
         dataset_type=task.task,
         dataset_name=task.task,
         dataset_args={"num_few_shot": task.shots},
-        metric_type=task.metric,
-        metric_value=round(task.of(task.metric).scores[-1].value, 4),
+        metric_type=result.metric,
+        metric_value=round(result.scores[-1].value, 4),
     )
 
 

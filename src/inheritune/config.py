@@ -666,6 +666,17 @@ class EvaluationSettings(Settings):
             raise UserError("it asks for nothing: give `tasks`, `validation`, `speed` or `samples`")
         return self
 
+    def is_in(self, recorded: Mapping[str, Any]) -> bool:
+        """Whether an evaluation with these recorded settings has all that these ask for, and asked it so."""
+        own = self.model_dump(mode="json")
+        keys = ["data", "shots", "limit"] * bool(self.tasks)
+        keys += ["validation", "window"] * (self.validation is not None)
+        keys += ["speed"] * self.speed + ["samples", "prompts"] * self.samples
+        more = ["tasks", "batches"] if self.speed else ["tasks"]
+        return all(recorded.get(key) == own[key] for key in keys) and all(
+            set(own[key]) <= set(recorded.get(key) or ()) for key in more
+        )
+
 
 class Recipe(Settings):
     """The whole of Algorithm 1: what `inheritune run` takes."""

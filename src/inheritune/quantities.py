@@ -94,8 +94,15 @@ def loss_decimals(interval: tuple[float, float]) -> int:
     return min(5, max(3, -math.floor(math.log10(half_width)))) if half_width > 0 else 3
 
 
+def without_spread(interval: tuple[float, float]) -> bool:
+    """Whether it is none: of a difference on a single window, which says nothing of chance."""
+    return interval[0] == interval[1] != 0
+
+
 def signed_interval(interval: tuple[float, float], decimals: int) -> str:
     """The interval with the signs of its ends: [-0.025, +0.003]."""
+    if without_spread(interval):
+        return "[no spread]"
     return f"[{interval[0]:+.{decimals}f}, {interval[1]:+.{decimals}f}]"
 
 

@@ -50,7 +50,7 @@ Verdict = Literal["parity", "no parity"]
 Phase = Literal["reference", "preparation", "round", "control", "finished"]
 """How far a run is; `preparation` is what comes before the first round where a recipe asks for it: the reference as a
 teacher, the learning rate, and where to begin."""
-Answer = Literal["holds", "does not hold", "not asked", "not known yet"]
+Answer = Literal["holds", "does not hold", "not asked", "not known yet", "not known"]
 
 
 class Record(BaseModel):
@@ -105,7 +105,7 @@ class Answers(Record):
     control: Answer
     """The same against the reference trained on."""
     tasks: Answer
-    """No task is worse beyond chance."""
+    """No task is worse beyond chance; `not known` where some could not be compared and none of the others is."""
     texts: Answer
     """The paper's rule on every other text."""
 
@@ -150,6 +150,11 @@ class Decision(Record):
         return f"{found}: {self.what}" + (f" to step {self.next:,}" if self.next else "")
 
 
+def is_cooled(decisions: Sequence[Decision]) -> bool:
+    """Whether the learning rate of a round with these decisions had decayed where it ended."""
+    return not decisions or not (decisions[-1].what == "grow" and decisions[-1].hot)
+
+
 class RoundFigures(Record):
     """One finished round: `difference` is target minus reference, nats per token, over paired windows."""
 
@@ -182,8 +187,7 @@ class RoundFigures(Record):
     @property
     def cooled(self) -> bool:
         """Whether the learning rate had decayed; a frugal round may grow before, and then its loss says little."""
-        last = self.decisions[-1] if self.decisions else None
-        return last is None or not (last.what == "grow" and last.hot)
+        return is_cooled(self.decisions)
 
     @property
     def as_good(self) -> bool:
@@ -260,6 +264,8 @@ class Summary(Record):
     control_asked: bool = False
     tasks: Answer = "not asked"
     """Whether no task is worse beyond chance."""
+    tasks_not_compared: list[str] = []
+    """Tasks that were asked for and could not be compared."""
 
     @model_validator(mode="after")
     def _rounds_are_compared(self) -> Summary:
@@ -306,10 +312,18 @@ class Summary(Record):
         against = "" if control is None else f" ({_signed(control.to_control)} to the control, which is "
         if control is not None:
             against += f"{_signed(control.to_reference)} to the untouched reference)"
+        last = self.rounds[-1]
+        final = (
+            f" The final model, which samples and tasks are of, is that of the last round ({last.layers} layers)."
+            if last.round != entry.round
+            else ""
+        )
+        left = ", ".join(self.tasks_not_compared)
+        left = left and f" ({left} could not be compared)"
         texts = ", ".join(f"{name} {_signed(found)}" for name, found in entry.also.items())
         return (
             f"Paper's rule on its own data: {answers.own}. Fair control: {answers.control}{against}. "
-            f"Tasks: {answers.tasks}. Other text: {answers.texts}{texts and f' ({texts})'}."
+            f"Tasks: {answers.tasks}{left}. Other text: {answers.texts}{texts and f' ({texts})'}.{final}"
         )
 
     def bits_per_byte(self, loss: float | None) -> float | None:

@@ -196,7 +196,9 @@ def predict(forecast: Forecast, probes: Sequence[Probe], losses: Sequence[np.nda
 
     found = []
     for layers, rows in zip(cuts, zip(*map(after, EASES), strict=True), strict=True):
-        lows, highs = zip(*(interval_of(float(row.mean()), standard_error(row)) for row in rows), strict=True)
+        lows, highs = zip(
+            *(interval_of(float(row.mean()), standard_error(row), len(row)) for row in rows), strict=True
+        )
         loss = float(rows[1].mean())
         found.append(Prediction(layers=layers, loss=loss, low=min(lows), high=max(highs)))
     return found

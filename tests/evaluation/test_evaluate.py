@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny_data
 from evaluation import tiny_items
-from inheritune.algorithm import run
+from inheritune.algorithm import complete, run
 from inheritune.config import EvaluationSettings, Recipe, Training
 from inheritune.data.shards import open_split
 from inheritune.evaluation import evaluate as evaluation
@@ -661,6 +661,21 @@ def test_a_recipe_evaluates_both_models_at_its_end(
     assert asked == [("final", task) for task in RECIPE_TASKS]
     again = load_evaluation(path)
     assert (again.tasks, again.models, again.validation) == (found.tasks, found.models, found.validation)
+
+    asked.clear()
+    more = {"tasks": (*RECIPE_TASKS, "sciq"), "data": str(items), "validation": str(small_text)}
+    run(recipe(small_text, **more, window=32), directory)
+    assert asked == [(model, "sciq") for model in ("reference", "final")], "more in the recipe asks only that"
+    assert [task.task for task in load_evaluation(path).tasks] == [*RECIPE_TASKS, "sciq"]
+    assert "| sciq (acc, 0 shots) |" in (directory / "final/README.md").read_text()
+    before = path.stat().st_mtime_ns
+    run(wanted, directory)
+    assert path.stat().st_mtime_ns == before, "less leaves it as it is"
+    shifted = recipe(small_text, **more, window=16)
+    run(shifted, directory)
+    validation = load_evaluation(path).validation
+    assert validation is not None and validation.window == 16
+    assert not asked[2:] and complete(shifted, directory)
 
     alone = evaluate([directory], settings(items, tasks=RECIPE_TASKS), **CPU)
     assert [model.name for model in alone.models] == ["reference", "final"]

@@ -11,11 +11,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny_data
+from inheritune.data.shards import open_split
 from inheritune.evaluation.result import Paired, Score, judge
-from inheritune.evaluation.statistics import Kind, MetricItems, TaskItems, average_pairs, average_scores
+from inheritune.evaluation.statistics import (
+    Kind,
+    MetricItems,
+    TaskItems,
+    average_pairs,
+    average_scores,
+    validation_result,
+)
+from inheritune.training.validation import WindowLosses, t95
 
 KINDS = ("mean", "perplexity", "weighted_perplexity", "bits_per_byte")
 WEIGHTED = KINDS[2:]
+
+
+def test_on_one_window_nothing_is_paired(tmp_path: Path) -> None:
+    text = open_split(tiny_data.write_shards(tmp_path), "validation")
+    one, other = (WindowLosses(np.array([loss]), 1024, text.identity) for loss in (3.0, 3.1))
+    found = validation_result(text, 1024, [one, other])
+    assert found.paired == [None, None]
+    assert [score.standard_error for score in found.scores] == [None, None]
 
 
 def figure(kind: str, items: np.ndarray) -> float:
@@ -101,7 +119,7 @@ def test_differences_of_accuracies(pairs: list[tuple[bool, bool]]) -> None:
     pair = metric("mean", model).paired(metric("mean", reference))
     assert pair is not None
     differences = model - reference
-    half = 1.959964 * differences.std(ddof=1) / math.sqrt(len(pairs))
+    half = t95(len(pairs) - 1) * differences.std(ddof=1) / math.sqrt(len(pairs))
     assert pair.difference == pytest.approx(differences.mean())
     assert pair.interval == pytest.approx((differences.mean() - half, differences.mean() + half), abs=1e-6)
 

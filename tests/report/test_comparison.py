@@ -28,10 +28,11 @@ from inheritune.report.comparison import (
     parse_run,
     read_entries,
     terminal_table,
+    to_markdown,
     write_comparison,
 )
 from report.synthetic_comparison import TOKENS_PER_STEP, validation, write_training
-from report.synthetic_run import round_summary, write_run
+from report.synthetic_run import change_summary, round_summary, write_run
 from tiny_models import tiny_model
 
 REFERENCE = [3.0, 3.2, 2.8, 3.1]
@@ -69,7 +70,9 @@ def test_differences_intervals_and_verdicts_are_those_by_hand(runs: Path) -> Non
     assert [s.verdict for s in comparison.seeds] == ["reference", "better", "worse", "not significant"]
     paired = comparison.seeds[1].paired
     assert paired is not None
-    assert paired.interval == pytest.approx((-0.15 - 1.96 * 0.0288675, -0.15 + 1.96 * 0.0288675), abs=1e-5)
+    assert paired.interval == pytest.approx(
+        (-0.15 - 3.1824 * 0.0288675, -0.15 + 3.1824 * 0.0288675), abs=2e-4
+    )
     assert comparison.summary == (
         "Compared with reference, whose validation loss is 3.025 on 4 windows of 64 tokens: "
         "1 better, 1 worse, 1 not significant."
@@ -81,6 +84,26 @@ def test_one_window_tells_nothing_apart(tmp_path: Path) -> None:
     write_training(tmp_path / "a", [3.0])
     write_training(tmp_path / "b", [2.0])
     assert compare(tmp_path / "a", tmp_path / "b").seeds[1].verdict == "not significant"
+
+
+def test_one_window_has_no_error_either(tmp_path: Path) -> None:
+    write_training(tmp_path / "a", [3.0])
+    write_training(tmp_path / "b", [2.0])
+    text = to_markdown(compare(tmp_path / "a", tmp_path / "b"))
+    assert "[no spread]" in text and "0.000" not in text
+
+
+def test_a_round_that_grew_before_its_rate_decayed_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    for name, loss in {"reference": 3.0, "round-1-4-layers": 3.3, "round-2-6-layers": 2.9}.items():
+        values = validation([loss, loss + 0.01, loss - 0.02])
+        (run / name / "validation.json").write_text(json.dumps(values))
+    hot = {"step": 50, "loss": 3.3, "target": 3.0, "what": "grow", "expected": 3.1, "low": 3.05, "high": 3.2}
+    change_summary(run, rounds=[round_summary(1, decisions=[hot]), round_summary(2)])
+    note = "Grown before the learning rate had decayed, so that losses are high: run/round-1-4-layers."
+    assert note in compare(run).notes
+    change_summary(run, rounds=[round_summary(1, decisions=[{**hot, "gain": 0.1}]), round_summary(2)])
+    assert not compare(run).notes
 
 
 def in_tokens(path: Path, sha256: str, tokens: int, text_bytes: int | None = 9000) -> None:
@@ -325,7 +348,7 @@ def test_the_markdown_is_aligned_and_has_mean_and_seeds(runs: Path) -> None:
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     assert [line[0] for line in cells[2:]] == ["reference", "x", "", ""]
     assert cells[3][-3:] == ["-0.075", "sd 0.106", ""]
-    assert cells[4][-3:] == ["-0.150", "[-0.207, -0.093]", "better"]
+    assert cells[4][-3:] == ["-0.150", "[-0.242, -0.058]", "better"]
     assert cells[2][2:4] == ["unknown", "unknown"]
     assert "4 windows of 64 tokens" in text
 
@@ -341,7 +364,7 @@ def test_the_terminal_table_fits_into_80_columns(runs: Path) -> None:
         assert "…" not in text
         if width == 80:
             assert "[bold]" in text.replace("\n", "")
-            assert "+0.150 [+0.093,+0.207]" in text
+            assert "+0.150 [+0.058,+0.242]" in text
             assert "mean -0.075 sd 0.106" in text
 
 

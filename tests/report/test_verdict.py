@@ -64,6 +64,26 @@ def test_no_parity_names_the_closest_round_and_the_cost_of_all() -> None:
     assert sentence.endswith(", having used 1.48 times the reference's training FLOPs.")
 
 
+def test_no_parity_says_of_which_round_the_final_model_and_its_tasks_are(tmp_path: Path) -> None:
+    note = "The final model, which samples and tasks are of, is that of the last round (6 layers)."
+    summary = with_rounds((0.01, 0.02), (0.03, 0.05), verdict="no parity", tasks="holds")
+    assert verdict_words(Summary.model_validate(summary))[1].endswith(note)
+    write_run(tmp_path / "run")
+    change_summary(tmp_path / "run", **{key: summary[key] for key in ("rounds", "verdict", "tasks")})
+    page = write_report(tmp_path / "run").read_text()
+    assert note in page
+    assert "Target, 6 layers" in page, "samples are of the last round"
+    same = with_rounds((0.03, 0.05), (0.01, 0.02), verdict="no parity", tasks="holds")
+    assert "last round" not in verdict_words(Summary.model_validate(same))[1]
+
+
+@pytest.mark.parametrize(("difference", "verdict"), [(-0.001, "parity"), (0.001, "no parity")])
+def test_one_window_has_no_spread_so_nothing_is_beyond_chance(difference: float, verdict: str) -> None:
+    sentence = sentence_of(with_rounds((difference, difference), verdict=verdict))
+    assert "not beyond chance" in sentence
+    assert "95% interval [no spread]" in sentence
+
+
 def test_no_parity_that_may_be_chance() -> None:
     sentence = sentence_of(with_rounds((-0.004, 0.008), verdict="no parity"))
     assert sentence.startswith("No parity after 1 round, though not beyond chance: 4 of 8 layers")

@@ -19,7 +19,17 @@ from inheritune.config import Training
 from inheritune.data.shards import DataIdentity, open_split
 from inheritune.runtime.hardware import choose_hardware
 from inheritune.training.loss import NextTokenLoss
-from inheritune.training.validation import WindowLosses, compare, compare_per_byte, validate
+from inheritune.training.validation import (
+    MANY,
+    Z95,
+    WindowLosses,
+    compare,
+    compare_per_byte,
+    interval_of,
+    standard_error,
+    t95,
+    validate,
+)
 from tiny_models import tiny_model
 from tiny_recipes import training
 
@@ -74,6 +84,21 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         ).interval
         covered += low <= 0.1 <= high
     assert 0.93 < covered / 4000 < 0.96
+
+
+@pytest.mark.parametrize("windows", [2, 3, 5, 20])
+def test_the_interval_of_a_few_windows_covers_the_truth_as_often(windows: int) -> None:
+    samples = np.random.default_rng(0).normal(size=(10_000, windows))
+    ends = (interval_of(float(row.mean()), standard_error(row), windows) for row in samples)
+    assert np.mean([low <= 0 <= high for low, high in ends]) == pytest.approx(0.95, abs=0.01)
+
+
+def test_t_is_that_of_tables() -> None:
+    ppf = pytest.importorskip("scipy.stats").t.ppf
+    for degrees in range(1, MANY):
+        assert t95(degrees) == pytest.approx(ppf(0.975, degrees), rel=2e-3)
+    assert t95(MANY - 1) == pytest.approx(Z95, rel=0.013)
+    assert interval_of(1.0, 2.0, MANY) == (1.0 - 2 * Z95, 1.0 + 2 * Z95)
 
 
 def test_the_margin_decides_parity() -> None:

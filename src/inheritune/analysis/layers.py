@@ -312,7 +312,7 @@ def block_figures(losses: ChoiceLosses, cosines: np.ndarray) -> list[BlockFigure
     figures = []
     for block, row in zip(whole, added, strict=True):
         mean = float(row.mean())
-        low, high = interval_of(mean, standard_error(row))
+        low, high = interval_of(mean, standard_error(row), len(row))
         influence = float(1 - cosines[block, block + 1])
         figures.append(BlockFigures(block=block, added=mean, low=low, high=high, influence=influence))
     return figures

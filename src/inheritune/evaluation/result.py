@@ -195,11 +195,38 @@ class Evaluation(Record, Shown):
         """The figures of one task; KeyError if there are none."""
         return {result.task: result for result in self.tasks}[name]
 
+    def find(self, cell: Cell) -> tuple[TaskResult, MetricResult] | None:
+        """The figures that a table shows in this column; None if there are none."""
+        found = ((task, result) for task in self.tasks if task.task == cell.task for result in task.metrics)
+        return next((pair for pair in found if pair[1].metric == cell.metric), None)
+
+    def ungrouped(self) -> list[TaskResult]:
+        """Tasks that are in the table of no group."""
+        grouped = {cell.task for group in self.groups for cell in group.columns}
+        return [task for task in self.tasks if task.task not in grouped]
+
+    def shown(self) -> list[tuple[TaskResult, MetricResult]]:
+        """Every figure of a task that is in a table, once, in the order of the tables."""
+        cells = [cell for group in self.groups for cell in group.columns]
+        cells += [Cell(task=task.task, metric=task.metric) for task in self.ungrouped()]
+        return [found for cell in dict.fromkeys(cells) if (found := self.find(cell)) is not None]
+
     def none_worse(self) -> bool | None:
-        """Whether no model is worse than the first in a task, beyond chance; None if nothing could be paired."""
-        results = [task.of(task.metric) for task in self.tasks]
+        """Whether no figure of a task that is shown, and no average, is worse than the first model's beyond chance.
+
+        None if of those that could be compared none is, and there are others, or nothing was compared.
+        """
+        results = [result for _, result in self.shown()]
+        results += [group.average for group in self.groups if group.average is not None]
         outcomes = [one.outcome for result in results for one in result.paired if one is not None]
-        return "worse" not in outcomes if outcomes else None
+        if "worse" in outcomes:
+            return False
+        return True if outcomes and not self.not_compared() else None
+
+    def not_compared(self) -> list[str]:
+        """Tasks that were skipped, or have a figure that is shown and could not be paired."""
+        unpaired = [task.task for task, result in self.shown() if None in result.paired[1:]]
+        return list(dict.fromkeys((*unpaired, *self.skipped)))
 
 
 def judge(interval: tuple[float, float], higher_is_better: bool, p: float | None = None) -> Outcome:

@@ -66,7 +66,7 @@ class MetricItems(BaseModel):
             float((values - others).sum() / weights.sum()),
             _ratio_error(values - others, weights),
         )
-        low, high = interval_of(difference, error)
+        low, high = interval_of(difference, error, len(values))
         if self._is_ratio:
             difference, low, high = math.expm1(difference), math.expm1(low), math.expm1(high)
         p = _mcnemar(values, others) if self.kind == "mean" else None
@@ -181,16 +181,21 @@ def validation_result(text: Split, window: int, losses: Sequence[WindowLosses]) 
     """Every model's mean loss, and each against the first, window by window."""
     pairs: list[Paired | None] = [None]
     for one in losses[1:]:
-        comparison = compare(one, losses[0])
-        outcome = judge(comparison.interval, higher_is_better=False)
-        pairs.append(Paired(difference=comparison.difference, interval=comparison.interval, outcome=outcome))
+        comparison, pair = compare(one, losses[0]), None
+        if len(one.losses) > 1:  # one window has no spread, so no interval
+            outcome = judge(comparison.interval, higher_is_better=False)
+            pair = Paired(difference=comparison.difference, interval=comparison.interval, outcome=outcome)
+        pairs.append(pair)
     return ValidationResult(
         data=str(text.directory),
         sha256=text.identity.sha256,
         split=text.name,
         windows=len(losses[0].losses),
         window=window,
-        scores=[Score(value=one.mean, standard_error=one.standard_error) for one in losses],
+        scores=[
+            Score(value=one.mean, standard_error=one.standard_error if len(one.losses) > 1 else None)
+            for one in losses
+        ],
         paired=pairs,
         bytes_per_token=text.identity.bytes_per_token,
     )

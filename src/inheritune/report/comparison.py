@@ -18,7 +18,7 @@ import numpy as np
 import rich.table
 
 from inheritune import UserError
-from inheritune.quantities import count, flop_scale, flops, loss_decimals, signed_interval
+from inheritune.quantities import count, flop_scale, flops, loss_decimals, signed_interval, without_spread
 from inheritune.report import figures
 from inheritune.report.figures import Interval, Line, Picture, short
 from inheritune.report.pages import Page, Section, pictures, write_files
@@ -226,6 +226,9 @@ def pair(entries: Sequence[Entry], reference: str | None, title: str) -> RunComp
         rows.append(Seeds(one, place, seeds, fmean(losses) if losses else None, mean, spread))
     notes = [f"{name(entry)}: {note}" for entry in entries for note in entry.notes]
     notes += [seed.note for row in rows for seed in row.seeds if seed.note is not None]
+    hot = ", ".join(name(entry) for entry in entries if not entry.cooled)
+    if hot:
+        notes.append(f"Grown before the learning rate had decayed, so that losses are high: {hot}.")
     return RunComparison(title, label, rows, tuple(notes))
 
 
@@ -425,7 +428,7 @@ def _cells(seed: Compared, decimals: int) -> dict[str, str]:
             "All rounds": _known(entry.total_flops, flops),
             "Relative": _known(seed.relative_flops, "{:.2f} ×".format),
             "Loss": f"{losses.mean:.{decimals}f}",
-            "Error": f"{losses.standard_error:.{decimals}f}",
+            "Error": f"{losses.standard_error:.{decimals}f}" if len(losses.losses) > 1 else "unknown",
             PER_BYTE: _known(losses.bits_per_byte, f"{{:.{decimals + 1}f}}".format),
         }
     if paired is not None:
@@ -468,14 +471,14 @@ def _compare(entry: Entry, references: Sequence[Entry], name: Callable[[Entry], 
             f"compared per byte, {entry.losses.bits_per_byte:.4f} bits and {reference.losses.bits_per_byte:.4f}, "
             f"difference {difference:+.4f}, 95% interval {signed_interval(ends, 4)}."
         )
-        return Compared(own, entry, None, relative, _verdict(entry.losses, ends), note)
+        return Compared(own, entry, None, relative, _verdict(ends), note)
     unexpected = None if same or len(references) == 1 else f"{own} is compared with {other}."
-    return Compared(own, entry, paired, relative, _verdict(entry.losses, paired.interval), unexpected)
+    return Compared(own, entry, paired, relative, _verdict(paired.interval), unexpected)
 
 
-def _verdict(losses: validation.WindowLosses, interval: tuple[float, float]) -> str:
+def _verdict(interval: tuple[float, float]) -> str:
     """Of a difference with this interval."""
     low, high = interval
-    if len(losses.losses) < 2 or low <= 0 <= high:  # one window has no spread, so no interval
+    if low <= 0 <= high or without_spread(interval):
         return "not significant"
     return "better" if high < 0 else "worse"

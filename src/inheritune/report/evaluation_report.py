@@ -19,7 +19,6 @@ import rich.table
 import yaml
 
 from inheritune.evaluation.result import (
-    Cell,
     Evaluation,
     GroupResult,
     MetricResult,
@@ -161,7 +160,7 @@ def difference_picture(evaluation: Evaluation) -> Picture | None:
 
     A filled mark is better or worse. Averages of groups come last.
     """
-    accuracies = [(task.task, result) for task, result in _shown(evaluation) if is_accuracy(result.metric)]
+    accuracies = [(task.task, result) for task, result in evaluation.shown() if is_accuracy(result.metric)]
     times = Counter(name for name, _ in accuracies)
     named = [(f"{name}, {result.metric}" if times[name] > 1 else name, result) for name, result in accuracies]
     averages = ((group.name, group.average) for group in evaluation.groups if group.average is not None)
@@ -277,7 +276,7 @@ def _group_tables(evaluation: Evaluation, group: GroupResult) -> Iterator[Table]
     """A group's figures by model, its paired differences, and the paper's figures."""
     shown: list[tuple[Column, MetricResult | None]] = []  # None where the task is missing
     for cell in group.columns:
-        found = _find(evaluation, cell)
+        found = evaluation.find(cell)
         detail = cell.metric
         if found is not None:
             detail = _with_arrow(f"{detail}, {found[0].shots}-shot" if found[0].shots else detail, found[1])
@@ -345,7 +344,7 @@ def _other_tasks(evaluation: Evaluation) -> list[Table]:
     """Tasks of no group; and those without figures that no group mentions."""
     told = {task for group in evaluation.groups for task in group.missing}
     missing = [task for task in evaluation.skipped if task not in told]
-    tasks = _ungrouped(evaluation)
+    tasks = evaluation.ungrouped()
     if not tasks and not missing:
         return []
     rows = []
@@ -510,7 +509,7 @@ def _verdict(evaluation: Evaluation, i: int) -> str:
         accuracies.append(f"{heading} {_against(average, i, outcome=False)}")
     quality = [", ".join(accuracies)] if accuracies else []
     # Of other metrics how much they differ matters more than how many do.
-    others = [(task.task, result) for task, result in _shown(evaluation) if not is_accuracy(result.metric)]
+    others = [(task.task, result) for task, result in evaluation.shown() if not is_accuracy(result.metric)]
     quality += [f"{name} {result.metric} {_against(result, i)}" for name, result in others]
     if evaluation.validation is not None:
         quality.append(f"validation loss {_against(_as_metric(evaluation.validation), i)}")
@@ -528,7 +527,7 @@ def _limited(evaluation: Evaluation, before: str = ", ") -> str:
 def _accuracies(evaluation: Evaluation, i: int) -> Iterator[str]:
     first = evaluation.models[0].name
     results = [
-        (task.task, result.paired[i]) for task, result in _shown(evaluation) if is_accuracy(result.metric)
+        (task.task, result.paired[i]) for task, result in evaluation.shown() if is_accuracy(result.metric)
     ]
     pairs = [(task, paired.outcome) for task, paired in results if paired is not None]
     sides = []
@@ -605,26 +604,6 @@ def _fenced(text: str) -> str:
     """A block in which nothing is markup: its fence is longer than any in the text."""
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 0)
     return f"{fence}text\n{text}\n{fence}"
-
-
-def _find(evaluation: Evaluation, cell: Cell) -> tuple[TaskResult, MetricResult] | None:
-    """The figures that a table shows in this column; None if there are none."""
-    found = ((task, result) for task in evaluation.tasks if task.task == cell.task for result in task.metrics)
-    return next((pair for pair in found if pair[1].metric == cell.metric), None)
-
-
-def _ungrouped(evaluation: Evaluation) -> list[TaskResult]:
-    """Tasks that are in the table of no group."""
-    grouped = {cell.task for group in evaluation.groups for cell in group.columns}
-    return [task for task in evaluation.tasks if task.task not in grouped]
-
-
-def _shown(evaluation: Evaluation) -> list[tuple[TaskResult, MetricResult]]:
-    """Every figure that is in a table, once, in the order of the tables."""
-    cells = [cell for group in evaluation.groups for cell in group.columns]
-    cells += [Cell(task=task.task, metric=task.metric) for task in _ungrouped(evaluation)]
-    unique = dict.fromkeys(cells)
-    return [found for cell in unique if (found := _find(evaluation, cell)) is not None]
 
 
 def _rate_at(speed: SpeedResult, model: int, batch: int) -> Rate | None:

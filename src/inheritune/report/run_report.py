@@ -182,10 +182,10 @@ def _round_blocks(run: Run) -> Iterator[pages.Block]:
 
 
 def _samples(run: Run) -> Sequence[pages.Block]:
-    entry, reference = run.summary.reported, run.summary.reference
+    rounds, reference = run.summary.rounds, run.summary.reference
     names = (
         f"Reference, {reference.layers} layers" if reference else "Reference",
-        f"Target, {entry.layers} layers" if entry else "Target",
+        f"Target, {rounds[-1].layers} layers" if rounds else "Target",
     )
     return pages.continuations(run.samples, names)
 

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from inheritune import UserError
 from inheritune.evaluation.result import FILE as EVALUATION_FILE
 from inheritune.evaluation.result import Evaluation, Sample, load_evaluation
-from inheritune.run_directory import FIRST_FLOPS, Record, State, Summary, read_starts
+from inheritune.run_directory import FIRST_FLOPS, Decision, Record, State, Summary, is_cooled, read_starts
 from inheritune.runtime import files
 
 if TYPE_CHECKING:  # the page of a run is written without torch
@@ -128,6 +129,7 @@ class Entry:
         metrics: recorded during its own training, whose FLOPs count from 0.
         losses: final ones, per window; None if it is unfinished, or only its run's page is made.
         notes: sentences about what could not be read.
+        cooled: False of a frugal round that grew before its learning rate had decayed, so that its losses are high.
     """
 
     label: str
@@ -144,6 +146,7 @@ class Entry:
     metrics: MetricColumns
     losses: WindowLosses | None = None
     notes: tuple[str, ...] = ()
+    cooled: bool = True
 
     @property
     def round(self) -> int:
@@ -338,7 +341,18 @@ def _read_entry(
     tokens = _whole(outcome.get("tokens", last.get("tokens")))
     layers, parameters = _size(path, outcome)
     sizes = layers, parameters, steps, tokens
-    return Entry(label, path, run, kind, seed, *sizes, flops, total, metrics, notes=tuple(notes))
+    cooled = is_cooled(_decisions(known))
+    return Entry(
+        label, path, run, kind, seed, *sizes, flops, total, metrics, notes=tuple(notes), cooled=cooled
+    )
+
+
+def _decisions(known: Mapping[str, Any]) -> list[Decision]:
+    """Of a round; none where they cannot be read."""
+    try:
+        return TypeAdapter(list[Decision]).validate_python(known.get("decisions", []))
+    except ValidationError:
+        return []
 
 
 def _size(path: Path, outcome: Mapping[str, Any]) -> tuple[int | None, int | None]:

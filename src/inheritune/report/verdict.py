@@ -6,7 +6,15 @@ from collections.abc import Callable
 
 import rich.table
 
-from inheritune.quantities import count, duration, flops, loss_decimals, signed_interval, significant
+from inheritune.quantities import (
+    count,
+    duration,
+    flops,
+    loss_decimals,
+    signed_interval,
+    significant,
+    without_spread,
+)
 from inheritune.report.table import PER_BYTE, Row, Table
 from inheritune.run_directory import ControlFigures, ReferenceFigures, RoundFigures, Summary
 
@@ -155,17 +163,18 @@ def terminal_rounds(summary: Summary) -> rich.table.Table:
 def _outcome(summary: Summary, entry: RoundFigures) -> str:
     """Parity, no parity or neither yet, and whether the interval agrees."""
     low, high = entry.interval
+    spread = not without_spread(entry.interval)
     number = len(summary.rounds)
     rounds = "1 round" if number == 1 else f"{number} rounds"
     if summary.verdict is None:
         return f"No verdict yet, after {rounds}: "
     within = "" if summary.margin == 0 else f" within the margin of {significant(summary.margin)}"
     if summary.verdict == "parity":
-        doubt = "" if high <= summary.margin else " by mean loss, but not beyond chance,"
+        doubt = "" if high <= summary.margin and spread else " by mean loss, but not beyond chance,"
         return f"Parity{within}{doubt} after round {entry.round}: "
     if entry.parity:
         return f"Parity{within} on its own data after round {entry.round}, but not on {', '.join(entry.worse_on)}: "
-    doubt = "" if low > summary.margin else ", though not beyond chance"
+    doubt = "" if low > summary.margin and spread else ", though not beyond chance"
     closest = "" if number == 1 else f"the closest is round {entry.round} with "
     return f"No parity{within} after {rounds}{doubt}: {closest}"
 

@@ -24,6 +24,9 @@ from inheritune.training.loss import NextTokenLoss
 Z95 = 1.959963984540054
 """Half-width of a 95% interval of the normal distribution, in standard errors."""
 
+MANY = 100
+"""Values from which on Student's t is wider by less than 1.3%, and the normal distribution is taken for it."""
+
 BATCH_TOKENS = {"cpu": 8_192, "cuda": 16_384}
 """In one forward pass; part of how a loss is rounded, so it does not depend on memory."""
 
@@ -112,7 +115,7 @@ class Comparison:
     Args:
         difference: mean of (target - reference), nats per token; negative means that the target is better.
         standard_error: of that mean, over windows.
-        interval: 95% interval of the mean (normal approximation).
+        interval: 95% interval of the mean, see `interval_of`.
         parity: whether the difference is at most the margin (Algorithm 1, step 3).
     """
 
@@ -193,7 +196,7 @@ def compare(target: WindowLosses, reference: WindowLosses, margin: float = 0.0) 
         )
     differences = target.losses - reference.losses
     mean, error = float(differences.mean()), standard_error(differences)
-    interval = interval_of(mean, error)
+    interval = interval_of(mean, error, len(differences))
     return Comparison(mean, error, interval, parity=mean <= margin)
 
 
@@ -214,7 +217,8 @@ def compare_per_byte(
     errors = [
         bits_per_byte(losses.standard_error, losses.bytes_per_token) or 0.0 for losses in (target, reference)
     ]
-    return a - b, interval_of(a - b, math.hypot(*errors))
+    fewest = min(len(target.losses), len(reference.losses))
+    return a - b, interval_of(a - b, math.hypot(*errors), fewest)
 
 
 def _spread(available: int, windows: int | Literal["all"]) -> np.ndarray:
@@ -223,9 +227,27 @@ def _spread(available: int, windows: int | Literal["all"]) -> np.ndarray:
     return np.arange(count, dtype=np.int64) * available // count
 
 
-def interval_of(mean: float, error: float) -> tuple[float, float]:
-    """95% interval of a mean by its standard error (normal approximation)."""
-    return mean - Z95 * error, mean + Z95 * error
+def interval_of(mean: float, error: float, count: int) -> tuple[float, float]:
+    """95% interval of a mean of so many values by its standard error; a single one has no spread, so no width.
+
+    By Student's t where they are fewer than `MANY`, else by the normal distribution.
+    """
+    half = 0.0 if count < 2 else error * (Z95 if count >= MANY else t95(count - 1))
+    return mean - half, mean + half
+
+
+def t95(degrees: int) -> float:
+    """Half-width of a 95% interval of Student's t, to 0.2% (Cornish-Fisher; of one and two degrees exactly)."""
+    if degrees < 3:
+        return math.tan(0.475 * math.pi) if degrees == 1 else math.sqrt(2 / (0.05 * 1.95) - 2)
+    z = Z95
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92_160,
+    )
+    return z + sum(term / degrees**power for power, term in enumerate(terms, 1))
 
 
 def standard_error(values: np.ndarray) -> float:
