@@ -477,19 +477,18 @@ def study_entries(study: Study, rows: Sequence[Row], directory: Path) -> list[En
     from inheritune.report.comparison import read_entries
 
     entries: list[Entry] = []
-    total: dict[tuple[str, int], float] = {}
+    total: dict[tuple[str, int], float | None] = {}
     for row in rows:
-        before = 0.0
-        if row.starts_from is not None and row.starts_from != study.reference:
-            before = total[row.starts_from, row.seed]
+        shared = row.starts_from in (None, study.reference)
+        before = 0.0 if shared else total[str(row.starts_from), row.seed]
         found = read_entries([(row.name, row.folder(directory))])
         if row.kind is Recipe:  # the rounds of Algorithm 1, of which the last has the row's name
             found = [entry for entry in found if entry.kind == "round"]
             labels = [*(f"{row.name} round {n}" for n in range(1, len(found))), row.name]
             found = [replace(entry, label=label) for entry, label in zip(found, labels, strict=True)]
         for entry in found:
-            flops = None if entry.total_flops is None else entry.total_flops + before
+            flops = None if entry.total_flops is None or before is None else entry.total_flops + before
             entries.append(replace(entry, total_flops=flops))
-        total[row.name, row.seed] = entries[-1].total_flops or 0.0
+        total[row.name, row.seed] = entries[-1].total_flops
     order = list(study.rows)
     return sorted(entries, key=lambda entry: order.index(entry.label.partition(" round ")[0]))
