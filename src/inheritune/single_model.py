@@ -26,7 +26,7 @@ from inheritune.data.order import Order
 from inheritune.initialization import choose, half_width, select
 from inheritune.initialization.narrow import narrow_config, narrower, width_config
 from inheritune.models.architecture import PARTS, choose_layers, layer_count
-from inheritune.models.gguf import weights_digest
+from inheritune.models.checkpoint_files import weights_digest
 from inheritune.models.load import load_config, load_model, load_tokenizer
 from inheritune.models.presets import architecture_config, from_config
 from inheritune.models.size import flops_per_token, on_meta

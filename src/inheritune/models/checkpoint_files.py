@@ -6,20 +6,23 @@ names the file and what to do.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from inheritune import UserError
 from inheritune.config import Pretrained
+from inheritune.models.gguf import located
 from inheritune.models.layer_fields import lines_of
 
 logger = logging.getLogger(__name__)
@@ -39,6 +42,9 @@ PRIVATE_FORMATS = ("original/consolidated*", "consolidated*", "params.json")
 OURS = ("final", "model", "reference/model")
 """Where a run has its models."""
 
+SAMPLE, SAMPLES = 64, 4096
+"""Bytes of a file of weights that are looked at together, and at about how many places, to tell it from another."""
+
 
 class Tensor(NamedTuple):
     """A tensor as its file describes it: the type is safetensors' name of it, such as BF16."""
@@ -53,8 +59,6 @@ def check_place(source: Pretrained) -> None:
     Raises:
         UserError: it is neither; what it seems to be is named.
     """
-    if not str(source).strip():
-        raise UserError("no model is named: give a folder of a checkpoint, or an id on the Hugging Face hub")
     place = Path(source.name)
     with reading(place):
         if place.is_file():
@@ -150,6 +154,30 @@ def _of_index(path: Path) -> dict[str, Tensor]:
             f"{path} says that {wrong[0]} is in {places[wrong[0]]}, but it is not: the files do not belong together"
         )
     return tensors
+
+
+def weights_digest(source: Pretrained) -> str | None:
+    """Tells the weights of a checkpoint from others: a sha256 over its files' names, sizes and bytes at many places.
+
+    Of an id it is the commit that the hub's cache has. None where nothing is there.
+    """
+    place, file = located(source)
+    folder = Path(place)
+    if not folder.is_dir():
+        found: Any = None
+        with suppress(HFValidationError):  # a folder that is gone
+            found = try_to_load_from_cache(place, file or CONFIG, revision=source.revision)
+        return Path(found).parent.name if isinstance(found, str) else None
+    digest = hashlib.sha256()
+    paths = [folder / file] if file else sorted(folder.glob("*.safetensors"))
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as opened:
+            for start in range(0, size, max(SAMPLE, size // SAMPLES)):
+                opened.seek(start)
+                digest.update(opened.read(SAMPLE))
+    return digest.hexdigest() if paths else None
 
 
 def _no_weights(folder: Path) -> str:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.util
 import re
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 
 from inheritune import UserError
 from inheritune.config import Pretrained
@@ -23,9 +18,6 @@ NEEDED = ("gguf", "accelerate")
 
 SCALED = "rope_freqs.weight"
 """Tensor that scales rotary positions, which transformers passes over."""
-
-SAMPLE, SAMPLES = 64, 4096
-"""Bytes of a file of weights that are looked at together, and at about how many places, to tell it from another."""
 
 
 def located(source: Pretrained) -> tuple[str, str | None]:
@@ -52,30 +44,6 @@ def located(source: Pretrained) -> tuple[str, str | None]:
         if found:
             return name, found[0].name
     return name, None
-
-
-def weights_digest(source: Pretrained) -> str | None:
-    """Tells the weights of a checkpoint from others: a sha256 over its files' names, sizes and bytes at many places.
-
-    Of an id it is the commit that the hub's cache has. None where nothing is there.
-    """
-    place, file = located(source)
-    folder = Path(place)
-    if not folder.is_dir():
-        found: Any = None
-        with suppress(HFValidationError):  # a folder that is gone
-            found = try_to_load_from_cache(place, file or "config.json", revision=source.revision)
-        return Path(found).parent.name if isinstance(found, str) else None
-    digest = hashlib.sha256()
-    paths = [folder / file] if file else sorted(folder.glob("*.safetensors"))
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as opened:
-            for start in range(0, size, max(SAMPLE, size // SAMPLES)):
-                opened.seek(start)
-                digest.update(opened.read(SAMPLE))
-    return digest.hexdigest() if paths else None
 
 
 def given(source: Pretrained) -> dict[str, Any]:
