@@ -44,8 +44,8 @@ TOGETHER = ("run", "train", "analyze", "answers")
 """Verbs that several processes can work on, started by torchrun."""
 
 
-WORDS = ("prompt", "title")
-"""Options that may be empty: no names of something."""
+WORDS = ("prompt", "title", "model")
+"""Parameters that may be empty, being no names of something, and a model, which is refused wherever one is named."""
 
 
 class Verb(TyperCommand):

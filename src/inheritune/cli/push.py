@@ -9,7 +9,7 @@ import typer
 
 
 def push_command(
-    model: Annotated[
+    directory: Annotated[
         Path,
         typer.Argument(
             metavar="RUN|MODEL", help="Directory of a finished run or training, or folder of a model."
@@ -34,7 +34,7 @@ def push_command(
     from inheritune.quantities import memory
 
     quiet()
-    pushed = push(model, repo, public=public, dry_run=dry_run)
+    pushed = push(directory, repo, public=public, dry_run=dry_run)
     for name, size in pushed.files.items():
         print_line(f"{size:>15,}  {name}")
     where = pushed.url or f"nothing was sent; it would go to {pushed.repo}"
