@@ -30,6 +30,7 @@ from inheritune.cli.run import run_command
 from inheritune.cli.schema import schema_command
 from inheritune.cli.study import study_command
 from inheritune.cli.train import train_command
+from inheritune.runtime.allocator import keep_freed_memory
 from inheritune.runtime.files import FULL
 from inheritune.runtime.signals import first_process, terminated_as_interrupted
 
@@ -117,6 +118,7 @@ def main() -> None:
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
     for library in NOISY:
         logging.getLogger(library).setLevel(logging.ERROR)
+    keep_freed_memory()
     # Of several processes torchrun ends those that wait for others, which would not come to an exception.
     alone = terminated_as_interrupted if processes == 1 else nullcontext
     try:
