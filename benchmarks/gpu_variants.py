@@ -1,6 +1,7 @@
 """Settings of ours that `gpu.py` can change without a change of the source: `ours+NAME=VALUE+...`.
 
-attention   masked (what transformers does with `sdpa` in compiled code), cudnn, flash
+attention   masked (what transformers does with `sdpa` in compiled code), cudnn, flash, padded (heads of a
+            multiple of eight, which cuDNN takes)
 loss        whole (all logits at once), chunked, fused (torch's, in bf16), ahead (gradients in the forward pass)
 compile     whole, blocks (each block and the cross entropy alone), autotune (max-autotune-no-cudagraphs),
             graphs (CUDA graphs), none
@@ -24,6 +25,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from inheritune.config import Training
 from inheritune.models.attention import attend
@@ -44,6 +47,7 @@ NAMES = (
     "parallel",
     "gather",
 )
+PADDED = "benchmark_padded"
 MODES = {"autotune": "max-autotune-no-cudagraphs", "graphs": "reduce-overhead"}
 
 
@@ -110,9 +114,30 @@ def _attend(model: Any, how: str) -> None:
     if how == "masked":
         attend(model, "sdpa")
         return
+    if how == "padded":
+        AttentionInterface.register(PADDED, _padded)
+        attend(model, PADDED)
+        return
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_flash_sdp(how == "flash")
     torch.backends.cuda.enable_cudnn_sdp(how == "cudnn")
+
+
+def _padded(
+    module: nn.Module,
+    query_bhtd: Tensor,
+    key_bhtd: Tensor,
+    value_bhtd: Tensor,
+    mask: Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention of heads that zeros make as wide as the next multiple of eight: the same values."""
+    width = query_bhtd.shape[-1]
+    wide = [F.pad(each, (0, -width % 8)) for each in (query_bhtd, key_bhtd, value_bhtd)]
+    own = width**-0.5 if scaling is None else scaling
+    out_bthd, _ = sdpa_attention_forward(module, *wide, mask, scaling=own, **options)
+    return out_bthd[..., :width], None
 
 
 class Whole(NextTokenLoss):

@@ -142,6 +142,25 @@ def test_every_loss_has_the_same_value_and_gradients(name: str) -> None:
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-6)
 
 
+def test_padded_heads_have_the_same_loss_and_gradients() -> None:
+    windows = tokens(4, 25)
+    values, gradients = [], []
+    for how in ("sdpa", "padded"):
+        model = tiny_model(
+            "llama", hidden_size=40, num_attention_heads=4, num_key_value_heads=2
+        )  # heads of ten
+        if how == "padded":
+            gpu_variants._attend(model, how)
+            assert model.config._attn_implementation == gpu_variants.PADDED
+        loss = NextTokenLoss(model)(windows[:, :-1], windows[:, 1:].contiguous())
+        loss.backward()
+        values.append(loss.detach())
+        gradients.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(values[1], values[0])
+    for padded, reference in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(padded, reference, rtol=1e-4, atol=1e-6)
+
+
 def test_settings_are_read_and_unknown_ones_refused() -> None:
     settings = gpu_variants.parse("ours+loss=whole+micro=24")
     assert settings == {"loss": "whole", "micro": "24"}
