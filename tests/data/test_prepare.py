@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from inheritune import UserError
 from inheritune.data import tokenizer as tokenizers
 from inheritune.data.prepare import few_held_out, key_and_hash, prepare, share_held_out
-from inheritune.data.shards import open_split, read_manifest, verify
+from inheritune.data.shards import FileRecord, SplitRecord, open_split, read_manifest, verify
 from inheritune.data.unfinished import SplitWriter
 
 SPECIAL = "<|endoftext|>"
@@ -241,6 +241,27 @@ def test_rows_without_text_are_counted_once_after_an_interruption(tmp_path, toke
     manifest = prepare(sources, tmp_path / "out", **options)
     assert manifest == undisturbed
     assert hashes(tmp_path / "out") == hashes(tmp_path / "undisturbed")
+
+
+def test_only_files_that_no_record_names_are_dropped(tmp_path):
+    """Also where the numbers of the files have outgrown their five digits."""
+    last = b"\1\0\2\0"
+    contents = {"train-99999.bin": b"\0\0", "train-100000.bin": last, "train-100001.bin": b"lost"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    before = [
+        FileRecord(name=f"train-{number:05d}.bin", tokens=1, documents=1, sha256=None)
+        for number in range(100_000)
+    ]
+    known = FileRecord(
+        name="train-100000.bin", tokens=2, documents=1, sha256=hashlib.sha256(last).hexdigest()
+    )
+    record = SplitRecord(documents=100_001, tokens=100_002, files=[*before, known])
+    writer = SplitWriter(tmp_path, "train", np.dtype(np.uint16), 2, record)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train-100000.bin", "train-99999.bin"]
+    writer.append(np.array([3], np.uint16), 1)
+    assert writer.sync().files[-1].name == "train-100001.bin"
+    writer.close()
 
 
 def test_many_rows_without_text_do_not_pile_up(tmp_path, tokenizer, monkeypatch):

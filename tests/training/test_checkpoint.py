@@ -169,6 +169,18 @@ def test_a_past_that_was_left_makes_room(tmp_path: Path, step: int) -> None:
     assert save(resumed, step + 1) == [f"step-{step:07d}", f"step-{step + 1:07d}"]
 
 
+def test_ten_million_steps_come_after_the_ones_before(tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+    optimizer = make_optimizer(model, Training.model_validate(training()).optimizer)
+    saver = checkpoint.Saver(tmp_path, 2, ALONE)
+    for step in (9_999_990, 9_999_999, 10_000_008):
+        saver.save(model, optimizer, checkpoint.TrainState(step=step))
+        saver.wait()
+    assert [path.name for path in checkpoint.all_in(tmp_path)] == ["step-9999999", "step-10000008"]
+    found = checkpoint.newest(tmp_path, checkpoint.TrainState())
+    assert found is not None and found[1].step == 10_000_008
+
+
 def test_a_damaged_checkpoint_is_not_called_good(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -177,12 +177,13 @@ class SplitWriter:
         self.text_bytes: int | None = 0
         self._full: list[FileRecord] = []
         self._file: BinaryIO | None = None  # the one after these
-        kept = 0
-        if record is not None and record.files:
-            kept = len(record.files)
+        kept = record.files if record is not None else []
+        if record is not None and kept:
             self._resume(record, dtype.itemsize)
-        for path in sorted(directory.glob(f"{name}-*.bin"))[kept:]:
-            path.unlink()
+        names = {file.name for file in kept}
+        for path in directory.glob(f"{name}-*.bin"):
+            if path.name not in names:
+                path.unlink()
 
     def append(self, tokens: npt.NDArray[Any], text_bytes: int) -> None:
         """Write one document, end-of-text included, whose text has so many bytes."""

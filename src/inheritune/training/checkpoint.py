@@ -158,7 +158,7 @@ class Saver:
         The training went back behind those, as the newest were damaged.
         """
         found = all_in(self.folder)
-        earlier = [one for one in found if before is not None and one <= before]
+        earlier = [one for one in found if before is not None and _order(one) <= _order(before)]
         kept = [*earlier, path][-self.keep :]
         for other in found:
             if other not in kept:
@@ -221,7 +221,13 @@ def restore_optimizer(
 
 def all_in(folder: Path) -> list[Path]:
     """The complete checkpoints of a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if not path.name.endswith(files.TEMPORARY_SUFFIX))
+    found = [path for path in folder.glob("step-*") if not path.name.endswith(files.TEMPORARY_SUFFIX)]
+    return sorted(found, key=_order)
+
+
+def _order(path: Path) -> tuple[int, str]:
+    """That of the steps: ten million of them have a digit more."""
+    return len(path.name), path.name
 
 
 def _path_of(folder: Path, step: int) -> Path:
