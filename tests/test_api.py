@@ -346,6 +346,19 @@ def test_recipes_as_values_files_and_objects(tmp_path: Path, data: Path) -> None
             inheritune.train(wrong, tmp_path / "wrong")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="processes is 0, but must be at least 1"):
         inheritune.plan(recipe, processes=0)
+    with pytest.raises(UserError, match=r"there is no recipe 'no\.yaml'"):
+        inheritune.train("no.yaml")
+    with pytest.raises(UserError, match="the output folder should be a path, but is of type int"):
+        inheritune.train(recipe, 5)  # type: ignore[arg-type]
+    for runs, sentence in (
+        (5, "the runs should be directories, but are of type int"),
+        ([5], "the run should be a path, but is of type int"),
+        ({"a": tiny_model("gpt2")}, "the run should be a path, but is of type GPT2LMHeadModel"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            inheritune.compare(runs)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="the model should be a path, but is of type GPT2LMHeadModel"):
+        inheritune.push(tiny_model("gpt2"), "me/it", dry_run=True)  # type: ignore[arg-type]
     assert not (tmp_path / "wrong").exists()
 
 

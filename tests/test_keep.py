@@ -25,6 +25,7 @@ from inheritune.initialization import select
 from inheritune.planning import plan
 from inheritune.recipe_file import parse_recipe
 from inheritune.single_model import train_model
+from inheritune.training.step import Stepper
 from tiny_data import write_shards
 from tiny_models import LAYERS, tiny_model
 from tiny_recipes import recipe, training, values
@@ -151,6 +152,40 @@ def test_a_single_training_measures_what_it_keeps(
     assert kept.keep == layers.split(maxsplit=1)[0] and len(kept.layers) == 2
     listed = parse_recipe({**wanted, "initialization": {"layers": kept.layers}}, TrainRecipe)
     assert train_model(listed, tmp_path / "two").losses.tolist() == losses.losses.tolist()
+
+
+def test_what_was_decided_before_the_first_step_is_of_this_recipe(
+    data: Path, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory ran out in the first step; fewer layers are asked for in the same directory."""
+
+    def settings(layers: str) -> TrainRecipe:
+        wanted = {
+            "data": {"path": str(data), "window": 32},
+            "model": {"pretrained": str(large)},
+            "initialization": {"layers": layers},
+            "training": training(),
+        }
+        return parse_recipe(wanted, TrainRecipe)
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "__call__", fail)
+        with pytest.raises((torch.OutOfMemoryError, UserError)):
+            train_model(settings("measured 3"), tmp_path / "run")
+    before = (tmp_path / "run/choice.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "__call__", fail)
+        with pytest.raises((torch.OutOfMemoryError, UserError)):
+            train_model(settings("measured 3"), tmp_path / "run")
+    assert (tmp_path / "run/choice.json").read_bytes() == before, "it is not measured twice"
+    losses = train_model(settings("measured 2"), tmp_path / "run")
+    assert len(load_kept(tmp_path / "run/choice.json").layers) == 2
+    assert train_model(settings("measured 2"), tmp_path / "new").losses.tolist() == losses.losses.tolist()
+    with pytest.raises(UserError, match="another recipe"):
+        train_model(settings("measured 3"), tmp_path / "run")
 
 
 def test_layers_that_are_measured_are_no_blocks_to_checkpoint(data: Path) -> None:

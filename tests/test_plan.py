@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -139,3 +140,13 @@ def test_the_rate_of_a_gpu_that_was_measured_before(data: Path, monkeypatch: pyt
     assert known_rate(recipe(data, training=training(device="cuda", precision="fp32"))) is None
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "another")
     assert known_rate(on_gpu) is None
+
+
+def test_a_measured_rate_is_that_of_one_gpu_of_several(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inheritune.planning.measured_rate", lambda recipe: 1e9)
+    for kind, factor in (("cpu", 1), ("cuda", 4)):
+        found = SimpleNamespace(device=torch.device(kind))
+        monkeypatch.setattr("inheritune.planning.choose_hardware", lambda training, found=found: found)
+        planned = plan(recipe(data), measure=True, processes=4, device="cpu")
+        assert planned.rate == factor * 1e9
+        assert planned.rate_is == ("measured here" if factor == 1 else "4 x what was measured here")

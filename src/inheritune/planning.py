@@ -101,6 +101,10 @@ def plan(
     rate, rate_is = flops_per_second, "given"
     if measure and not isinstance(recipe, Study):
         rate, rate_is = measured_rate(recipe), "measured here"
+        if (
+            processes > 1 and choose_hardware(recipe.training).device.type == "cuda"
+        ):  # on a CPU they share its cores
+            rate, rate_is = processes * rate, f"{processes} x what was measured here"
     if rate is None and (known := known_rate(recipe, device)):
         rate, rate_is = processes * known, f"{processes} x what this kind of GPU was measured to do"
     notes = list(dict.fromkeys(found.notes))

@@ -88,7 +88,7 @@ def push(model: str | Path, repo: str, *, public: bool = False, dry_run: bool = 
         validate_repo_id(repo)
     except HFValidationError as error:
         raise UserError(f"{repo!r} is no name of a repository, such as my-name/my-model: {error}") from error
-    folder = _model_folder(Path(model))
+    folder = _model_folder(files.named(model, "model"))
     sizes = _sizes(folder)
     if dry_run:
         return Pushed(repo, sizes, None)

@@ -46,6 +46,9 @@ STARTS = "starts.jsonl"
 BARE = ("recipe.yaml", STARTS, "state.json", "summary.json")
 """What is in a run's directory before anything is computed."""
 
+DECIDED = ("choice.json", "micro-batch.json")
+"""What is decided before a training's first step: layers that were measured, and windows that fit."""
+
 Verdict = Literal["parity", "no parity"]
 Phase = Literal["reference", "preparation", "round", "control", "finished"]
 """How far a run is; `preparation` is what comes before the first round where a recipe asks for it: the reference as a
@@ -415,22 +418,27 @@ class RunDirectory:
             UserError: it holds work of a recipe, data, models or precision that would give other weights (they are
                 named), it is something else, or another process works in it.
         """
-        path = self.path / "recipe.yaml"
+        path, made = self.path / "recipe.yaml", None
+        if not path.exists():
+            self.check_place()
+            made = [place for place in (self.path, *self.path.parents) if not place.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.hold()  # until here another process may have made the same directory, whose files are not ours
         if path.exists():
-            self.hold()
             earlier = load_recipe(path, type(recipe))
             if not read_starts(self.path) and path.read_text("utf-8") != to_yaml(earlier):  # a user's own
                 raise UserError(f"{self.path} is not empty and not a run; give another directory")
-            if self._has_work():
+            try:
                 self.check_recipe(recipe)
                 self.check_data(data)
                 self.check_models(environment.get("models", {}))
                 self._check_precision(recipe, environment)
+            except UserError:
+                if self._has_work():
+                    raise
+                self._forget()
         else:
-            self.check_place()
-            self.made = [place for place in (self.path, *self.path.parents) if not place.exists()]
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.hold()
+            self.made = made
         trainings = (
             place
             for kind in ("reference", "teacher", "rate-*", "probe-*", "round-*", "control")
@@ -548,6 +556,12 @@ class RunDirectory:
         """Whether something was computed that another recipe would spoil; a mistake found at once leaves nothing."""
         kept = ("checkpoints/step-*", "validation.json", "model")
         return any(next(self.path.glob(place + name), None) for place in ("", "*/") for name in kept)
+
+    def _forget(self) -> None:
+        """Drop what was decided for another recipe before its first step."""
+        for name in DECIDED:
+            for path in (*self.path.glob(name), *self.path.glob(f"*/{name}")):
+                path.unlink()
 
     def record(self, phase: Phase, number: int, summary: Summary) -> None:
         """Say how far the run is."""

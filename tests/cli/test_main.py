@@ -16,12 +16,14 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 import tiny_data
+from inheritune import UserError
 from inheritune.cli import main as cli
 from inheritune.config import Recipe
 from inheritune.planning import plan
 from inheritune.quantities import count, memory
 from inheritune.recipe_file import load_any, load_recipe
 from inheritune.run_directory import RunDirectory, read_starts
+from inheritune.runtime import files
 from tiny_models import tiny_model
 from tiny_recipes import training, values
 
@@ -359,6 +361,31 @@ def test_an_environment_that_torchrun_would_not_set(
     assert result.code == 2
     assert "not a valid rank and size: start them with torchrun, or unset these" in result.err
     assert not (tmp_path / "run").exists()
+
+
+def test_two_starts_at_once_in_a_new_directory(data: Path, tmp_path: Path) -> None:
+    """The second has seen no directory; the first makes it, and works in it or has ended."""
+    recipes = [
+        Recipe.model_validate(values(data, training=training(optimizer={"learning_rate": rate})))
+        for rate in (1e-3, 2e-3)
+    ]
+    first, second = (RunDirectory(tmp_path / "run") for _ in range(2))
+    second.check_place = lambda: first.open(recipes[0], {}, ())  # type: ignore[method-assign]
+    with first:
+        with pytest.raises(UserError, match="another process is running in"), second:
+            second.open(recipes[0], {}, ())
+        assert sorted(path.name for path in first.path.iterdir()) == ["recipe.yaml", "starts.jsonl"]
+
+    def finished() -> None:
+        with RunDirectory(tmp_path / "other") as folder:
+            folder.open(recipes[0], {}, ())
+            files.write_json(folder.path / "validation.json", {})
+
+    late = RunDirectory(tmp_path / "other")
+    late.check_place = finished  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="holds a run of another recipe"), late:
+        late.open(recipes[1], {}, ())
+    assert (tmp_path / "other/validation.json").exists()
 
 
 def test_two_starts_in_one_directory(command, data: Path, tmp_path: Path) -> None:

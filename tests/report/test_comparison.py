@@ -24,6 +24,7 @@ from inheritune.report.comparison import (
     RunComparison,
     compare_runs,
     comparison_table,
+    difference_picture,
     pair,
     parse_run,
     read_entries,
@@ -31,6 +32,8 @@ from inheritune.report.comparison import (
     to_markdown,
     write_comparison,
 )
+from inheritune.report.runs import Entry, MetricColumns
+from inheritune.training.validation import WindowLosses
 from report.synthetic_comparison import TOKENS_PER_STEP, validation, write_training
 from report.synthetic_run import change_summary, round_summary, write_run
 from tiny_models import tiny_model
@@ -240,6 +243,20 @@ def test_seeds_are_paired_with_the_seed_of_the_reference(tmp_path: Path) -> None
         "small, seed 2 is compared with big, seed 0.",
         "alone is compared with big, seed 0.",
     )
+
+
+def test_a_seed_that_no_record_names_is_unknown_in_the_figure_too() -> None:
+    nothing = np.empty(0)
+    columns = MetricColumns({}, {"step": nothing, "loss": nothing, "flops": nothing}, {}, {})
+
+    def entry(label: str, number: int, losses: list[float]) -> Entry:
+        place = Path(str(number))
+        found = WindowLosses(np.array(losses), 32)
+        return Entry(label, place, place, "model", None, 2, 10, 5, 100, 1.0, 1.0, columns, found)
+
+    compared = pair([entry("ref", 0, REFERENCE), entry("b", 1, BETTER), entry("b", 2, WORSE)], None, "title")
+    drawn = str(difference_picture(compared))
+    assert "unknown seed" in drawn and "None" not in re.findall(r"seed (\w+)", drawn)
 
 
 def test_the_order_given_is_kept_and_seeds_stand_together(runs: Path) -> None:

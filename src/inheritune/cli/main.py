@@ -142,7 +142,8 @@ def main() -> None:
         if sentence is None:
             _exit(1, processes)
         if kind == "Interrupted":
-            print(sentence, file=sys.stderr)
+            if first_process():  # all of them stop after the same step
+                print(sentence, file=sys.stderr)
             sys.exit(INTERRUPTED)
         who = f" (process {os.environ.get('RANK')} of {processes})" if processes > 1 else ""
         print(f"error{who}: {sentence}", file=sys.stderr)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -24,6 +24,7 @@ from inheritune.report.figures import Interval, Line, Picture, short
 from inheritune.report.pages import Page, Section, pictures, write_files
 from inheritune.report.runs import Entry, read_entries
 from inheritune.report.table import PER_BYTE, Row, Table, csv_text, escaped
+from inheritune.runtime import files
 from inheritune.shown import Shown
 from inheritune.training import validation
 
@@ -145,9 +146,11 @@ def compare_runs(
     """
     given: list[tuple[str | None, Path]]
     if isinstance(runs, Mapping):
-        given = [(name, Path(run)) for name, run in runs.items()]
+        given = [(name, files.named(run, "run")) for name, run in runs.items()]
+    elif isinstance(runs, Iterable):
+        given = [parse_run(os.fspath(files.named(run, "run"))) for run in runs]
     else:
-        given = [parse_run(os.fspath(run)) for run in runs]
+        raise UserError(f"the runs should be directories, but are of type {type(runs).__name__}")
     entries = read_entries(given)
     reference = None if reference is None else os.fspath(reference)
     if reference is not None and find_reference(entries, reference) is None:
@@ -213,8 +216,7 @@ def pair(entries: Sequence[Entry], reference: str | None, title: str) -> RunComp
         )
 
     def name(entry: Entry) -> str:
-        seed = "unknown seed" if entry.seed is None else f"seed {entry.seed}"
-        return f"{entry.label}, {seed}" if len(by_label[entry.label]) > 1 else entry.label
+        return f"{entry.label}, {seed_of(entry)}" if len(by_label[entry.label]) > 1 else entry.label
 
     rows: list[Seeds] = []
     for one, entries_of in by_label.items():
@@ -313,12 +315,17 @@ def difference_picture(comparison: RunComparison) -> Picture | None:
             if seed.paired is not None:
                 difference, ends = seed.paired.difference, seed.paired.interval
                 text = f"{difference:+.{decimals}f} {signed_interval(ends, decimals)}"
-                own = f"{name}, seed {seed.entry.seed}".removeprefix(", ") if len(row.seeds) > 1 else name
+                own = f"{name}, {seed_of(seed.entry)}".removeprefix(", ") if len(row.seeds) > 1 else name
                 lines.append(
                     Interval(own, difference, ends, text, row.place, seed.verdict != "not significant")
                 )
     label = f"loss minus that of {short(comparison.reference)}, nats per token; left of 0 is better"
     return figures.differences(lines, label)
+
+
+def seed_of(entry: Entry) -> str:
+    """In words."""
+    return "unknown seed" if entry.seed is None else f"seed {entry.seed}"
 
 
 def loss_picture(comparison: RunComparison, axis: Literal["step", "flops"]) -> Picture | None:

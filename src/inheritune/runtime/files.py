@@ -149,8 +149,10 @@ def locked(path: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def named(path: str | Path, what: str) -> Path:
-    """The path of this name. UserError for an empty one, which would be the current folder."""
+def named(path: str | os.PathLike[str], what: str) -> Path:
+    """The path of this name. UserError for what is no path, and for an empty one: it would be the current folder."""
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"the {what} should be a path, but is of type {type(path).__name__}")
     if not str(path).strip():
         raise UserError(f"no {what} is named: the name is empty")
     return Path(path)

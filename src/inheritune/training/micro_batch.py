@@ -43,8 +43,8 @@ def windows_per_process(training: Training, window: int, processes: int = 1) -> 
         )
     if windows % processes:
         raise UserError(
-            f"a step of {windows} windows cannot be shared evenly by {processes} processes: make tokens_per_step "
-            f"({training.tokens_per_step}) a multiple of {window * processes}"
+            f"the windows of a step ({windows}) cannot be shared evenly by {processes} processes: make "
+            f"tokens_per_step ({training.tokens_per_step}) a multiple of {window * processes}"
         )
     share = windows // processes
     if training.micro_batch != "auto" and share % training.micro_batch:
