@@ -125,40 +125,33 @@ def test_a_line_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
     assert gpu.read(path) == [{"size": "tiny"}]
 
 
+def check_same(reference: NextTokenLoss, variant: NextTokenLoss) -> None:
+    """Of two models with the same weights: the value and every gradient."""
+    windows = tokens(4, 25)
+    values, gradients = [], []
+    for loss in (reference, variant):
+        value = loss(windows[:, :-1], windows[:, 1:].contiguous()) / 2
+        value.backward()
+        values.append(value.detach())
+        gradients.append([p.grad for p in loss.model.parameters()])
+    torch.testing.assert_close(values[1], values[0])
+    for ours, others in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(ours, others, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["whole", "chunked", "fused", "ahead"])
 def test_every_loss_has_the_same_value_and_gradients(name: str) -> None:
     if name == "fused" and not hasattr(torch.nn.functional, "linear_cross_entropy"):
         pytest.skip("this torch has no linear_cross_entropy")
-    windows = tokens(4, 25)
-    values, gradients = [], []
-    for kind in (NextTokenLoss, gpu_variants.LOSSES[name]):
-        model = tiny_model("gpt2")
-        loss = kind(model)(windows[:, :-1], windows[:, 1:].contiguous()) / 2
-        loss.backward()
-        values.append(loss.detach())
-        gradients.append([p.grad for p in model.parameters()])
-    torch.testing.assert_close(values[1], values[0])
-    for ours, reference in zip(gradients[1], gradients[0], strict=True):
-        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-6)
+    check_same(NextTokenLoss(tiny_model("gpt2")), gpu_variants.LOSSES[name](tiny_model("gpt2")))
 
 
 def test_padded_heads_have_the_same_loss_and_gradients() -> None:
-    windows = tokens(4, 25)
-    values, gradients = [], []
-    for how in ("sdpa", "padded"):
-        model = tiny_model(
-            "llama", hidden_size=40, num_attention_heads=4, num_key_value_heads=2
-        )  # heads of ten
-        if how == "padded":
-            gpu_variants._attend(model, how)
-            assert model.config._attn_implementation == gpu_variants.PADDED
-        loss = NextTokenLoss(model)(windows[:, :-1], windows[:, 1:].contiguous())
-        loss.backward()
-        values.append(loss.detach())
-        gradients.append([p.grad for p in model.parameters()])
-    torch.testing.assert_close(values[1], values[0])
-    for padded, reference in zip(gradients[1], gradients[0], strict=True):
-        torch.testing.assert_close(padded, reference, rtol=1e-4, atol=1e-6)
+    of_ten = {"hidden_size": 40, "num_attention_heads": 4, "num_key_value_heads": 2}
+    plain, padded = (tiny_model("llama", **of_ten) for _ in range(2))
+    gpu_variants._attend(padded, "padded")
+    assert padded.config._attn_implementation == gpu_variants.PADDED
+    check_same(NextTokenLoss(plain), NextTokenLoss(padded))
 
 
 def test_settings_are_read_and_unknown_ones_refused() -> None:

@@ -310,9 +310,10 @@ def _resolved(
 def _values(recipe: Given) -> tuple[Any, str]:
     """A recipe's plain values, and what to call it in errors."""
     if isinstance(recipe, str | os.PathLike):
-        if not Path(recipe).is_file():
-            raise UserError(f"there is no recipe {os.fspath(recipe)!r}")
-        return plain_yaml.read(Path(recipe)), os.fspath(recipe)
+        try:
+            return plain_yaml.read(Path(recipe)), os.fspath(recipe)
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise UserError(f"there is no recipe {os.fspath(recipe)!r}") from error
     return recipe, "the recipe"
 
 

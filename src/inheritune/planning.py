@@ -101,9 +101,8 @@ def plan(
     rate, rate_is = flops_per_second, "given"
     if measure and not isinstance(recipe, Study):
         rate, rate_is = measured_rate(recipe), "measured here"
-        if (
-            processes > 1 and choose_hardware(recipe.training).device.type == "cuda"
-        ):  # on a CPU they share its cores
+        each_its_own = choose_hardware(recipe.training).device.type == "cuda"  # on a CPU they share its cores
+        if processes > 1 and each_its_own:
             rate, rate_is = processes * rate, f"{processes} x what was measured here"
     if rate is None and (known := known_rate(recipe, device)):
         rate, rate_is = processes * known, f"{processes} x what this kind of GPU was measured to do"

@@ -46,6 +46,9 @@ STARTS = "starts.jsonl"
 BARE = ("recipe.yaml", STARTS, "state.json", "summary.json")
 """What is in a run's directory before anything is computed."""
 
+WORK = ("checkpoints/step-*", "validation.json", "model")
+"""What another recipe would spoil."""
+
 DECIDED = ("choice.json", "micro-batch.json")
 """What is decided before a training's first step: layers that were measured, and windows that fit."""
 
@@ -436,7 +439,8 @@ class RunDirectory:
             except UserError:
                 if self._has_work():
                     raise
-                self._forget()
+                for decided in self._found(DECIDED):  # for another recipe, before its first step
+                    decided.unlink()
         else:
             self.made = made
         trainings = (
@@ -554,14 +558,11 @@ class RunDirectory:
 
     def _has_work(self) -> bool:
         """Whether something was computed that another recipe would spoil; a mistake found at once leaves nothing."""
-        kept = ("checkpoints/step-*", "validation.json", "model")
-        return any(next(self.path.glob(place + name), None) for place in ("", "*/") for name in kept)
+        return bool(self._found(WORK))
 
-    def _forget(self) -> None:
-        """Drop what was decided for another recipe before its first step."""
-        for name in DECIDED:
-            for path in (*self.path.glob(name), *self.path.glob(f"*/{name}")):
-                path.unlink()
+    def _found(self, names: Sequence[str]) -> list[Path]:
+        """What is of these names, in this directory or that of a training in it."""
+        return [path for place in ("", "*/") for name in names for path in self.path.glob(place + name)]
 
     def record(self, phase: Phase, number: int, summary: Summary) -> None:
         """Say how far the run is."""

@@ -177,12 +177,12 @@ class SplitWriter:
         self.text_bytes: int | None = 0
         self._full: list[FileRecord] = []
         self._file: BinaryIO | None = None  # the one after these
-        kept = record.files if record is not None else []
-        if record is not None and kept:
+        kept: set[str] = set()
+        if record is not None and record.files:
+            kept = {file.name for file in record.files}
             self._resume(record, dtype.itemsize)
-        names = {file.name for file in kept}
         for path in directory.glob(f"{name}-*.bin"):
-            if path.name not in names:
+            if path.name not in kept:
                 path.unlink()
 
     def append(self, tokens: npt.NDArray[Any], text_bytes: int) -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1
-"""Names of glibc's `mallopt(3)`."""
+"""Parameters of glibc's `mallopt(3)`."""
 
 KEPT = 256 * 2**20
 """Bytes of the largest block that is kept. A step's tensors of some megabytes come again and again; larger ones, if
