@@ -47,7 +47,7 @@ BARE = ("recipe.yaml", STARTS, "state.json", "summary.json")
 """What is in a run's directory before anything is computed."""
 
 WORK = ("checkpoints/step-*", "validation.json", "model")
-"""What another recipe would spoil."""
+"""What was computed and another recipe would spoil; a mistake found at once leaves none of it."""
 
 DECIDED = ("choice.json", "micro-batch.json")
 """What is decided before a training's first step: layers that were measured, and windows that fit."""
@@ -437,7 +437,7 @@ class RunDirectory:
                 self.check_models(environment.get("models", {}))
                 self._check_precision(recipe, environment)
             except UserError:
-                if self._has_work():
+                if self._found(WORK):
                     raise
                 for decided in self._found(DECIDED):  # for another recipe, before its first step
                     decided.unlink()
@@ -555,10 +555,6 @@ class RunDirectory:
         for place in made:
             with suppress(OSError):  # somebody else has put something there
                 place.rmdir()
-
-    def _has_work(self) -> bool:
-        """Whether something was computed that another recipe would spoil; a mistake found at once leaves nothing."""
-        return bool(self._found(WORK))
 
     def _found(self, names: Sequence[str]) -> list[Path]:
         """What is of these names, in this directory or that of a training in it."""
